@@ -1,0 +1,148 @@
+"""What `fedskew` does with Flower's own commands: connection, run, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fedskew.runs.folder import SUMMARY
+from fedskew.runs.report import summary_text
+
+CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\noptions.num-supernodes = 4\noptions.backend.client-resources.num-cpus = 1\n'
+SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a person asked `fedskew run` for; paths are absolute."""
+
+    preset: str
+    config: str
+    settings: str
+    data_dir: str
+    output_dir: str
+    nodes: int
+    cpus: int
+    gpus: float
+    connection: str
+
+
+def flower_home() -> Path:
+    """Flower's folder: `$FLWR_HOME`, by default `~/.flwr`."""
+    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr").expanduser()
+
+
+def register_connection() -> str:
+    """Add `local-simulation` to Flower's configuration; everything that is there stays as it is."""
+    from flwr.cli.flower_config import init_flwr_config, read_flower_config
+
+    init_flwr_config()
+    path = flower_home() / "config.toml"
+    if "local-simulation" in read_flower_config()[0].get("superlink", {}):
+        return f"connection local-simulation: already in {path}"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(CONNECTION)
+    return f"connection local-simulation: added to {path}"
+
+
+def use_installed_packages() -> str:
+    """Let a SuperLink started from this environment use its packages.
+
+    Otherwise Flower installs all dependencies, torch too, into a fresh environment for every run. The switch is an
+    environment variable; a .pth file sets its default for every process of this environment.
+    """
+    path = Path(sysconfig.get_paths()["purelib"]) / "fedskew_flower.pth"
+    path.write_text(f'import os; os.environ.setdefault("{SWITCH}", "1")\n', encoding="utf-8")
+    return f"Flower uses the packages of {sys.prefix} (set {SWITCH}=0 to install per run, or delete {path})"
+
+
+def app_directory() -> Path:
+    """The Flower app that this package belongs to.
+
+    Raises:
+        SystemExit: the package was not installed from a checkout.
+    """
+    path = Path(__file__).resolve().parents[2]
+    if not (path / "clientapp.py").is_file():
+        sys.exit(
+            f"fedskew: {path} is no checkout of fedskew. `flwr run` bundles the app from one: clone the repository and `make install` there."
+        )
+    return path
+
+
+def flower_command(request: RunRequest, name: str) -> list[str]:
+    """The `flwr run` command of a request."""
+    values = {
+        "preset": request.preset,
+        "config": request.config,
+        "set": f"{request.settings} run.name={name}".strip(),
+        "data-dir": request.data_dir,
+        "output-dir": request.output_dir,
+    }
+    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
+    federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
+    federation += f" client-resources-num-gpus={request.gpus}" if request.gpus else ""
+    command = ["flwr", "run", str(app_directory()), request.connection, "--stream", "-c", run_config]
+    return [*command, "--federation-config", federation] if request.connection == "local-simulation" else command
+
+
+def run_with_flower(request: RunRequest, *, dry_run: bool = False) -> int:
+    """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed)."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.preset}"
+    command = flower_command(request, name)
+    print(shlex.join(command), flush=True)
+    if dry_run:
+        return 0
+    flwr = Path(sys.executable).with_name("flwr")
+    command[0] = str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr"
+    environment = {
+        SWITCH: "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        **os.environ,
+        "PATH": f"{flwr.parent}:{os.environ.get('PATH', '')}",
+    }
+    code = subprocess.run(command, env=environment, check=False).returncode
+    folder = Path(request.output_dir) / name
+    if not (folder / SUMMARY).is_file():
+        print(f"fedskew: the run did not finish; its messages are above, what it saved is in {folder}", file=sys.stderr)
+        return code or 1
+    print(summary_text(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), folder))
+    return code
+
+
+def stop_local_superlink() -> str:
+    """End the SuperLink that `flwr run` started for this Flower home, and what it started."""
+    marker = str(flower_home() / "local-superlink" / "superlink.log")
+    found = [process for process in psutil.process_iter(["cmdline"]) if _is_superlink(process, marker)]
+    if not found:
+        return "no local SuperLink is running"
+    family = [member for process in found for member in [*process.children(recursive=True), process]]
+    for process in family:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        _quietly(process.kill)
+    return f"stopped the local SuperLink (process {', '.join(str(process.pid) for process in found)})"
+
+
+def _is_superlink(process: psutil.Process, marker: str) -> bool:
+    command = process.info["cmdline"] or []
+    return marker in command and any("flower-superlink" in word for word in command)
+
+
+def _quietly(action) -> None:  # noqa: ANN001
+    """Signal a process that may have ended by itself meanwhile."""
+    try:
+        action()
+    except psutil.NoSuchProcess:
+        return

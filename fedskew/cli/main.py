@@ -1,0 +1,128 @@
+"""`fedskew`: run, simulate, compare and evaluate. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
+
+Preset = Annotated[str, typer.Option(help="A preset in conf/.")]
+ConfigFile = Annotated[str, typer.Option("--config", help="Your own YAML file; it wins over the preset.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given several times.")]
+DataDir = Annotated[str, typer.Option(help="Folder or archive of the data set.")]
+OutputDir = Annotated[str, typer.Option(help="Where the run folder is made (default: ./runs).")]
+Nodes = Annotated[int, typer.Option(min=1, help="Simulated hospitals.")]
+
+
+@app.command()
+def setup() -> None:
+    """Register the connection `local-simulation` and let Flower use this environment's packages."""
+    from fedskew.cli.flower import register_connection, use_installed_packages
+
+    typer.echo(register_connection())
+    typer.echo(use_installed_packages())
+
+
+@app.command()
+def run(
+    preset: Preset = "demo",
+    data_dir: DataDir = "",
+    nodes: Nodes = 4,
+    set_: Settings = None,
+    config: ConfigFile = "",
+    output_dir: OutputDir = "",
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of one simulated node.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU for one simulated node.")] = 0.0,
+    connection: Annotated[str, typer.Option(help="SuperLink connection.")] = "local-simulation",
+    dry_run: Annotated[bool, typer.Option(help="Only print the flwr command.")] = False,
+) -> None:
+    """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
+    from fedskew.cli.flower import RunRequest, run_with_flower
+
+    request = RunRequest(preset, _absolute(config), " ".join(set_ or []), _absolute(data_dir), _output(output_dir),
+                         nodes, cpus, gpus, connection)  # fmt: skip
+    raise typer.Exit(run_with_flower(request, dry_run=dry_run))
+
+
+@app.command()
+def simulate(
+    preset: Preset = "demo",
+    data_dir: DataDir = "",
+    nodes: Nodes = 4,
+    set_: Settings = None,
+    config: ConfigFile = "",
+    output_dir: OutputDir = "",
+) -> None:
+    """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
+    from fedskew.federation.settings import config_from_run
+    from fedskew.federation.simulation import simulate as simulate_run
+
+    values = {"preset": preset, "config": _absolute(config), "set": " ".join(set_ or []),
+              "data-dir": _absolute(data_dir), "output-dir": _output(output_dir)}  # fmt: skip
+    with _clear_errors():
+        simulate_run(config_from_run(values), nodes)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
+    best: Annotated[bool, typer.Option(help="The best round by the run's metric, not the last.")] = False,
+    markdown: Annotated[bool, typer.Option(help="A table for documents.")] = False,
+) -> None:
+    """The paper's table from run folders: dense against pruned, with the percentages."""
+    from fedskew.runs.compare import comparison, read_run, to_console, to_markdown
+
+    with _clear_errors():
+        table = comparison([read_run(path, best=best) for path in runs])
+    typer.echo(to_markdown(table) if markdown else to_console(table))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model file.")],
+    data: Annotated[Path, typer.Option(help="Folder or archive of a data set.")],
+    all_: Annotated[bool, typer.Option("--all", help="Every image, no split.")] = False,
+    best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
+    manifest: Annotated[str, typer.Option(help="YAML with the columns and labels of your own CSV.")] = "",
+) -> None:
+    """Evaluate a run's model on a data set and print the metrics as JSON."""
+    from fedskew.runs.evaluation import evaluate_run
+
+    with _clear_errors():
+        found = evaluate_run(run, data.resolve(), everything=all_, best=best, manifest=_absolute(manifest))
+    typer.echo(json.dumps(found, indent=2))
+
+
+@app.command()
+def stop() -> None:
+    """Stop the local SuperLink that `flwr run` leaves behind."""
+    from fedskew.cli.flower import stop_local_superlink
+
+    typer.echo(stop_local_superlink())
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def _output(path: str) -> str:
+    return _absolute(path or "runs")
+
+
+class _clear_errors:  # noqa: N801
+    """What a person can mend becomes one message and exit code 2, not a traceback."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        from fedskew.runs.folder import RunFolderError
+
+        if isinstance(error, ValueError | RunFolderError) and type(error).__module__.startswith("fedskew."):
+            print(f"fedskew: {error}", file=sys.stderr)
+            raise typer.Exit(2) from error

@@ -1,0 +1,180 @@
+"""Build the configuration from a preset, a person's own YAML file and `set` overrides, in that order.
+
+load_config("ham10000-small", overrides="train.lr=1e-4 prune.max-stage=2")
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from fedskew.config.schema import Config, ConfigError
+
+
+def preset_directory() -> Path:
+    """Where the presets lie: inside an installed wheel, or beside the package in a checkout or app bundle."""
+    inside = Path(__file__).resolve().parent.parent / "conf"
+    return inside if inside.is_dir() else inside.parent.parent / "conf"
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets, sorted."""
+    return tuple(sorted(path.stem for path in preset_directory().glob("*.yaml")))
+
+
+def load_config(preset: str = "", *, file: str | Path = "", overrides: str = "") -> Config:
+    """The validated configuration of a run.
+
+    Args:
+        preset: Name of a file in `conf/`; empty for the defaults.
+        file: A person's own YAML file with the same sections; it wins over the preset.
+        overrides: Space-separated `section.key=value`; they win over both.
+
+    Raises:
+        ConfigError: unknown preset, key or choice, wrong type, value out of bounds; the message names the key,
+            the file and the nearest valid name.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    if preset:
+        if preset not in preset_names():
+            raise ConfigError(
+                f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}"
+            )
+        _merge(values, origin, _read_yaml(preset_directory() / f"{preset}.yaml"), f"conf/{preset}.yaml")
+    if file:
+        _merge(values, origin, _read_yaml(Path(file)), str(file))
+    _merge(values, origin, _parse_overrides(overrides), 'set="…"')
+    return _build(values, origin, preset or (Path(file).stem if file else "defaults"))
+
+
+def from_mapping(mapping: Mapping[str, Any], where: str) -> Config:
+    """Rebuild a configuration from the mapping that `to_mapping` made; `where` names it in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    sections = {key: value for key, value in mapping.items() if key != "preset"}
+    _merge(values, origin, sections, where)
+    return _build(values, origin, str(mapping.get("preset", "defaults")))
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain values, keys as in YAML."""
+    sections: dict[str, Any] = {"preset": config.preset}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if is_dataclass(value):
+            items = {spec.name.replace("_", "-"): getattr(value, spec.name) for spec in fields(value)}
+            sections[section.name] = {
+                key: list(item) if isinstance(item, tuple) else item for key, item in items.items()
+            }
+    return sections
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; `load_config(file=…)` reads it back."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist; give an absolute path") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read as YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections ({', '.join(_sections())}), found a {type(content).__name__}")
+    return {key: value for key, value in content.items() if key != "preset"}
+
+
+def _parse_overrides(text: str) -> Mapping[str, Any]:
+    values: dict[str, dict[str, Any]] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"set={text!r} cannot be read: {error}") from error
+    for word in words:
+        key, equals, value = word.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise ConfigError(f'set="…": {word!r} is not of the form section.key=value')
+        try:
+            values.setdefault(section, {})[name] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f'set="…": the value of {key} cannot be read: {error}') from error
+    return values
+
+
+def _sections() -> dict[str, type]:
+    hints = get_type_hints(Config)
+    return {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+
+def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], new: Mapping[str, Any], where: str) -> None:
+    sections = _sections()
+    for section, content in new.items():
+        if section not in sections:
+            raise ConfigError(f"{where}: unknown section {section!r}{_nearest(str(section), sections)}")
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{where}: section {section!r} must hold keys, found {content!r}")
+        known = {spec.name.replace("_", "-"): spec.name for spec in fields(sections[section])}
+        for key, value in content.items():
+            name = str(key).replace("_", "-")
+            if name not in known:
+                raise ConfigError(f"{where}: unknown key {section}.{key}{_nearest(name, known, section + '.')}")
+            values.setdefault(section, {})[known[name]] = value
+            origin[f"{section}.{name}"] = where
+
+
+def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str) -> Config:
+    built: dict[str, Any] = {"preset": preset}
+    for section, kind in _sections().items():
+        hints = get_type_hints(kind)
+        typed = {}
+        for name, value in values.get(section, {}).items():
+            key = f"{section}.{name.replace('_', '-')}"
+            typed[name] = _convert(value, hints[name], f"{origin[key]}: {key}")
+        try:
+            built[section] = kind(**typed)
+        except ConfigError as error:
+            key = str(error).split(" ", 1)[0]
+            raise ConfigError(f"{origin[key]}: {error}" if key in origin else str(error)) from None
+    return Config(**built)
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """A YAML value as the field's type; never a lossy conversion."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key} must be a list, found {value!r}")
+        return tuple(_convert(item, get_args(kind)[0], key) for item in value)
+    if isinstance(kind, types.UnionType):
+        raise TypeError(f"unions are not supported in the schema: {key}")
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)  # YAML 1.1 reads 3e-4 (no dot) as a string
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # prune.mlp-group=8
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise ConfigError(f"{key} must be a {'number' if kind is float else kind.__name__}, found {value!r}")
+
+
+def _nearest(name: str, valid: Any, prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else ""

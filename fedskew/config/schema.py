@@ -1,0 +1,253 @@
+"""Every value that a person can set, with its default, its bounds and one line that says why it is there.
+
+The YAML files in `conf/` and the `set="section.key=value"` overrides use the field names with `-` for `_`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from fedskew.data.samples import HAM10000_CLASSES
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the file and the remedy."""
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with its documentation and bounds (inclusive) in the metadata."""
+    return field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
+
+
+def check_value(value: Any, spec: Field[Any], key: str) -> None:
+    """Raise `ConfigError` if a value lies outside the choices or bounds of its field."""
+    choices, low, high = (spec.metadata.get(name) for name in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if low is not None and not value >= low:  # `not >=` also refuses NaN
+            raise ConfigError(f"{key} is {value}, expected at least {low}")
+        if high is not None and not value <= high:
+            raise ConfigError(f"{key} is {value}, expected at most {high}")
+
+
+class Section:
+    """Base of the sections: bounds are checked however the section was built."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):  # type: ignore[arg-type]
+            check_value(getattr(self, spec.name), spec, f"{self._name}.{spec.name.replace('_', '-')}")
+
+    _name = ""
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images, how they are split, and how they are kept on disk."""
+
+    source: str = option(
+        "folder", "`folder` reads data.dir, `generated` makes HAM10000-shaped images", choices=("folder", "generated")
+    )
+    dir: str = option("", "folder or archive of the data set; absolute. A node's own `data-dir` comes before it")
+    manifest: str = option("", "YAML file that maps the columns and labels of an own CSV; empty: detected")
+    generated_images: int = option(1600, "images to generate when source is `generated`", low=50, high=200_000)
+    clients: str = option(
+        "partition",
+        "`partition`: nodes share this data set; `own`: each node has its own, the server splits its own into test and open",
+        choices=("partition", "own"),
+    )
+    fit: str = option("squash", "how a 4:3 picture becomes square", choices=("squash", "crop"))
+    cache_dir: str = option("", "where decoded images are kept; empty: $FEDSKEW_HOME/cache")
+    test: float = option(0.2, "share of the data that the server keeps for testing", low=0.01, high=0.98)
+    open: float = option(0.1, "share that is open data, for scoring and guarding", low=0.01, high=0.98)
+    validation: float = option(0.2, "share of each node's own data that is held out for validation", low=0.0, high=0.9)
+    split_by: str = option(
+        "lesion", "`image` leaks lesions into the test set: for comparison only", choices=("lesion", "image")
+    )
+    split_seed: int = option(0, "seed of the split, apart from run.seed so that seeds share a test set", low=0)
+    partition: str = option("iid", "how simulated nodes share the clients' part", choices=("iid", "dirichlet", "site"))
+    alpha: float = option(0.5, "Dirichlet concentration; smaller is more skewed", low=0.01, high=1000.0)
+
+    _name = "data"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clients == "partition" and self.test + self.open > 0.99:
+            raise ConfigError(f"data.test + data.open is {self.test + self.open:.2f}: nothing is left for the clients")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The dense multimodal Swin that a run starts from (paper, section 4)."""
+
+    name: str = option("swin_tiny_patch4_window7_224", "a timm Swin v1 name, or one of fedskew's small ones")
+    image_size: int = option(0, "pixels a side; 0: the size of the named model", low=0, high=1024)
+    image_weight: float = option(0.85, "weight of the pooled image feature (paper: 85 %)", low=0.0, high=1.0)
+    sex_weight: float = option(0.05, "weight of the sex embedding", low=0.0, high=1.0)
+    age_weight: float = option(0.05, "weight of the age embedding", low=0.0, high=1.0)
+    localization_weight: float = option(0.05, "weight of the lesion site embedding", low=0.0, high=1.0)
+    image_only: bool = option(False, "leave the metadata out")
+    classes: tuple[str, ...] = option(HAM10000_CLASSES, "class names in the order of the classifier's outputs")
+    pretrained: str = option("", "a timm tag, the path of a .safetensors/.pth file, or empty for random weights")
+    pretrained_sha256: str = option("", "expected hash of the local file; required for .pth")
+    drop_path: float = option(0.1, "stochastic depth in training", low=0.0, high=0.9)
+
+    _name = "model"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) <= 1000:
+            raise ConfigError("model.classes needs 2 to 1000 different names")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """Local training on a node. The optimiser starts afresh in every round."""
+
+    local_epochs: int = option(1, "passes over a node's training images in one round", low=1, high=1000)
+    batch_size: int = option(64, "images a step", low=1, high=4096)
+    lr: float = option(3e-4, "peak learning rate of AdamW", low=0.0, high=1.0)
+    lr_floor: float = option(0.02, "share of the peak that the cosine ends at", low=0.0, high=1.0)
+    warmup: float = option(0.05, "share of all rounds spent warming up", low=0.0, high=0.9)
+    weight_decay: float = option(0.05, "AdamW weight decay (not on biases, norms and bias tables)", low=0.0, high=1.0)
+    clip_norm: float = option(1.0, "gradient norm limit; 0: none", low=0.0)
+    class_weights: str = option(
+        "none", "loss weights from the node's own class counts", choices=("none", "sqrt", "inverse")
+    )
+    label_smoothing: float = option(0.0, "of the cross entropy", low=0.0, high=0.9)
+    flips: bool = option(True, "random mirror images")
+    quarter_turns: bool = option(True, "random turns by 90 degrees: a lesion has no upright")
+    colour: float = option(0.1, "strength of brightness, contrast and saturation changes; 0: none", low=0.0, high=1.0)
+    crop: bool = option(True, "random crops out of a slightly larger picture")
+    precision: str = option(
+        "auto", "`auto`: bfloat16 autocast on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = option("auto", "`auto`: CUDA if there is one", choices=("auto", "cpu", "cuda"))
+    threads: int = option(
+        0, "CPU threads of one training node; 0: torch's choice. Part of repeatability", low=0, high=1024
+    )
+
+    _name = "train"
+
+
+@dataclass(frozen=True)
+class PruneConfig(Section):
+    """What is scored, what is removed, and when (docs/method.md)."""
+
+    method: str = option(
+        "skewness",
+        "the criterion; `none` is plain FedAvg",
+        choices=("none", "skewness", "skewness-reversed", "random", "l1-norm"),
+    )
+    rule: str = option(
+        "sign",
+        "`sign`: remove scores <= 0; `match`: as many as skewness' sign rule would; `share`: a fixed share",
+        choices=("sign", "match", "share"),
+    )
+    share: float = option(
+        0.3, "share of a sublayer's units that the rule `share` removes in one step", low=0.0, high=1.0
+    )
+    reading: str = option(
+        "mean",
+        "how batch and windows collapse to window positions (Eq. 1)",
+        choices=("mean", "pool", "first", "per-window"),
+    )
+    mlp_activation: str = option(
+        "before-gelu", "which hidden activation is Z (Eq. 4)", choices=("before-gelu", "after-gelu")
+    )
+    mlp_group: str = option(
+        "ratio", "channels in an MLP group: `ratio` (r, so d groups), `width` (d, so r groups) or a number"
+    )
+    removed: str = option(
+        "norm", "an emptied sublayer computes x + LN(x) (`norm`, Eq. 11) or x (`skip`)", choices=("norm", "skip")
+    )
+    heads: bool = option(True, "prune attention heads")
+    mlp: bool = option(True, "prune MLP groups")
+    warm_start_epochs: int = option(
+        0, "epochs on open data before round 1, followed by one pruning step", low=0, high=1000
+    )
+    first_round: int = option(1, "first round with a pruning step", low=1)
+    last_round: int = option(0, "last round with a pruning step; 0: no limit", low=0)
+    interval: int = option(1, "a pruning step every so many rounds", low=1)
+    steps_per_stage: int = option(1, "pruning steps after which the next stage unlocks (Algorithm 1)", low=1)
+    max_stage: int = option(3, "last stage that unlocks, counted from 0", low=0, high=15)
+    calibrate: bool = option(True, "score earlier stages again, not only the newest one")
+    freeze: bool = option(False, "a stage that the steps have passed is neither trained nor uploaded any more")
+    max_share: float = option(1.0, "at most this share of a sublayer's units goes in one step", low=0.0, high=1.0)
+    min_heads: int = option(1, "heads that every attention keeps; 0 allows removing it", low=0)
+    min_width: int = option(0, "hidden channels that every MLP keeps; 0 allows removing it", low=0)
+    align: int = option(1, "keep hidden widths at multiples of this (8 suits real hardware)", low=1, high=1024)
+    min_parameters: float = option(0.0, "never go below this share of the dense parameters", low=0.0, high=1.0)
+    min_macs: float = option(0.0, "never go below this share of the dense MACs", low=0.0, high=1.0)
+    guard: float = option(
+        -1.0,
+        "give units back while balanced accuracy on open data falls by more than this; < 0: off",
+        low=-1.0,
+        high=1.0,
+    )
+    batch_size: int = option(128, "open images in the scoring batch (paper: one batch)", low=1, high=65_536)
+
+    _name = "prune"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mlp_group not in ("ratio", "width") and not (self.mlp_group.isdigit() and int(self.mlp_group) > 0):
+            raise ConfigError(f"prune.mlp-group is {self.mlp_group!r}, expected ratio, width or a positive number")
+
+
+@dataclass(frozen=True)
+class FederationConfig(Section):
+    """Rounds, who takes part, and how long the server waits."""
+
+    rounds: int = option(20, "rounds of a run", low=1, high=100_000)
+    fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
+    min_nodes: int = option(1, "nodes that must be connected before a round starts", low=1)
+    evaluate_clients: bool = option(False, "a second phase in every round: nodes evaluate on their validation images")
+    round_deadline: float = option(3600.0, "seconds to wait for the replies of a phase", low=1.0)
+    upload: str = option(
+        "trained",
+        "what a node sends back: `all` tensors, or `trained` ones (not the frozen)",
+        choices=("all", "trained"),
+    )
+
+    _name = "federation"
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Seed, place and bookkeeping of a run."""
+
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
+    output_dir: str = option("", "run folders are made in here; empty: $FEDSKEW_HOME/runs")
+    name: str = option("", "name of the run folder; empty: date, preset and method")
+    best_metric: str = option(
+        "balanced_accuracy",
+        "which test metric names the best model",
+        choices=("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro"),
+    )
+    threads: int = option(0, "CPU threads of the server; 0: torch's choice", low=0, high=1024)
+    eval_batch_size: int = option(256, "images in an evaluation batch", low=1, high=65_536)
+    keep_checkpoints: int = option(2, "finished rounds whose checkpoints are kept", low=2, high=100_000)
+
+    _name = "run"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections of one run. Immutable: the same value describes the run everywhere."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    preset: str = "defaults"

@@ -1,0 +1,224 @@
+"""The decoded, scaled images of a source as one memory-mapped array, built once and shared by all processes.
+
+A cache is a folder `<key>/` with `images.u8` (raw uint8 [N, size, size, 3]) and `index.json`. It is built under a
+lock in a temporary folder and renamed when complete: a process that dies on the way leaves nothing that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from fedskew.data.decode import Fit, UnreadableImage, decode
+from fedskew.data.samples import DataError
+from fedskew.data.sources import DataSource
+
+FORMAT = 1  # raise it whenever the same source would give other bytes
+_IMAGES, _INDEX = "images.u8", "index.json"
+_PROBES, _PROBE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True, eq=False)
+class CachedImages:
+    """The images of a source, in the order of its samples.
+
+    Attributes:
+        images: uint8 [N, size, size, 3], read-only; zeros where `readable` is False.
+        readable: bool [N].
+        unreadable: `(image_id, reason)` of every image that could not be read.
+        path: the folder of this cache.
+    """
+
+    images: np.memmap
+    readable: np.ndarray
+    unreadable: tuple[tuple[str, str], ...]
+    path: Path
+
+
+def build_cache(source: DataSource, *, size: int, fit: Fit, directory: Path, workers: int = 2) -> CachedImages:
+    """Open the cache of a source, building it first where there is none (or only a damaged one).
+
+    Args:
+        source: the data set.
+        size: edge of the cached images in pixels.
+        fit: `"squash"` or `"crop"`, see `decode`.
+        directory: holds all caches; created if need be. An existing cache may lie in a read-only directory.
+        workers: threads that decode.
+
+    Raises:
+        DataError: the arguments make no sense, no image at all is readable, or the directory cannot be used.
+    """
+    if size < 1 or workers < 1 or fit not in ("squash", "crop"):
+        raise DataError(f"cache: expected size >= 1, workers >= 1 and fit 'squash' or 'crop', "
+                        f"got size {size}, workers {workers}, fit {fit!r}")  # fmt: skip
+    directory = Path(directory).expanduser().resolve()
+    path = directory / cache_key(source, size, fit)
+    cached = _open(path, source, size)
+    if cached is not None:
+        return cached
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            cached = _open(path, source, size)  # another process may have built it meanwhile
+            return cached if cached is not None else _build(path, source, size, fit, workers)
+    except OSError as error:
+        raise DataError(f"the image cache in {directory} cannot be written ({error}); free space there, or set "
+                        "data.cache-dir to a directory that can be written") from error  # fmt: skip
+
+
+def cache_key(source: DataSource, size: int, fit: Fit) -> str:
+    """The name of the cache: a hash of all that its bytes depend on."""
+    return hashlib.sha256(f"{FORMAT}\0{source.fingerprint}\0{size}\0{fit}".encode()).hexdigest()[:32]
+
+
+def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) -> CachedImages:
+    """Build under the lock, so that whatever else bears this cache's name is a dead process's remains."""
+    for remains in path.parent.glob(f"{path.name}.tmp-*"):
+        shutil.rmtree(remains)
+    needed = len(source.samples) * size * size * 3
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(f"{needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free")
+    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    try:
+        unreadable = _write_images(scratch / _IMAGES, source, size, fit, workers)
+        _write_index(scratch, source, size, fit, unreadable)
+        scratch.chmod(0o755)  # mkdtemp's folders are private, but a cache is shared
+        if path.exists():
+            shutil.rmtree(path)  # damaged, or it would have been opened
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    cached = _open(path, source, size)
+    if cached is None:
+        raise OSError(f"{path} is damaged as soon as it is written; check the disk")
+    return cached
+
+
+def _write_images(file: Path, source: DataSource, size: int, fit: Fit, workers: int) -> dict[int, str]:
+    """Write every image into its row; returns the reasons of the rows that stay empty."""
+    rows: dict[str, list[int]] = {}
+    reasons: dict[int, str] = {}
+    for row, sample in enumerate(source.samples):
+        if sample.image:
+            rows.setdefault(sample.image, []).append(row)
+        else:
+            reasons[row] = "file not found"
+    stride = size * size * 3
+    with open(file, "wb") as out:
+        out.truncate(len(source.samples) * stride)
+        for image, result in _decoded(source, size, fit, workers):
+            for row in rows[image]:
+                if isinstance(result, str):
+                    reasons[row] = result
+                else:
+                    out.seek(row * stride)
+                    out.write(result.tobytes())
+        out.flush()
+        os.fsync(out.fileno())
+    if len(reasons) == len(source.samples):
+        raise DataError(f"{source.path}: not one of {len(reasons)} images can be read; the first: {reasons[0]}")
+    return reasons
+
+
+def _decoded(source: DataSource, size: int, fit: Fit, workers: int) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each image key with its pixels or the reason why there are none.
+
+    One thread reads, in the source's own order (an archive is a stream); a pool decodes. At most a few images
+    per worker are in memory at a time.
+    """
+    waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for image in source.order():
+            try:
+                content = source.read(image)
+            except DataError as error:
+                yield image, str(error)
+                continue
+            waiting.append((image, pool.submit(_decode_or_reason, content, size, fit)))
+            if len(waiting) > 8 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+
+
+def _decode_or_reason(content: bytes, size: int, fit: Fit) -> np.ndarray | str:
+    try:
+        return decode(content, size, fit)
+    except UnreadableImage as error:
+        return str(error)
+
+
+def _write_index(scratch: Path, source: DataSource, size: int, fit: Fit, reasons: dict[int, str]) -> None:
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "source": str(source.path),
+        "fingerprint": source.fingerprint,
+        "count": len(source.samples),
+        "size": size,
+        "fit": fit,
+        "unreadable": [[row, reason] for row, reason in sorted(reasons.items())],
+        "probe": _probe(scratch / _IMAGES),
+    }
+    with open(scratch / _INDEX, "w", encoding="utf-8") as out:
+        json.dump({"index": index, "hash": _hash(index)}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _open(path: Path, source: DataSource, size: int) -> CachedImages | None:
+    """The cache in a folder; None if there is none, or it is damaged in any way that is cheap to see."""
+    count = len(source.samples)
+    reasons = _checked_index(path, source, size)
+    if reasons is None:
+        return None
+    images = np.memmap(path / _IMAGES, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
+    readable = np.ones(count, dtype=bool)  # [N]
+    readable[list(reasons)] = False
+    readable.flags.writeable = False
+    unreadable = tuple((source.samples[row].image_id, reason) for row, reason in reasons.items())
+    return CachedImages(images, readable, unreadable, path)
+
+
+def _checked_index(path: Path, source: DataSource, size: int) -> dict[int, str] | None:
+    try:
+        stored = json.loads((path / _INDEX).read_text(encoding="utf-8"))
+        index = stored["index"]
+        intact = (
+            stored["hash"] == _hash(index)
+            and index["count"] == len(source.samples)
+            and (path / _IMAGES).stat().st_size == index["count"] * size * size * 3
+            and _probe(path / _IMAGES) == index["probe"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent or damaged: the caller builds it (anew)
+    return {int(row): str(reason) for row, reason in index["unreadable"]} if intact else None
+
+
+def _hash(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _probe(file: Path) -> int:
+    """CRC of blocks spread over a file: sees a lost stretch without reading gigabytes at every start."""
+    length = file.stat().st_size
+    checksum = zlib.crc32(str(length).encode())
+    with open(file, "rb") as content:
+        for block in range(_PROBES):
+            content.seek(max(0, length - _PROBE_BYTES) * block // (_PROBES - 1))
+            checksum = zlib.crc32(content.read(_PROBE_BYTES), checksum)
+    return checksum

@@ -1,0 +1,169 @@
+"""From the configuration to data ready for training: source → cache → split, the same in every process.
+
+The server keeps test and open data; a node has a partition of the clients' part (simulation) or everything in its
+own folder (deployment). Opening a data set is cached per process: simulated clients share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedskew.architecture import Architecture
+from fedskew.config.schema import DataConfig
+from fedskew.data.batches import Augmentation, ImageBatches, cache_size
+from fedskew.data.cache import CachedImages, build_cache
+from fedskew.data.manifest import load_manifest
+from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
+from fedskew.data.sources import open_source
+from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
+from fedskew.data.synthetic import generate
+from fedskew.paths import cache_directory, home
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set whose readable images are decoded; indices in `usable` are the samples that can be used."""
+
+    samples: tuple[Sample, ...]
+    cached: CachedImages
+    usable: np.ndarray  # sorted indices of readable samples
+    place: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line a skipped image, for log and record."""
+        return tuple(f"skipped {image}: {reason}" for image, reason in self.cached.unreadable)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """What one node trains on and validates with (indices into its data set)."""
+
+    data: DataSet
+    train: np.ndarray
+    validation: np.ndarray
+    name: str
+
+
+def open_data(config: DataConfig, image_size: int, directory: str = "") -> DataSet:
+    """Open, decode and cache a data set.
+
+    Args:
+        directory: a node's own data folder; it comes before `data.dir`.
+
+    Raises:
+        DataError: no data set there, or nothing readable in it.
+    """
+    if directory:
+        place = directory
+    elif config.source == "generated":
+        place = str(home() / "generated" / f"ham-shaped-{config.generated_images}-{config.split_seed}")
+        generate(Path(place), images=config.generated_images, seed=config.split_seed)
+    elif config.dir:
+        place = config.dir
+    else:
+        raise DataError(
+            "no data set given: set data.dir (flwr run -c 'set=\"data.dir=/absolute/path\"'), or data.source=generated"
+        )
+    return _open(place, config.manifest, config.fit, config.cache_dir, cache_size(image_size))
+
+
+@lru_cache(maxsize=2)
+def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int) -> DataSet:
+    source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
+    cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
+    return DataSet(source.samples, cached, np.flatnonzero(cached.readable), str(source.path))
+
+
+def split_server(data: DataSet, config: DataConfig) -> Split:
+    """Test, open and clients' indices. With `clients: own` the server's data set is all its own, so the clients'
+    share is divided between test and open in their proportion.
+    """
+    scale = 1.0 if config.clients == "partition" else 1.0 / (config.test + config.open)
+    usable = tuple(data.samples[i] for i in data.usable)
+    split = split_samples(
+        usable, test=config.test * scale, open=config.open * scale, unit=config.split_by, seed=config.split_seed
+    )
+    return replace(
+        split, test=data.usable[split.test], open=data.usable[split.open], clients=data.usable[split.clients]
+    )
+
+
+def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> tuple[np.ndarray, ...]:
+    """The clients' part shared among simulated nodes."""
+    return partition(
+        data.samples, split.clients, nodes=nodes, kind=config.partition, alpha=config.alpha, unit=config.split_by,
+        seed=config.split_seed,
+    )  # fmt: skip
+
+
+def describe_split(data: DataSet, split: Split, parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """The manifest of a split, with its hash, for the run folder."""
+    return split_manifest(data.samples, split, parts) | {"data": data.place, "skipped": list(data.notes)}
+
+
+def split_hash(data: DataSet, split: Split) -> str:
+    """A short hash by which server and simulated nodes make sure that they split the same data in the same way."""
+    ids = [[data.samples[i].image_id for i in part] for part in (split.test, split.open, split.clients)]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+
+def node_data(
+    config: DataConfig, image_size: int, node_config: Mapping[str, Any], expected_split: str = ""
+) -> NodeData:
+    """A node's training and validation data.
+
+    With `partition-id` in the node configuration it is that partition of the data set; without, everything in the
+    node's own `data-dir`.
+
+    Raises:
+        DataError: neither is given, the data is unusable, or the server split other data than this node.
+    """
+    own = str(node_config.get("data-dir", ""))
+    if "partition-id" not in node_config:
+        if not own:
+            raise DataError("this node has no data: give it data-dir='/absolute/path' in its --node-config")
+        data = open_data(config, image_size, own)
+        indices, name = data.usable, str(node_config.get("name", "") or Path(own).name)
+    else:
+        index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
+        data = open_data(config, image_size, own)
+        split = split_server(data, config)
+        if expected_split and split_hash(data, split) != expected_split:
+            raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
+        indices, name = partitions(data, split, config, count)[index], f"partition-{index}"
+    train, validation = train_validation(
+        data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
+    )
+    return NodeData(data, train, validation, name)
+
+
+def batches(
+    data: DataSet,
+    indices: np.ndarray,
+    arch: Architecture,
+    *,
+    batch_size: int,
+    seed: int | None = None,
+    augmentation: Augmentation | None = None,
+) -> ImageBatches:
+    """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies."""
+    vocabularies = dict(arch.vocabularies) or VOCABULARIES  # an image-only model ignores the metadata
+    return ImageBatches(
+        data.cached.images,
+        indices,
+        encode_metadata(data.samples, vocabularies),
+        encode_labels(data.samples, arch.classes),
+        batch_size=batch_size,
+        image_size=arch.image_size,
+        seed=seed,
+        augmentation=augmentation,
+    )

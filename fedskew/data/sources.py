@@ -1,0 +1,156 @@
+"""Open a data set wherever and in whichever known layout it lies.
+
+source = open_source("/data/ham10000")          # folder, or .zip / .tar / .tar.gz, or a folder of archives
+source.samples[0], source.read(source.samples[0].image)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedskew.data import ham10000, isic
+from fedskew.data import manifest as manifests
+from fedskew.data.archives import FolderStore, Store, UnionStore, is_archive_name, open_store
+from fedskew.data.manifest import ManifestLayout, load_manifest
+from fedskew.data.samples import DataError, Sample
+from fedskew.data.tables import MAX_TABLE_BYTES
+
+__all__ = ["DataSource", "ManifestLayout", "load_manifest", "open_source"]
+
+MAX_IMAGE_BYTES = 100 * 2**20
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """A data set: its samples and the means to read their images. Can be pickled and survives a fork.
+
+    Attributes:
+        path: what was opened.
+        samples: sorted by `image_id`, the same in every process.
+        description: the layout that was found, for people.
+        missing: ids of samples without an image file (their `image` is empty).
+        fingerprint: sha256 over the tables and over the name, size and stamp (CRC or modification time) of
+            every image: changed content changes it, at the cost of no more than a listing.
+    """
+
+    path: Path
+    samples: tuple[Sample, ...]
+    description: str
+    missing: tuple[str, ...]
+    fingerprint: str
+    store: Store = field(repr=False)
+
+    def read(self, image: str) -> bytes:
+        """The encoded image of `Sample.image`; DataError if it is absent, damaged or above 100 MiB."""
+        return self.store.read(image, MAX_IMAGE_BYTES)
+
+    def order(self) -> list[str]:
+        """The keys of all images in the order in which they are read fastest (a .tar.gz: one pass)."""
+        return self.store.order({sample.image for sample in self.samples if sample.image})
+
+    def read_all(self) -> Iterator[tuple[str, bytes]]:
+        """Every image as `(key, content)`, in that order; DataError at the first that cannot be read."""
+        for image in self.order():
+            yield image, self.read(image)
+
+
+def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> DataSource:
+    """Find out the layout of a data set and list its samples.
+
+    Args:
+        path: a folder (the data set may lie one level deeper, or in it as downloaded archives), or an archive.
+            A .tar.gz is read to its end to list it: where many processes open it, unpack it first.
+        manifest: how to read a hospital's own table; None looks for `manifest.yaml` in the folder, then for
+            HAM10000, then for an ISIC challenge.
+
+    Raises:
+        DataError: the path does not exist, is empty or no data set, its table is faulty, or it has no images.
+    """
+    path = Path(path).expanduser()
+    store = open_store(path)
+    if not any(True for _ in store.names()):
+        raise DataError(f"{path} is empty; give the path of a data set's folder or archive")
+    found = _open(store, path, manifest)
+    if isinstance(store, FolderStore) and (found is None or found.missing):
+        archives = [name for name in store.names() if is_archive_name(name)]
+        if archives:
+            union = UnionStore(path, [store, *(open_store(path / name) for name in archives)])
+            found = _open(union, path, manifest)
+    if found is None:
+        raise DataError(_nothing_found(path, store))
+    if len(found.missing) == len(found.samples):
+        raise DataError(f"{path}: {found.description}, but not one image of its {len(found.samples)} rows was found "
+                        f"(e.g. {found.missing[0]}); put the images beside the table")  # fmt: skip
+    return found
+
+
+def _open(store: Store, path: Path, manifest: ManifestLayout | None) -> DataSource | None:
+    """The data set in a store, in the first layout that fits; None if there is none."""
+    if manifest is None and store.entry(manifests.MANIFEST_NAME) is not None:
+        text = store.read(manifests.MANIFEST_NAME, MAX_TABLE_BYTES).decode("utf-8", errors="replace")
+        manifest = manifests.parse_manifest(text, str(path / manifests.MANIFEST_NAME))
+    if manifest is not None:
+        samples, tables = manifests.parse(store, manifest), (manifest.file,)
+        return _source(store, path, samples, tables, f"manifest for {manifest.file}")
+    for name, layout in (("HAM10000", ham10000), ("ISIC challenge", isic)):
+        tables = layout.find_tables(store)
+        if tables:
+            samples = _with_images(store, layout.parse(store, tables))
+            return _source(store, path, samples, tables, f"{name} layout with {', '.join(tables)}")
+    return None
+
+
+def _source(store: Store, path: Path, samples: Sequence[Sample], tables: Sequence[str], description: str) -> DataSource:
+    counts = Counter(sample.image_id for sample in samples)
+    twice = [image_id for image_id, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: image id {twice[0]} stands in {counts[twice[0]]} rows ({len(twice)} such ids); "
+                        "every image must have exactly one row")  # fmt: skip
+    ordered = tuple(sorted(samples, key=lambda sample: sample.image_id))
+    missing = tuple(sample.image_id for sample in ordered if not sample.image)
+    return DataSource(path, ordered, description, missing, _fingerprint(store, ordered, tables), store)
+
+
+def _with_images(store: Store, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with their `image`: the file whose name without suffix is the image's id."""
+    wanted = {sample.image_id for sample in samples}
+    files: dict[str, str] = {}
+    for name in store.names():
+        stem, dot, suffix = name.rsplit("/", 1)[-1].rpartition(".")
+        if stem not in wanted or (dot + suffix).lower() not in IMAGE_SUFFIXES:
+            continue
+        other = files.setdefault(stem, name)
+        # common copies hold every image twice (two spellings of one folder): harmless if they are the same
+        if _size(store, other) != _size(store, name):
+            raise DataError(f"{store.path}: {other} and {name} differ, but both are named like image {stem}; "
+                            "remove the one that is not meant")  # fmt: skip
+    return [replace(sample, image=files.get(sample.image_id, "")) for sample in samples]
+
+
+def _size(store: Store, name: str) -> int:
+    entry = store.entry(name)
+    return -1 if entry is None else entry.size
+
+
+def _fingerprint(store: Store, samples: Sequence[Sample], tables: Sequence[str]) -> str:
+    digest = hashlib.sha256(b"fedskew-source-1")
+    for table in tables:
+        digest.update(hashlib.sha256(store.read(table, MAX_TABLE_BYTES)).digest())
+    for sample in samples:
+        entry = store.entry(sample.image) if sample.image else None
+        stamp = "missing" if entry is None else f"{entry.size}:{entry.stamp}"
+        digest.update(f"{sample!r}\0{stamp}\n".encode())
+    return digest.hexdigest()
+
+
+def _nothing_found(path: Path, store: Store) -> str:
+    names = list(store.names())
+    seen = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (f"{path} is no data set that is known. Looked for {manifests.LOOKED_FOR}; {ham10000.LOOKED_FOR}; "
+            f"{isic.LOOKED_FOR}; also one level deeper and in archives. Found {seen}. "
+            "Give the path of the data set itself, or write a manifest.yaml")  # fmt: skip

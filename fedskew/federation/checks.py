@@ -1,0 +1,127 @@
+"""Judge a reply before anything of it is averaged: a bad one is set aside by name, the round goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from flwr.app import Array, Message
+from numpy.lib import format as npy
+
+from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT
+
+MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
+HEADER_BYTES = 4096  # what the serialised form of an array may add to its values
+
+
+class BadReply(ValueError):
+    """A reply that must not be averaged; the message is the reason for log and record."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Shape and dtype of one tensor that a node must send back."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What every good reply tells."""
+
+    metrics: dict[str, float]
+    examples: int
+    node: str  # the node's own name for itself, empty if it gave none
+    notes: tuple[str, ...]  # what the node had to say (skipped images, unknown values)
+
+
+@dataclass(frozen=True)
+class Update(Answer):
+    """A training reply that passed every check."""
+
+    arrays: dict[str, np.ndarray]
+    norm: float  # 2-norm of its difference to the global model
+
+
+def check_reply(message: Message, expected: Mapping[str, Expected], reference: Mapping[str, np.ndarray]) -> Update:
+    """The update in a training reply.
+
+    Sizes are compared before any array is decoded, so that garbage costs no memory.
+
+    Args:
+        expected: name → shape and dtype of exactly the tensors asked for.
+        reference: the global model that the node started from.
+
+    Raises:
+        BadReply: error reply; a record, key or metric is missing or too many; wrong shape or dtype; values that are
+            not finite; no examples.
+    """
+    answer = check_answer(message)
+    record = message.content.array_records.get(ARRAYS)
+    if record is None or len(message.content.array_records) != 1:
+        raise BadReply(f"expected exactly one record of arrays named {ARRAYS!r}")
+    if set(record) != set(expected):
+        odd = sorted(set(record) ^ set(expected))
+        raise BadReply(f"{len(odd)} tensors are missing or were not asked for, e.g. {odd[0]}")
+    arrays, squares = {}, 0.0
+    for name, want in expected.items():
+        arrays[name] = array = _decode(record[name], name, want)
+        difference = array.astype(np.float64) - reference[name]
+        squares += float(np.vdot(difference, difference))
+    if not math.isfinite(squares):
+        raise BadReply("its update is too large to be a number")
+    return Update(**vars(answer), arrays=arrays, norm=math.sqrt(squares))
+
+
+def check_answer(message: Message) -> Answer:
+    """Metrics, node name and notes of any reply; raises `BadReply` if it is an error or its numbers are unusable."""
+    if message.has_error():
+        raise BadReply(message.error.reason or f"error code {message.error.code}")
+    records = message.content.metric_records
+    if METRICS not in records or len(records) != 1:
+        raise BadReply(f"expected exactly one record of metrics named {METRICS!r}")
+    metrics = {}
+    for name, value in records[METRICS].items():
+        if isinstance(value, list) or not math.isfinite(value):
+            raise BadReply(f"metric {name!r} is {value!r:.40}, expected one finite number")
+        metrics[name] = value
+    examples = metrics.get(EXAMPLES)
+    if not isinstance(examples, int) or not 0 < examples <= MAX_EXAMPLES:
+        raise BadReply(f"metric {EXAMPLES!r} is {examples!r}, expected a whole number above 0")
+    report = message.content.config_records.get(REPORT, {})
+    node, notes = report.get("node", ""), report.get("notes", [])
+    if not isinstance(node, str) or not isinstance(notes, list):
+        raise BadReply("its report holds no node name and notes as text")
+    return Answer(metrics, examples, node[:100], tuple(str(note)[:500] for note in notes[:50]))
+
+
+def _decode(array: Array, name: str, want: Expected) -> np.ndarray:
+    shape, dtype = tuple(array.shape), array.dtype
+    if shape != want.shape or dtype != want.dtype:
+        raise BadReply(f"tensor {name} is {dtype} {shape}, expected {want.dtype} {want.shape}")
+    size = math.prod(want.shape) * np.dtype(want.dtype).itemsize
+    if not size <= len(array.data) <= size + HEADER_BYTES:
+        raise BadReply(f"tensor {name} comes in {len(array.data)} bytes, expected about {size}")
+    values = _values(array, name)
+    if values.shape != want.shape or str(values.dtype) != want.dtype:  # the label may lie about the content
+        raise BadReply(f"tensor {name} holds {values.dtype} {values.shape}, expected {want.dtype} {want.shape}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadReply(f"tensor {name} holds values that are not finite")
+    return values
+
+
+def _values(array: Array, name: str) -> np.ndarray:
+    """Read-only view of a serialised array. Its header is read first: `np.load` would allocate what it claims."""
+    buffer = BytesIO(array.data)
+    try:
+        if npy.read_magic(buffer) != (1, 0):
+            raise ValueError("unknown format version")
+        shape, fortran, dtype = npy.read_array_header_1_0(buffer)
+        values = np.frombuffer(array.data, dtype=dtype, offset=buffer.tell())
+        return values.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise BadReply(f"tensor {name} cannot be decoded: {error}") from None

@@ -1,0 +1,124 @@
+"""What a node does with a task: validate it, train or evaluate whatever model it describes, answer."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Error, Message
+
+from fedskew.architecture import ArchitectureError
+from fedskew.config.schema import ConfigError, TrainConfig
+from fedskew.data.batches import Augmentation
+from fedskew.data.prepare import NodeData, batches, node_data
+from fedskew.data.samples import DataError, encode_labels
+from fedskew.federation.messages import EXAMPLES, MessageError, Task, pack_reply, to_state, unpack_task
+from fedskew.model.swin import MultimodalSwin, build
+from fedskew.training import (
+    TrainingError,
+    class_weights,
+    cpu_threads,
+    evaluate,
+    freeze_stages,
+    pick_device,
+    train,
+)
+
+log = logging.getLogger("flwr.fedskew.client")
+
+REFUSED = 400  # application error code of a reply that says why a task was not done
+
+Answer = Callable[[Task, MultimodalSwin, NodeData, Message], Message]
+
+
+def handle_train(message: Message, context: Context) -> Message:
+    """Answer a training task with the update, example count, losses and timings."""
+    return _handle(message, context, _train)
+
+
+def handle_evaluate(message: Message, context: Context) -> Message:
+    """Answer an evaluation task with the metrics on the node's validation images."""
+    return _handle(message, context, _evaluate)
+
+
+def _handle(message: Message, context: Context, answer: Answer) -> Message:
+    """Run a task; what is wrong with it or with the node's data becomes one clear error reply, not a crash."""
+    try:
+        task, arrays = unpack_task(message)
+        config = task.config
+        with cpu_threads(config.train.threads):
+            data = node_data(config.data, task.architecture.image_size, context.node_config, task.split_hash)
+            return answer(task, load_model(task, arrays), data, message)
+    except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError) as error:
+        name = str(context.node_config.get("name", context.node_config.get("partition-id", context.node_id)))
+        log.error("node %s cannot do this task: %s", name, error)
+        return Message(Error(REFUSED, f"node {name}: {error}"), reply_to=message)
+
+
+def load_model(task: Task, arrays: ArrayRecord) -> MultimodalSwin:
+    """The model of a task on the configured device.
+
+    Raises:
+        ArchitectureError: the weights do not fit the architecture.
+    """
+    try:
+        model = build(task.architecture, to_state(arrays), drop_path=task.config.model.drop_path)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None
+    return model.to(pick_device(task.config.train.device))
+
+
+def _train(task: Task, model: MultimodalSwin, node: NodeData, message: Message) -> Message:
+    start, config = time.perf_counter(), task.config
+    freeze_stages(model, task.frozen)
+    seed = local_seed(config.run.seed, task.round_number, node.name)
+    data = batches(node.data, node.train, task.architecture, batch_size=config.train.batch_size, seed=seed,
+                   augmentation=augmentation(config.train))  # fmt: skip
+    labels = encode_labels(tuple(node.data.samples[i] for i in node.train), task.architecture.classes)
+    result = train(
+        model,
+        data,
+        config.train,
+        round_number=task.round_number,
+        rounds=task.rounds,
+        seed=seed,
+        weights=class_weights(labels, len(task.architecture.classes), config.train.class_weights),
+    )
+    metrics = {
+        EXAMPLES: len(node.train),
+        "loss": result.loss,
+        "first-loss": result.first_loss,
+        "steps": result.steps,
+        "seconds-train": result.seconds,
+        "seconds": time.perf_counter() - start,
+    }
+    update = {name: tensor for name, tensor in model.state_dict().items() if task.uploads(name)}
+    return pack_reply(message, update, metrics, _report(node))
+
+
+def _evaluate(task: Task, model: MultimodalSwin, node: NodeData, message: Message) -> Message:
+    if not len(node.validation):
+        raise DataError(
+            f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
+        )
+    data = batches(node.data, node.validation, task.architecture, batch_size=task.config.run.eval_batch_size)
+    found = evaluate(model, data, task.config.train)
+    metrics: dict[str, Any] = {name: found[name] for name in ("accuracy", "balanced_accuracy", "f1_macro", "loss")}
+    return pack_reply(message, None, {EXAMPLES: found["examples"], **metrics}, _report(node))
+
+
+def _report(node: NodeData) -> Mapping[str, str | list[str]]:
+    return {"node": node.name, "notes": list(node.data.notes)}
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    """The augmentation that the configuration asks for."""
+    return Augmentation(config.flips, config.quarter_turns, config.colour, config.crop)
+
+
+def local_seed(seed: int, round_number: int, node: str) -> int:
+    """Seed of one node's training in one round: the same on every machine and in every process."""
+    return zlib.crc32(f"{seed}/{round_number}/{node}".encode())

@@ -1,0 +1,134 @@
+"""What travels between server and nodes, and nothing else: names of the records and their fields.
+
+A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report). The architecture, the frozen
+stages and the tensors to leave out of the answer are part of the task, so a node needs to know nothing beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedskew import __version__
+from fedskew.architecture import Architecture
+from fedskew.config.load import from_mapping, to_mapping
+from fedskew.config.schema import Config
+
+ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
+EXAMPLES = "num-examples"
+
+
+class MessageError(ValueError):
+    """A message that does not hold what it must; says which field."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a node."""
+
+    round_number: int
+    rounds: int
+    architecture: Architecture
+    config: Config
+    frozen: tuple[int, ...] = ()
+    not_uploaded: tuple[str, ...] = ()  # name prefixes of tensors that the node leaves out of its answer
+    split_hash: str = ""
+
+    def uploads(self, name: str) -> bool:
+        """Whether a tensor belongs into the answer."""
+        return not name.startswith(self.not_uploaded) if self.not_uploaded else True
+
+
+def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:
+    """The content of a task's message."""
+    config = ConfigRecord(
+        {
+            "fedskew": __version__,
+            "server-round": task.round_number,
+            "rounds": task.rounds,
+            "architecture": task.architecture.to_json(),
+            "run-config": json.dumps(to_mapping(task.config)),
+            "frozen-stages": list(task.frozen),
+            "not-uploaded": list(task.not_uploaded),
+            "split-hash": task.split_hash,
+        }
+    )
+    return RecordDict({ARRAYS: arrays, CONFIG: config})
+
+
+def unpack_task(message: Message) -> tuple[Task, ArrayRecord]:
+    """Read and validate a task.
+
+    Raises:
+        MessageError: a record or field is missing or of the wrong type, or another fedskew version sent it.
+        ArchitectureError, ConfigError: its architecture or configuration is invalid.
+    """
+    arrays, config = message.content.array_records.get(ARRAYS), message.content.config_records.get(CONFIG)
+    if arrays is None or config is None:
+        raise MessageError(f"the task lacks its {ARRAYS!r} or {CONFIG!r} record")
+    if (version := _field(config, "fedskew", str)) != __version__:
+        raise MessageError(f"the server runs fedskew {version}, this node {__version__}; use the same version on both")
+    try:
+        run_config = json.loads(_field(config, "run-config", str))
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"run-config is not JSON: {error}") from None
+    if not isinstance(run_config, dict):
+        raise MessageError("run-config is not a mapping")
+    task = Task(
+        round_number=_field(config, "server-round", int),
+        rounds=_field(config, "rounds", int),
+        architecture=Architecture.from_json(_field(config, "architecture", str)),
+        config=from_mapping(run_config, "the server's configuration"),
+        frozen=tuple(_field(config, "frozen-stages", list)),
+        not_uploaded=tuple(_field(config, "not-uploaded", list)),
+        split_hash=_field(config, "split-hash", str),
+    )
+    return task, arrays
+
+
+def _field(config: ConfigRecord, name: str, kind: type) -> Any:
+    value = config.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise MessageError(f"field {name!r} of the task is {value!r:.80}, expected {kind.__name__}")
+    return value
+
+
+def pack_reply(
+    task_message: Message,
+    arrays: Mapping[str, torch.Tensor] | None,
+    metrics: Mapping[str, float | int],
+    report: Mapping[str, str | list[str]],
+) -> Message:
+    """A node's answer; `arrays` is None for an evaluation."""
+    content = RecordDict({METRICS: MetricRecord(dict(metrics)), REPORT: ConfigRecord(dict(report))})
+    if arrays is not None:
+        content[ARRAYS] = ArrayRecord(dict(arrays))
+    return Message(content, reply_to=task_message)
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays and settings in a message's content: what has to cross the network, without framing."""
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    settings = sum(_size(value) for record in content.config_records.values() for value in record.values())
+    return arrays + settings + sum(8 * len(record) for record in content.metric_records.values())
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return sum(_size(item) for item in value) if isinstance(value, list) else 8
+
+
+def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """A model's state as Flower arrays."""
+    return ArrayRecord({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def to_state(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+    """Flower arrays as a model's state."""
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}

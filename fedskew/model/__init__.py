@@ -1,0 +1,1 @@
+"""The multimodal Swin: built from an `Architecture`, its cost, its pretrained weights."""

@@ -1,0 +1,84 @@
+"""From a model's name to its dense `Architecture`: any timm Swin v1, and small ones for CPU runs."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+
+from fedskew.architecture import Architecture, BlockShape, StageShape
+from fedskew.config.schema import ConfigError, ModelConfig
+from fedskew.data.samples import VOCABULARIES
+
+SMALL = {  # names follow timm's: patch, window, image size
+    "swin_micro_patch4_window4_32": {"image_size": 32, "embed_dim": 24, "depths": (2, 2), "heads": (3, 6)},
+    "swin_mini_patch4_window4_64": {"image_size": 64, "embed_dim": 32, "depths": (2, 2, 2), "heads": (2, 4, 8)},
+    "swin_small64_patch4_window4_64": {
+        "image_size": 64,
+        "embed_dim": 48,
+        "depths": (2, 2, 6, 2),
+        "heads": (3, 6, 12, 24),
+    },
+}
+
+
+def model_names() -> tuple[str, ...]:
+    """Every name that `model.name` takes."""
+    return (*SMALL, *(name for name in timm.list_models("swin_*") if not name.startswith(("swin_v2", "swinv2"))))
+
+
+def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architecture:
+    """The dense architecture that a configuration names.
+
+    Raises:
+        ConfigError: unknown name (the nearest one is given), or an image size that the patches do not divide.
+    """
+    if model.name not in model_names():
+        near = difflib.get_close_matches(model.name, model_names(), n=1, cutoff=0.3)
+        raise ConfigError(f"model.name {model.name!r} is no Swin v1 name{f'; did you mean {near[0]}?' if near else ''}")
+    known = _small(SMALL[model.name]) if model.name in SMALL else _from_timm(model.name)
+    metadata = {"sex": model.sex_weight, "age": model.age_weight, "localization": model.localization_weight}
+    names = () if model.image_only else tuple(metadata)
+    return Architecture(
+        name=model.name,
+        image_size=model.image_size or known["image_size"],
+        patch_size=known["patch_size"],
+        stages=known["stages"],
+        classes=model.classes,
+        vocabularies=tuple((name, tuple(VOCABULARIES[name])) for name in names),
+        weights=(1.0,) if model.image_only else (model.image_weight, *(metadata[name] for name in names)),
+        removed=removed,
+    )
+
+
+def _small(spec: dict[str, Any]) -> dict[str, Any]:
+    width = spec["embed_dim"]
+    stages = tuple(
+        _stage(width * 2**i, heads, width * 2**i // heads, 4 * width * 2**i, 4, depth)
+        for i, (depth, heads) in enumerate(zip(spec["depths"], spec["heads"], strict=True))
+    )
+    return {"image_size": spec["image_size"], "patch_size": 4, "stages": stages}
+
+
+def _from_timm(name: str) -> dict[str, Any]:
+    """Read the shapes off timm's own model, so that every registered configuration works."""
+    model = timm.create_model(name, num_classes=0)
+    windows = [size[0] for size in model._ref_window_sizes]
+    stages = []
+    for layer, window in zip(model.layers, windows, strict=True):
+        block = layer.blocks[0]
+        heads = block.attn.num_heads
+        stages.append(
+            _stage(block.dim, heads, block.dim // heads, block.mlp.fc1.out_features, window, len(layer.blocks))
+        )
+    return {
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "stages": tuple(stages),
+    }
+
+
+def _stage(width: int, heads: int, head_dim: int, hidden: int, window: int, depth: int) -> StageShape:
+    block = BlockShape(tuple(range(heads)), hidden)
+    return StageShape(width, head_dim, heads, hidden, window, (block,) * depth)

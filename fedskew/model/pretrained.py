@@ -1,0 +1,103 @@
+"""Pretrained encoder weights: a timm tag, or a local file whose hash is checked. Nothing is unpickled unsafely."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.swin_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from fedskew.config.schema import ConfigError, ModelConfig
+from fedskew.model.swin import MultimodalSwin
+
+REMEDY = "Without access to the model hub, set model.pretrained to a local .safetensors or .pth file."
+
+
+def load_pretrained(model: MultimodalSwin, config: ModelConfig) -> tuple[str, ...]:
+    """Load `model.pretrained` into the encoder of a dense model, in place.
+
+    The classifier and the embeddings keep their random weights. Bias tables and the patch embedding are resized to
+    the model's windows and patches by timm.
+
+    Returns:
+        Names of the encoder's tensors that were loaded.
+
+    Raises:
+        ConfigError: file missing, hash wrong or not given for a .pth, unsafe pickle, weights of another model, or a
+            hub that cannot be reached (names the local-file option).
+    """
+    name = config.pretrained
+    path = Path(name)
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_absolute():
+        state: Mapping[str, Tensor] = _read_file(path, config.pretrained_sha256)
+    else:
+        state = _from_hub(name)
+    return _load_encoder(model, state, name)
+
+
+def _from_hub(tag: str) -> Mapping[str, Tensor]:
+    if tag not in timm.list_models(pretrained=True):
+        raise ConfigError(f"model.pretrained {tag!r} is neither a file nor a timm tag with weights. {REMEDY}")
+    try:
+        return timm.create_model(tag, pretrained=True).state_dict()
+    except Exception as error:  # the hub client raises many kinds; each becomes one clear message
+        raise ConfigError(
+            f"model.pretrained: the weights of {tag!r} could not be fetched ({error}). {REMEDY}"
+        ) from error
+
+
+def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(
+            f"model.pretrained: {path} does not exist; give the absolute path of a .safetensors or .pth file"
+        )
+    found = file_sha256(path)
+    if expected and found != expected.lower():
+        raise ConfigError(f"model.pretrained: {path} has SHA-256 {found}, model.pretrained-sha256 says {expected}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConfigError(f"model.pretrained: {path} is no safetensors file: {error}") from error
+    if not expected:
+        raise ConfigError(
+            f"model.pretrained: {path} is a pickle; set model.pretrained-sha256={found} after checking its source"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a bad or unsafe pickle
+        raise ConfigError(
+            f"model.pretrained: {path} does not hold plain tensors and was not unpickled: {error}"
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_encoder(model: MultimodalSwin, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
+    try:
+        fitted = checkpoint_filter_fn(dict(state), model.encoder)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"model.pretrained: {name} does not hold the weights of a Swin Transformer: {error}"
+        ) from error
+    wanted = model.encoder.state_dict()
+    found = {key: value for key, value in fitted.items() if key in wanted}
+    missing = sorted(set(wanted) - set(found))
+    shapes = [key for key, value in found.items() if value.shape != wanted[key].shape]
+    if missing or shapes:
+        raise ConfigError(
+            f"model.pretrained: {name} does not fit {model.architecture.name}: "
+            f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        )
+    model.encoder.load_state_dict(found, strict=True)
+    return tuple(found)

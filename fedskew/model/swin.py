@@ -1,0 +1,115 @@
+"""The multimodal Swin of the paper (section 4), with blocks that can be narrower than timm's or partly removed."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import Mlp
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from fedskew.architecture import Architecture, BlockShape
+
+
+class PrunedBlock(SwinTransformerBlock):
+    """A timm Swin block with its own number of heads and hidden width, or with a sublayer removed.
+
+    A removed sublayer computes x + LN(x) (`norm`, paper Eq. 8 and 11) or x (`skip`).
+    """
+
+    def __init__(self, arch: Architecture, stage: int, block: int, drop_path: float) -> None:
+        shape, left = arch.stages[stage], arch.block(stage, block)
+        side = arch.resolution(stage)
+        super().__init__(
+            shape.width,
+            (side, side),
+            num_heads=max(1, len(left.heads)),
+            head_dim=shape.head_dim,  # without it timm silently takes another softmax scale
+            window_size=shape.window,
+            shift_size=shape.window // 2 if block % 2 else 0,
+            drop_path=drop_path,
+            mlp_ratio=1 / shape.width,  # placeholder of one channel: the real MLP follows
+        )
+        self._shrink(left, shape.width, arch.removed)
+
+    def _shrink(self, left: BlockShape, width: int, removed: str) -> None:
+        self.has_attention, self.has_mlp, self.removed = bool(left.heads), bool(left.hidden), removed
+        self.mlp = Mlp(width, left.hidden) if self.has_mlp else None
+        if not self.has_attention:
+            self.attn = None
+            self.register_buffer("attn_mask", None, persistent=False)
+            if removed == "skip":
+                self.norm1 = nn.Identity()
+        if not self.has_mlp and removed == "skip":
+            self.norm2 = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, H, W, C] to tokens [B, H, W, C]."""
+        if self.has_attention:
+            x = x + self.drop_path1(self._attn(self.norm1(x)))
+        elif self.removed == "norm":
+            x = x + self.drop_path1(self.norm1(x))
+        if self.has_mlp:
+            x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        elif self.removed == "norm":
+            x = x + self.drop_path2(self.norm2(x))
+        return x
+
+
+class MultimodalSwin(nn.Module):
+    """Image encoder, metadata embeddings and a linear classifier on their weighted sum."""
+
+    def __init__(self, arch: Architecture, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.architecture = arch
+        self.encoder = _encoder(arch, drop_path)
+        self.embeddings = nn.ModuleDict(
+            {name: nn.Embedding(len(values), arch.features) for name, values in arch.vocabularies}
+        )
+        for embedding in self.embeddings.values():
+            nn.init.trunc_normal_(embedding.weight, std=0.02)
+        self.classifier = nn.Linear(arch.features, len(arch.classes))
+        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor, metadata: Tensor) -> Tensor:
+        """Class logits [B, classes] of images [B, 3, S, S] and metadata indices [B, vocabularies]."""
+        fused = self.architecture.weights[0] * self.encoder(images)  # [B, features]
+        for i, embedding in enumerate(self.embeddings.values()):
+            fused = fused + self.architecture.weights[i + 1] * embedding(metadata[:, i])
+        return self.classifier(fused)
+
+    def block(self, stage: int, block: int) -> PrunedBlock:
+        """One block of the encoder."""
+        return self.encoder.layers[stage].blocks[block]
+
+
+def build(arch: Architecture, state: dict[str, Tensor] | None = None, *, drop_path: float = 0.0) -> MultimodalSwin:
+    """The model of an architecture, with random weights (torch's global seed) or with `state`, loaded strictly."""
+    model = MultimodalSwin(arch, drop_path=drop_path)
+    if state is not None:
+        model.load_state_dict(state, strict=True)
+    return model
+
+
+def _encoder(arch: Architecture, drop_path: float) -> SwinTransformer:
+    """timm's Swin with pooled output [B, features], its blocks replaced by `PrunedBlock`s."""
+    stages = len(arch.stages)
+    encoder = SwinTransformer(
+        img_size=arch.image_size,
+        patch_size=arch.patch_size,
+        num_classes=0,
+        embed_dim=arch.stages[0].width,
+        depths=(1,) * stages,  # one small block a stage, thrown away below
+        num_heads=(1,) * stages,
+        head_dim=1,
+        window_size=tuple((stage.window, stage.window) for stage in arch.stages),
+        mlp_ratio=1.0,
+        drop_path_rate=0.0,
+        weight_init="skip",
+    )
+    rates = torch.linspace(0, drop_path, sum(len(stage.blocks) for stage in arch.stages)).tolist()
+    for i, stage in enumerate(arch.stages):
+        blocks = [PrunedBlock(arch, i, j, rates.pop(0)) for j in range(len(stage.blocks))]
+        encoder.layers[i].blocks = nn.Sequential(*blocks)
+    encoder.init_weights(needs_reset=False)
+    return encoder

@@ -1,0 +1,151 @@
+"""One forward pass over open data: what every prunable sublayer computes, and its weights, unit by unit.
+
+A criterion sees an `Observation` of one sublayer at a time, inside the forward pass, so that the activations of
+only one sublayer are alive at once (paper, section 3.1; Eq. 1 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedskew.architecture import Architecture
+from fedskew.model.swin import MultimodalSwin, PrunedBlock
+from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a criterion may look at to score the units of one sublayer."""
+
+    key: SublayerKey
+    norms: Tensor  # [images, windows, window positions, units]: 2-norms over a unit's channels
+    valid: Tensor  # [windows, window positions] bool: False where a window reaches past the picture
+    weights: tuple[Tensor, ...]  # each [units, values]: the parameters that go when the unit goes
+
+    @property
+    def units(self) -> int:
+        """How many units there are to score."""
+        return self.norms.shape[-1]
+
+
+Observer = Callable[[Observation], None]
+
+
+@torch.no_grad()
+def observe(
+    model: MultimodalSwin,
+    images: Tensor,
+    metadata: Tensor,
+    observer: Observer,
+    *,
+    stages: Iterable[int],
+    mlp_activation: str = "before-gelu",
+    mlp_group: str = "ratio",
+) -> None:
+    """Run images [B, 3, S, S] and metadata [B, V] through the model once and show each sublayer to `observer`.
+
+    The model is run in evaluation mode and left as it was: mode, gradients, weights and hooks.
+    """
+    arch, wanted, training = model.architecture, set(stages), model.training
+    model.eval()
+    with ExitStack() as hooks:
+        for i, j in arch.positions():
+            if i in wanted:
+                for handle in _hooks(model.block(i, j), arch, i, j, observer, mlp_activation, mlp_group):
+                    hooks.callback(handle.remove)
+        try:
+            model(images, metadata)
+        finally:
+            model.train(training)
+
+
+def _hooks(
+    block: PrunedBlock, arch: Architecture, stage: int, index: int, observer: Observer, activation: str, group: str
+) -> list[torch.utils.hooks.RemovableHandle]:
+    handles = []
+    valid = _valid_positions(arch.resolution(stage), arch.window(stage)).to(block_device(block))
+    if block.has_attention:
+        key = SublayerKey(stage, index, ATTENTION)
+        hook = partial(_on_heads, key=key, valid=valid, observer=observer, attention=block.attn)
+        handles.append(block.attn.proj.register_forward_pre_hook(hook))
+    if block.has_mlp:
+        key = SublayerKey(stage, index, MLP)
+        unit_count(arch, key, group)  # raises if the groups do not fit what is left
+        hook = partial(_on_hidden, key=key, valid=valid, observer=observer, mlp=block.mlp,
+                       size=group_size(group, arch, stage), window=arch.window(stage))  # fmt: skip
+        module = block.mlp.fc1 if activation == "before-gelu" else block.mlp.act
+        handles.append(module.register_forward_hook(hook))
+    return handles
+
+
+def block_device(block: nn.Module) -> torch.device:
+    """Device of a block's parameters (every block keeps at least one, or has nothing to observe)."""
+    return next((parameter.device for parameter in block.parameters()), torch.device("cpu"))
+
+
+def _on_heads(
+    _: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    key: SublayerKey,
+    valid: Tensor,
+    observer: Observer,
+    attention: nn.Module,
+) -> None:
+    outputs, heads = inputs[0], attention.num_heads  # [B·nW, W², K·D]
+    norms = outputs.unflatten(-1, (heads, -1)).float().norm(dim=-1)  # [B·nW, W², K]
+    norms = norms.unflatten(0, (-1, valid.shape[0]))  # [B, nW, W², K]
+    observer(Observation(key, norms, valid, head_weights(attention)))
+
+
+def _on_hidden(
+    _: nn.Module,
+    __: tuple[Tensor, ...],
+    hidden: Tensor,
+    *,
+    key: SublayerKey,
+    valid: Tensor,
+    observer: Observer,
+    mlp: nn.Module,
+    size: int,
+    window: int,
+) -> None:
+    norms = hidden.unflatten(-1, (-1, size)).float().norm(dim=-1)  # [B, H, W, G]
+    observer(Observation(key, to_windows(norms, window), valid, group_weights(mlp, size)))
+
+
+def head_weights(attention: nn.Module) -> tuple[Tensor, ...]:
+    """The parameters that go with each head, each [K, values]: q, k, v rows and biases, proj columns, bias table."""
+    heads = attention.num_heads
+    qkv = attention.qkv.weight.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(1)
+    bias = attention.qkv.bias.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(1)
+    proj = attention.proj.weight.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1)
+    return qkv, bias, proj, attention.relative_position_bias_table.t()
+
+
+def group_weights(mlp: nn.Module, size: int) -> tuple[Tensor, ...]:
+    """The parameters that go with each MLP group, each [G, values]: fc1 rows and biases, fc2 columns."""
+    fc1 = mlp.fc1.weight.unflatten(0, (-1, size)).flatten(1)
+    bias = mlp.fc1.bias.unflatten(0, (-1, size))
+    return fc1, bias, mlp.fc2.weight.t().unflatten(0, (-1, size)).flatten(1)
+
+
+def to_windows(tokens: Tensor, window: int) -> Tensor:
+    """[B, H, W, U] as [B, windows, window², U] of the unshifted grid, padded with zeros to whole windows."""
+    side = tokens.shape[1]
+    padding = -side % window
+    tokens = nn.functional.pad(tokens, (0, 0, 0, padding, 0, padding)) if padding else tokens
+    rows = (side + padding) // window
+    grid = tokens.unflatten(2, (rows, window)).unflatten(1, (rows, window))  # [B, rows, W, cols, W, U]
+    return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _valid_positions(side: int, window: int) -> Tensor:
+    """[windows, window²] bool: which window positions lie inside the picture (timm pads at the right and bottom)."""
+    return to_windows(torch.ones(1, side, side, 1), window)[0, :, :, 0] > 0

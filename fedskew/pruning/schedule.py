@@ -1,0 +1,39 @@
+"""When which stages are pruned and frozen (paper, Algorithm 1): pure functions of the round."""
+
+from __future__ import annotations
+
+from fedskew.config.schema import PruneConfig
+
+
+def steps_until(config: PruneConfig, round_number: int) -> int:
+    """Pruning steps from the first round up to and including this one (a warm start's step counts as one)."""
+    if config.method == "none":
+        return 0
+    last = min(round_number, config.last_round) if config.last_round else round_number
+    rounds = max(0, (last - config.first_round) // config.interval + 1) if last >= config.first_round else 0
+    return rounds + (1 if config.warm_start_epochs else 0)
+
+
+def is_pruning_round(config: PruneConfig, round_number: int) -> bool:
+    """Whether a pruning step follows the aggregation of this round; round 0 is the warm start on open data."""
+    if round_number == 0:
+        return config.method != "none" and config.warm_start_epochs > 0
+    return steps_until(config, round_number) > steps_until(config, round_number - 1)
+
+
+def stages_to_prune(config: PruneConfig, round_number: int, stages: int) -> tuple[int, ...]:
+    """Stages whose units are scored after this round: the unlocked ones, or the newest of them only."""
+    if not is_pruning_round(config, round_number):
+        return ()
+    newest = min((steps_until(config, round_number) - 1) // config.steps_per_stage, config.max_stage, stages - 1)
+    frozen = frozen_stages(config, round_number - 1, stages)
+    unlocked = range(newest + 1) if config.calibrate else (newest,)
+    return tuple(stage for stage in unlocked if stage not in frozen)
+
+
+def frozen_stages(config: PruneConfig, round_number: int, stages: int) -> tuple[int, ...]:
+    """Stages that are not trained after this round: those that had all their pruning steps (`prune.freeze`)."""
+    if not config.freeze:
+        return ()
+    done = steps_until(config, round_number) // config.steps_per_stage
+    return tuple(range(min(done, config.max_stage + 1, stages)))
