@@ -18,7 +18,7 @@ import psutil
 from fedskew.runs.folder import SUMMARY
 from fedskew.runs.report import summary_text
 
-CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\noptions.num-supernodes = 4\noptions.backend.client-resources.num-cpus = 1\n'
+CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\n'
 SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 
 

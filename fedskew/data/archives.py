@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from fedskew.data.samples import DataError
 
 MAX_FOLDER_DEPTH = 4  # path/ham10000/HAM10000_images_part_1/x.jpg is 3; more is not a data set but a disk
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2")
+# what the standard library raises over damaged archives and failing disks
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error,
+    EOFError, OSError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,48 @@ class Entry:
     stamp: str
 
 
-class Store(Protocol):
+class Store(ABC):
     """A read-only collection of files named by relative POSIX paths."""
 
-    path: Path
+    def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
+        self.path = path
+        self._entries = dict(entries)
 
-    def names(self) -> Iterable[str]:
+    def names(self) -> list[str]:
         """All file names, sorted."""
+        return sorted(self._entries)
 
     def entry(self, name: str) -> Entry | None:
         """Size and stamp of a file; None if there is no such file."""
+        return self._entries.get(name)
 
     def read(self, name: str, limit: int) -> bytes:
         """Content of a file; DataError if it is absent, damaged or larger than `limit` bytes."""
+        entry = self.entry(name)
+        if entry is None:
+            raise DataError(f"{name} is not in {self.path}")
+        if entry.size > limit:
+            raise DataError(
+                f"{name} in {self.path} has {entry.size / 2**20:.0f} MiB, more than the {limit / 2**20:.0f} MiB "
+                "that such a file may have; remove or replace it"
+            )
+        try:
+            content = self._content(name, entry)
+        except DataError:
+            raise
+        except _DAMAGE as error:
+            raise DataError(f"{name} in {self.path} cannot be read, it may be damaged: {error}") from error
+        if len(content) != entry.size:
+            raise DataError(f"{name} in {self.path} has {len(content)} bytes, not the {entry.size} it is listed with")
+        return content
 
     def order(self, names: Iterable[str]) -> list[str]:
         """The names in the order in which they are read fastest."""
+        return sorted(names)
+
+    @abstractmethod
+    def _content(self, name: str, entry: Entry) -> bytes:
+        """The bytes of a file that exists: no more than one above `entry.size`, so that a lie is noticed."""
 
 
 def open_store(path: Path) -> Store:
@@ -65,6 +97,8 @@ def open_store(path: Path) -> Store:
             return ZipStore(path)
         if tarfile.is_tarfile(path):
             return TarStore(path)
+    except DataError:
+        raise
     except _DAMAGE as error:
         raise DataError(f"archive {path} is damaged ({error}); download or copy it again") from error
     raise DataError(f"{path} is neither a folder nor a readable archive ({', '.join(ARCHIVE_SUFFIXES)})")
@@ -86,32 +120,17 @@ def _near_names(path: Path) -> str:
     return "; give the path of a data set's folder or archive"
 
 
-class FolderStore:
+class FolderStore(Store):
     """A folder, listed to a depth of four. Names may also be absolute or climb with `..` (manifests do)."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._entries: dict[str, Entry] = {}
         try:
-            self._list(path, "", MAX_FOLDER_DEPTH)
+            super().__init__(path, dict(_listed(path, "", MAX_FOLDER_DEPTH)))
         except OSError as error:
             raise DataError(f"folder {path} cannot be read: {error}") from error
 
-    def _list(self, folder: Path, prefix: str, depth: int) -> None:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if depth > 1:
-                        self._list(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
-                elif entry.is_file():
-                    self._entries[prefix + entry.name] = _stat_entry(entry.stat())
-
-    def names(self) -> list[str]:
-        return sorted(self._entries)
-
     def entry(self, name: str) -> Entry | None:
+        """As in `Store`, but also for files that lie too deep or outside to be listed."""
         if name in self._entries:
             return self._entries[name]
         try:
@@ -120,24 +139,15 @@ class FolderStore:
             return None  # the caller reports every file that is not there
         return _stat_entry(status) if stat.S_ISREG(status.st_mode) else None
 
-    def read(self, name: str, limit: int) -> bytes:
-        entry = _existing(self, name, limit)
-        try:
-            content = (self.path / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.path / name} cannot be read: {error}") from error
-        if len(content) > max(limit, entry.size):
-            raise DataError(f"{self.path / name} grew while it was read; wait until it is complete")
-        return content
-
-    def order(self, names: Iterable[str]) -> list[str]:
-        return sorted(names)
+    def _content(self, name: str, entry: Entry) -> bytes:
+        with open(self.path / name, "rb") as file:
+            return file.read(entry.size + 1)
 
 
 class _ProcessHandle:
     """A lazily opened file handle with its lock, renewed in every process (after a fork or unpickling)."""
 
-    def __init__(self, opener: Any, path: Path) -> None:
+    def __init__(self, opener: Callable[[Path], Any], path: Path) -> None:
         self._opener, self._path = opener, path
         self._owner, self._handle, self._lock = -1, None, threading.Lock()
 
@@ -163,42 +173,29 @@ class _ProcessHandle:
         self._lock.release()
 
 
-class ZipStore:
+class ZipStore(Store):
     """A .zip archive; random access, stamped by each member's CRC."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._zip = _ProcessHandle(zipfile.ZipFile, path)
         with self._zip as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
         locked = next((member.filename for member in members if member.flag_bits & 1), None)
         if locked is not None:
             raise DataError(f"archive {path} is protected by a password ({locked}); unpack it and give the folder")
-        self._entries = {m.filename: Entry(m.file_size, f"{m.CRC:08x}") for m in members}
+        super().__init__(path, {m.filename: Entry(m.file_size, f"{m.CRC:08x}") for m in members})
         self._offsets = {m.filename: m.header_offset for m in members}
 
-    def names(self) -> list[str]:
-        return sorted(self._entries)
-
-    def entry(self, name: str) -> Entry | None:
-        return self._entries.get(name)
-
-    def read(self, name: str, limit: int) -> bytes:
-        _existing(self, name, limit)
-        try:
-            with self._zip as archive, archive.open(name) as member:
-                content = member.read(limit + 1)  # the declared size may lie
-        except _DAMAGE as error:
-            raise DataError(f"{name} in {self.path} is damaged: {error}") from error
-        if len(content) > limit:
-            raise DataError(f"{name} in {self.path} is larger than its declared size")
-        return content
-
     def order(self, names: Iterable[str]) -> list[str]:
+        """By place in the archive."""
         return sorted(names, key=self._offsets.__getitem__)
 
+    def _content(self, name: str, entry: Entry) -> bytes:
+        with self._zip as archive, archive.open(name) as member:
+            return member.read(entry.size + 1)
 
-class TarStore:
+
+class TarStore(Store):
     """A .tar archive, plain or compressed.
 
     It is listed once, which reads a compressed archive to its end. Reading in `order` costs one more pass;
@@ -207,61 +204,66 @@ class TarStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         status = os.stat(path)
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
         with tarfile.open(path) as archive:
             members = [member for member in archive if member.isreg() and not member.issparse()]
-        names = [member.name.removeprefix("./") for member in members]
-        self._entries = {n: Entry(m.size, f"{stamp}:{m.mtime}") for n, m in zip(names, members, strict=True)}
-        self._offsets = {n: m.offset_data for n, m in zip(names, members, strict=True)}
+        named = {member.name.removeprefix("./"): member for member in members}
+        super().__init__(path, {name: Entry(m.size, f"{stamp}:{m.mtime}") for name, m in named.items()})
+        self._offsets = {name: m.offset_data for name, m in named.items()}
         self._stream = _ProcessHandle(_decompressed, path)
 
-    def names(self) -> list[str]:
-        return sorted(self._entries)
-
-    def entry(self, name: str) -> Entry | None:
-        return self._entries.get(name)
-
-    def read(self, name: str, limit: int) -> bytes:
-        entry = _existing(self, name, limit)
-        try:
-            with self._stream as stream:
-                stream.seek(self._offsets[name])
-                content = stream.read(entry.size)
-        except _DAMAGE as error:
-            raise DataError(f"{name} in {self.path} is damaged: {error}") from error
-        if len(content) != entry.size:
-            raise DataError(f"{name} in {self.path} is cut short")
-        return content
-
     def order(self, names: Iterable[str]) -> list[str]:
+        """By place in the archive."""
         return sorted(names, key=self._offsets.__getitem__)
 
+    def _content(self, name: str, entry: Entry) -> bytes:
+        with self._stream as stream:
+            stream.seek(self._offsets[name])
+            return stream.read(entry.size)
 
-class UnionStore:
+
+class UnionStore(Store):
     """A folder together with the archives that lie in it; of equal names the folder's wins."""
 
     def __init__(self, path: Path, stores: Sequence[Store]) -> None:
-        self.path = path
-        self.stores = tuple(stores)
+        self._stores = tuple(stores)
         self._owner: dict[str, Store] = {}
-        for store in reversed(self.stores):
+        for store in reversed(self._stores):
             self._owner.update(dict.fromkeys(store.names(), store))
+        super().__init__(path, {})
 
     def names(self) -> list[str]:
+        """All file names of all stores, sorted."""
         return sorted(self._owner)
 
     def entry(self, name: str) -> Entry | None:
-        return self._owner.get(name, self.stores[0]).entry(name)
-
-    def read(self, name: str, limit: int) -> bytes:
-        return self._owner.get(name, self.stores[0]).read(name, limit)
+        """As in the store that holds the file."""
+        return self._owning(name).entry(name)
 
     def order(self, names: Iterable[str]) -> list[str]:
+        """Store after store."""
         wanted = set(names)
-        parts = [(store, [n for n in wanted if self._owner.get(n, self.stores[0]) is store]) for store in self.stores]
+        parts = [(store, [name for name in wanted if self._owning(name) is store]) for store in self._stores]
         return [name for store, part in parts for name in store.order(part)]
+
+    def _content(self, name: str, entry: Entry) -> bytes:
+        return self._owning(name).read(name, entry.size)
+
+    def _owning(self, name: str) -> Store:
+        return self._owner.get(name, self._stores[0])  # the folder also knows files that it does not list
+
+
+def _listed(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Entry]]:
+    """Every visible file below a folder, down to a depth."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file():
+                yield prefix + entry.name, _stat_entry(entry.stat())
+            elif depth > 1 and entry.is_dir():
+                yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
 
 
 def _decompressed(path: Path) -> IO[bytes]:
@@ -272,15 +274,3 @@ def _decompressed(path: Path) -> IO[bytes]:
 
 def _stat_entry(status: os.stat_result) -> Entry:
     return Entry(status.st_size, str(status.st_mtime_ns))
-
-
-def _existing(store: Store, name: str, limit: int) -> Entry:
-    entry = store.entry(name)
-    if entry is None:
-        raise DataError(f"{name} is not in {store.path}")
-    if entry.size > limit:
-        raise DataError(
-            f"{name} in {store.path} has {entry.size / 2**20:.0f} MiB, more than the {limit / 2**20:.0f} MiB "
-            "that such a file may have; remove or replace it"
-        )
-    return entry

@@ -107,7 +107,7 @@ class ImageBatches:
                             f"got {list(self._metadata.shape)} and {list(self._labels.shape)}")  # fmt: skip
         if self._batch_size < 1:
             raise DataError(f"batch size {self._batch_size} must be at least 1")
-        if self._indices.size and not (0 <= self._indices.min() and self._indices.max() < shape[0]):
+        if self._indices.size and not (self._indices.min() >= 0 and self._indices.max() < shape[0]):
             raise DataError(f"indices must lie in 0..{shape[0] - 1}")
         if self._augmentation is not None and self._seed is None:
             raise DataError("augmentation needs a seed; without one, batches are for evaluation")

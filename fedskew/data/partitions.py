@@ -11,7 +11,13 @@ import numpy as np
 
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.units import (
-    Group, Unit, flatten, group_by_class, image_count, majority, to_indices,
+    Group,
+    Unit,
+    flatten,
+    group_by_class,
+    image_count,
+    majority,
+    to_indices,
 )  # fmt: skip
 
 PartitionKind = Literal["iid", "dirichlet", "site"]

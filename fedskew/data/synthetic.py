@@ -6,6 +6,7 @@ generate(Path("data/synthetic"), images=1000, seed=1)
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from fedskew.data.render import draw_lesion, photograph
@@ -80,19 +82,11 @@ def generate(directory: Path, *, images: int, seed: int, size: tuple[int, int] =
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.tmp-", dir=directory.parent))
+        with FileLock(directory.with_name(f".{directory.name}.lock")):
+            if not _holds(directory, settings):  # another process may have written it meanwhile
+                _write_whole(directory, settings, images, seed, size)
     except OSError as error:
-        raise DataError(f"synthetic data cannot be written beside {directory}: {error}") from error
-    try:
-        _write(scratch, images, seed, size)
-        (scratch / STAMP).write_text(json.dumps(settings), encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        scratch.rename(directory)  # replaces an empty folder, fails on any other
-    except OSError as error:
-        if not _holds(directory, settings):  # unless another process was faster
-            raise DataError(f"synthetic data cannot be written to {directory}: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise DataError(f"synthetic data cannot be written to {directory}: {error}") from error
     return directory
 
 
@@ -105,6 +99,21 @@ def _holds(directory: Path, settings: dict[str, object]) -> bool:
         return True
     raise DataError(f"{directory} already holds something other than this synthetic data set; "
                     "remove it or choose another directory")  # fmt: skip
+
+
+def _write_whole(directory: Path, settings: dict[str, object], images: int, seed: int, size: tuple[int, int]) -> None:
+    """Write beside the directory, then rename: nobody ever sees half a data set."""
+    prefix = f".{directory.name}.tmp-"
+    for remains in directory.parent.glob(f"{glob.escape(prefix)}*"):  # of a process that was killed
+        shutil.rmtree(remains)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    try:
+        _write(scratch, images, seed, size)
+        (scratch / STAMP).write_text(json.dumps(settings), encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        scratch.rename(directory)  # takes the place of an empty folder
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(folder: Path, images: int, seed: int, size: tuple[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,9 +84,9 @@ def flatten(classes: Mapping[str, Sequence[Group]]) -> list[Group]:
 
 def _checked(indices: Iterable[int], count: int) -> list[int]:
     listed = sorted(int(index) for index in indices)
-    if listed and not (0 <= listed[0] and listed[-1] < count):
+    if listed and not (listed[0] >= 0 and listed[-1] < count):
         raise DataError(f"sample index {listed[0] if listed[0] < 0 else listed[-1]} is outside of 0..{count - 1}")
-    twice = next((a for a, b in zip(listed, listed[1:], strict=False) if a == b), None)
+    twice = next((a for a, b in itertools.pairwise(listed) if a == b), None)
     if twice is not None:
         raise DataError(f"sample index {twice} is given twice; expected distinct indices")
     return listed

@@ -1,0 +1,205 @@
+"""The run folder: configuration, split, one line of metrics a round, checkpoints, the latest and the best model.
+
+    config.yaml  split.json  metrics.jsonl  summary.json
+    architecture.json  model.safetensors      the latest finished round
+    best/architecture.json  best/model.safetensors
+    checkpoints/round-0007/                   model.safetensors and state.json, complete or absent
+
+A round counts when its checkpoint folder has been renamed into place; everything else can be derived from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedskew.architecture import Architecture
+from fedskew.model.pretrained import file_sha256
+from fedskew.runs.atomic import link, sync_directory, write_bytes, write_json
+from fedskew.runs.modelfile import ModelFileError, encode_model, read_model
+
+log = logging.getLogger("flwr.fedskew.runs")
+
+MODEL, ARCHITECTURE, STATE = "model.safetensors", "architecture.json", "state.json"
+METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that is needed to go on after a finished round."""
+
+    round_number: int
+    architecture: Architecture
+    weights: dict[str, Tensor]
+    progress: dict[str, Any]  # running sums, best metric, rounds below quorum
+
+
+class RunFolder:
+    """One run on disk. Every method leaves the folder usable if the process dies inside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> RunFolder:
+        """Make a new folder `parent/name`, with a number appended if the name is taken.
+
+        Raises:
+            RunFolderError: the parent cannot be written.
+        """
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for suffix in ("", *(f"-{i}" for i in range(2, 10_000))):
+                path = parent / f"{name}{suffix}"
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                (path / "checkpoints").mkdir()
+                return cls(path)
+        except OSError as error:
+            raise RunFolderError(f"no run folder can be made in {parent} ({error}); set run.output-dir to a writable folder") from error
+        raise RunFolderError(f"{parent} holds too many runs named {name}")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file of the folder atomically."""
+        write_bytes(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the folder atomically."""
+        write_json(self.path / name, value)
+
+    def finish_round(
+        self,
+        round_number: int,
+        arch: Architecture,
+        weights: Mapping[str, Tensor],
+        record: dict[str, Any],
+        progress: Mapping[str, Any],
+        *,
+        is_best: bool,
+        keep: int,
+    ) -> None:
+        """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
+
+        Raises:
+            RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
+        """
+        content = encode_model(arch, weights)
+        record = record | {"model_bytes": len(content)}
+        try:
+            self._append_metrics(record)
+            folder = self._write_checkpoint(round_number, content, record, progress)
+            self._publish(folder, arch, self.path)
+            if is_best:
+                (self.path / "best").mkdir(exist_ok=True)
+                self._publish(folder, arch, self.path / "best")
+            self._forget_old(keep)
+        except OSError as error:
+            raise RunFolderError(
+                f"round {round_number} could not be saved in {self.path}: {error}. The rounds before it are intact; "
+                f'free space and go on with resume="{self.path}"'
+            ) from error
+
+    def _write_checkpoint(self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]) -> Path:
+        final = self.path / "checkpoints" / f"round-{number:04d}"
+        scratch = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            write_bytes(scratch / MODEL, content)
+            state = {
+                "round": number,
+                "model_sha256": hashlib.sha256(content).hexdigest(),
+                "progress": dict(progress),
+                "record": record,
+            }
+            write_json(scratch / STATE, state | {"sha256": _digest(state)})
+            shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same round
+            os.replace(scratch, final)
+            sync_directory(final.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return final
+
+    def _publish(self, checkpoint: Path, arch: Architecture, target: Path) -> None:
+        link(checkpoint / MODEL, target / MODEL)
+        write_bytes(target / ARCHITECTURE, (json.dumps(json.loads(arch.to_json()), indent=1) + "\n").encode())
+
+    def _append_metrics(self, record: dict[str, Any]) -> None:
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _forget_old(self, keep: int) -> None:
+        for path in self.checkpoints()[:-keep]:
+            shutil.rmtree(path)
+
+    def checkpoints(self) -> list[Path]:
+        """Folders of finished rounds, the oldest first."""
+        return sorted((self.path / "checkpoints").glob("round-*"))
+
+    def latest(self) -> Checkpoint:
+        """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
+
+        Raises:
+            RunFolderError: none is whole.
+        """
+        for path in reversed(self.checkpoints()):
+            try:
+                return read_checkpoint(path)
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+        raise RunFolderError(f"{self.path} holds no whole checkpoint to resume from; start the run anew")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics, one a round."""
+        path = self.path / METRICS
+        if not path.is_file():
+            raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
+        return [json.loads(line) for line in _whole_lines(path)]
+
+    def rewind(self, round_number: int) -> list[dict[str, Any]]:
+        """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
+        kept = [record for record in self.records() if record["round"] <= round_number]
+        write_bytes(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        return kept
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder and compare its hashes.
+
+    Raises:
+        ValueError, KeyError, OSError: it is damaged.
+    """
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if state.pop("sha256") != _digest(state):
+        raise ValueError(f"{STATE} does not match its hash")
+    if file_sha256(path / MODEL) != state["model_sha256"]:
+        raise ModelFileError(f"{MODEL} does not match its hash")
+    arch, weights = read_model(path / MODEL)
+    return Checkpoint(state["round"], arch, weights, state["progress"])
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

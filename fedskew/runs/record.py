@@ -1,0 +1,97 @@
+"""One line of metrics.jsonl: everything that is known about a finished round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedskew.architecture import Architecture
+from fedskew.model import cost
+from fedskew.pruning.step import StepResult
+from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+
+
+@dataclass
+class RoundLog:
+    """What the strategy notes while a round runs."""
+
+    number: int
+    bytes_down: int = 0
+    bytes_up: int = 0
+    ok: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # node → reason
+    notes: dict[str, list[str]] = field(default_factory=dict)  # node → what it reported
+    nodes: dict[str, dict[str, float]] = field(default_factory=dict)  # node → its metrics
+    train_loss: float | None = None
+    validation: dict[str, float] | None = None
+    seconds_training: float = 0.0
+    seconds_scoring: float = 0.0
+    seconds_evaluation: float = 0.0
+    seconds: float = 0.0
+    kept_model: bool = False  # no usable reply: the global model is the one of the round before
+    step: StepResult | None = None
+    before: Architecture | None = None
+
+
+def round_record(
+    log: RoundLog, arch: Architecture, metrics: Mapping[str, Any], sums: Mapping[str, int]
+) -> dict[str, Any]:
+    """The JSON-ready line of a round."""
+    macs, dense = cost.macs(arch), arch.dense()
+    dense_macs = cost.macs(dense)
+    return {
+        "round": log.number,
+        **metrics,
+        "parameters": cost.parameters(arch),
+        "macs": macs.linear,
+        "macs_total": macs.total,
+        "memory_bytes": cost.memory_bytes(arch),
+        "dense_parameters": cost.parameters(dense),
+        "dense_macs": dense_macs.linear,
+        "dense_macs_total": dense_macs.total,
+        "dense_memory_bytes": cost.memory_bytes(dense),
+        "bytes_down": log.bytes_down,
+        "bytes_up": log.bytes_up,
+        **sums,
+        "clients_ok": len(log.ok),
+        "clients_failed": len(log.failed),
+        "failed": log.failed,
+        "kept_model": log.kept_model,
+        "train_loss": log.train_loss,
+        "validation": log.validation,
+        "nodes": log.nodes,
+        "notes": log.notes,
+        "seconds": round(log.seconds, 3),
+        "seconds_training": round(log.seconds_training, 3),
+        "seconds_scoring": round(log.seconds_scoring, 3),
+        "seconds_evaluation": round(log.seconds_evaluation, 3),
+        "given_back": log.step.given_back if log.step else 0,
+        "blocks": _blocks(log.before or arch, arch, log.step),
+    }
+
+
+def _blocks(before: Architecture, after: Architecture, step: StepResult | None) -> list[dict[str, Any]]:
+    rows = []
+    for stage, block in after.positions():
+        old, new = before.block(stage, block), after.block(stage, block)
+        row: dict[str, Any] = {
+            "stage": stage,
+            "block": block,
+            "heads_before": len(old.heads),
+            "heads_after": len(new.heads),
+            "hidden_before": old.hidden,
+            "hidden_after": new.hidden,
+        }
+        if step:
+            for kind in (ATTENTION, MLP):
+                scores = step.plan.scores.get(SublayerKey(stage, block, kind))
+                if scores is not None:
+                    row[f"{kind}_scores"] = [_short(score) for score in scores.tolist()]
+        rows.append(row)
+    return rows
+
+
+def _short(score: float) -> float | None:
+    """Four significant digits; None for a unit whose norms are constant (JSON knows no NaN)."""
+    return float(f"{score:.4g}") if score == score and abs(score) != float("inf") else None

@@ -1,0 +1,93 @@
+"""What a person reads of a run: its head, a line a round, its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedskew.config.schema import Config
+from fedskew.data.prepare import DataSet
+from fedskew.data.splits import Split
+
+COLUMNS = "round   acc   bal.acc  macro F1   params M (%)     MACs M (%)    down/up MB   nodes   seconds   left"
+METRIC_KEYS = ("accuracy", "f1_macro", "balanced_accuracy", "auroc_macro", "loss")
+COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
+
+
+def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes: int) -> list[str]:
+    """Where the run is kept, and on what data."""
+    clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
+    lines = [
+        f"run folder: {folder}",
+        f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
+        f"data {data.place}: {len(split.test)} test, {len(split.open)} open, {clients}; split by {config.data.split_by}",
+    ]
+    return lines + [f"data: {note}" for note in data.notes[:20]]
+
+
+def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> list[str]:
+    """The table's line of one round, with the heading every twenty rounds."""
+    number, rounds = record["round"], config.federation.rounds
+    dense = _dense_cost(record)
+    left = elapsed / max(1, number) * (rounds - number) if number else 0.0
+    line = (
+        f"{number:3d}/{rounds:<3d} {record['accuracy']:5.3f}   {record['balanced_accuracy']:5.3f}     {record['f1_macro']:5.3f}"
+        f"   {record['parameters'] / 1e6:7.3f} ({record['parameters'] / dense[0]:4.0%})"
+        f"  {record['macs'] / 1e6:8.1f} ({record['macs'] / dense[1]:4.0%})"
+        f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
+        f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
+        f"  {record['seconds']:7.1f}  {_duration(left) if number else '-':>6}"
+    )
+    return ([COLUMNS] if number % 20 == 0 or number == 1 else []) + [line]
+
+
+def _dense_cost(record: Mapping[str, Any]) -> tuple[int, int]:
+    return record["dense_parameters"], record["dense_macs"]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def summary_of(records: Sequence[Mapping[str, Any]], config: Config, seconds: float) -> dict[str, Any]:
+    """The final state of a run, its best round, and what it cost."""
+    last = records[-1]
+    best = max(records, key=lambda record: record[config.run.best_metric] or 0.0)
+    chosen = (*METRIC_KEYS, *COST_KEYS, "recall", "examples")
+    return {
+        "preset": config.preset,
+        "method": config.prune.method,
+        "seed": config.run.seed,
+        "rounds": last["round"],
+        "final": {key: last[key] for key in chosen},
+        "best": {"round": best["round"], "metric": config.run.best_metric} | {key: best[key] for key in (*METRIC_KEYS, *COST_KEYS)},
+        "dense": {"parameters": last["dense_parameters"], "macs": last["dense_macs"], "macs_total": last["dense_macs_total"],
+                  "memory_bytes": last["dense_memory_bytes"]},
+        "bytes_down": last["bytes_down_total"],
+        "bytes_up": last["bytes_up_total"],
+        "client_failures": sum(record["clients_failed"] for record in records),
+        "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
+    """The table that a run ends with."""
+    final, dense = summary["final"], summary["dense"]
+    rows = [
+        ("accuracy", f"{final['accuracy']:.3f}", ""),
+        ("balanced accuracy", f"{final['balanced_accuracy']:.3f}", f"best {summary['best']['balanced_accuracy']:.3f} in round {summary['best']['round']}"),
+        ("macro F1", f"{final['f1_macro']:.3f}", ""),
+        ("parameters", f"{final['parameters'] / 1e6:.3f} M", f"{final['parameters'] / dense['parameters']:.1%} of dense"),
+        ("MACs (linear/conv)", f"{final['macs'] / 1e6:.1f} M", f"{final['macs'] / dense['macs']:.1%} of dense"),
+        ("MACs with attention", f"{final['macs_total'] / 1e6:.1f} M", f"{final['macs_total'] / dense['macs_total']:.1%} of dense"),
+        ("memory footprint", f"{final['memory_bytes'] / 2**20:.2f} MiB", f"{final['memory_bytes'] / dense['memory_bytes']:.1%} of dense"),
+        ("model file", f"{final['model_bytes'] / 1e6:.2f} MB", ""),
+        ("sent to nodes", f"{summary['bytes_down'] / 1e6:.1f} MB", ""),
+        ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"after {summary['rounds']} rounds ({summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}):"]
+    lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join([*lines, f"run folder: {folder}"])

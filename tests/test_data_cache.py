@@ -1,0 +1,312 @@
+"""The cache: right pixels, named failures, built once, never trusted when damaged."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedskew.data import cache, decode
+from fedskew.data.cache import build_cache
+from fedskew.data.decode import UnreadableImage
+from fedskew.data.samples import DataError
+from fedskew.data.sources import open_source
+from fedskew.data.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("data") / "set", images=24, seed=1, size=(48, 36))
+
+
+@pytest.fixture
+def data(pristine, tmp_path):
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(pristine, tmp_path / "set"))
+
+
+def build(data, directory, **changes):
+    return build_cache(open_source(data), **({"size": 16, "fit": "squash", "directory": directory} | changes))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_rows_follow_the_samples(pristine, tmp_path):
+    source, cached = open_source(pristine), build(pristine, tmp_path)
+    assert cached.images.shape == (24, 16, 16, 3)
+    assert cached.images.dtype == np.uint8
+    assert cached.readable.all()
+    assert cached.unreadable == ()
+    for row in (0, 11, 23):
+        assert np.array_equal(cached.images[row], decode.decode(source.read(source.samples[row].image), 16, "squash"))
+
+
+def test_the_arrays_are_read_only(pristine, tmp_path):
+    cached = build(pristine, tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        cached.images[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        cached.readable[0] = False
+
+
+def test_size_fit_and_source_have_caches_of_their_own(pristine, data, tmp_path):
+    os.utime(data / open_source(data).samples[0].image)
+    variants = [build(pristine, tmp_path), build(pristine, tmp_path, size=8), build(pristine, tmp_path, fit="crop"),
+                build(data, tmp_path)]  # fmt: skip
+    assert len({cached.path for cached in variants}) == 4
+    assert not np.array_equal(variants[0].images, variants[2].images)
+
+
+def test_workers_do_not_change_the_bytes(pristine, tmp_path):
+    one, four = (build(pristine, tmp_path / str(n), workers=n) for n in (1, 4))
+    assert np.array_equal(one.images, four.images)
+
+
+def test_a_second_call_reads_only(pristine, tmp_path, monkeypatch):
+    first = build(pristine, tmp_path)
+    monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("built again"))
+    assert np.array_equal(build(pristine, tmp_path).images, first.images)
+
+
+def test_unreadable_images_are_skipped_and_named(data, tmp_path):
+    source = open_source(data)
+    names = [data / source.samples[row].image for row in range(4)]
+    names[0].write_bytes(names[0].read_bytes()[:300])
+    names[1].write_bytes(b"not an image")
+    names[2].write_bytes(b"")
+    names[3].unlink()
+    for _ in range(2):  # built, then read back
+        cached = build(data, tmp_path / "cache")
+        reasons = dict(cached.unreadable)
+        assert list(reasons) == [sample.image_id for sample in source.samples[:4]]
+        assert reasons[source.samples[3].image_id] == "file not found"
+        assert "truncated" in reasons[source.samples[0].image_id].lower()
+        assert cached.readable.tolist() == [False] * 4 + [True] * 20
+        assert not cached.images[:4].any()
+
+
+def test_no_readable_image_at_all(data, tmp_path):
+    for sample in open_source(data).samples:
+        (data / sample.image).write_bytes(b"spoilt")
+    with pytest.raises(DataError, match="not one of 24 images can be read"):
+        build(data, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", ["short", "zeros", "index", "no index", "no images", "edited", "folder only"])
+def test_a_damaged_cache_is_built_anew(pristine, tmp_path, damage):
+    good = build(pristine, tmp_path)
+    expected, path = np.array(good.images), good.path
+    images, index = path / "images.u8", path / "index.json"
+    if damage == "short":
+        images.write_bytes(images.read_bytes()[:-100])
+    elif damage == "zeros":
+        images.write_bytes(bytes(images.stat().st_size))
+    elif damage == "index":
+        index.write_text(index.read_text()[:50])
+    elif damage == "edited":
+        content = json.loads(index.read_text())
+        content["index"]["unreadable"] = [[0, "made up"]]
+        index.write_text(json.dumps(content))
+    if damage in ("no index", "folder only"):
+        index.unlink()
+    if damage in ("no images", "folder only"):
+        images.unlink()
+    again = build(pristine, tmp_path)
+    assert np.array_equal(again.images, expected)
+    assert again.readable.all()
+
+
+BUILD = """
+import os, signal, sys
+from pathlib import Path
+from fedskew.data import cache
+from fedskew.data.sources import open_source
+data, directory, log, mode = sys.argv[1:]
+original, decoded = cache._build, cache._decoded
+def logged(*arguments):
+    with open(log, "a") as out:
+        out.write("built\\n")
+    return original(*arguments)
+def dying(*arguments):
+    for number, item in enumerate(decoded(*arguments)):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+cache._build = logged
+if mode == "die":
+    cache._decoded = dying
+print("ready", flush=True)
+sys.stdin.readline()
+cached = cache.build_cache(open_source(data), size=16, fit="squash", directory=Path(directory))
+print(int(cached.images.sum()), flush=True)
+"""
+
+
+def start(data, directory, log, mode):
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", BUILD, str(data), str(directory), str(log), mode]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_three_processes_build_one_cache_once(pristine, tmp_path):
+    log = tmp_path / "log"
+    children = [start(pristine, tmp_path / "cache", log, "live") for _ in range(3)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:  # all are up: let them go at once
+        child.stdin.write("\n")
+        child.stdin.flush()
+    sums = [child.communicate(timeout=60)[0].strip() for child in children]
+    assert len(set(sums)) == 1
+    assert int(sums[0]) == int(build(pristine, tmp_path / "cache").images.sum())
+    assert log.read_text() == "built\n"
+
+
+def test_a_process_killed_while_it_builds_leaves_nothing_harmful(pristine, tmp_path):
+    child = start(pristine, tmp_path / "cache", tmp_path / "log", "die")
+    child.communicate("\n", timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert list((tmp_path / "cache").glob("*.tmp-*"))
+    cached = build(pristine, tmp_path / "cache")
+    assert cached.readable.all()
+    assert not list((tmp_path / "cache").glob("*.tmp-*"))
+
+
+def test_who_waits_for_a_build_reads_its_result(pristine, tmp_path, monkeypatch):
+    calls, original = [], cache._build
+
+    def slow(*arguments):
+        calls.append(1)
+        time.sleep(0.3)
+        return original(*arguments)
+
+    monkeypatch.setattr(cache, "_build", slow)
+    threads = [threading.Thread(target=build, args=(pristine, tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [1]
+
+
+# Directories that cannot be used
+
+
+def test_a_directory_that_cannot_be_written_is_named(pristine, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"/file/cache cannot be written .*data\.cache-dir"):
+        build(pristine, tmp_path / "file/cache")
+
+
+def test_a_full_disk_is_named(pristine, tmp_path, monkeypatch):
+    class Full:
+        free = 10
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Full)
+    with pytest.raises(DataError, match=r"0 MiB are free.*data\.cache-dir"):
+        build(pristine, tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_no_debris(pristine, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_write_index", full)
+    with pytest.raises(DataError, match=r"No space left.*data\.cache-dir"):
+        build(pristine, tmp_path)
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("change", [{"size": 0}, {"workers": 0}, {"fit": "stretch"}])
+def test_impossible_settings(pristine, tmp_path, change):
+    with pytest.raises(DataError, match="expected size >= 1"):
+        build(pristine, tmp_path, **change)
+
+
+# Decoding
+
+
+def picture(width=40, height=20):
+    """Left half red, right half blue, a white stripe on top."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    pixels[: height // 4] = 255
+    return Image.fromarray(pixels)
+
+
+def test_squash_keeps_all_and_crop_the_centre():
+    content = encoded(picture())
+    squashed, cropped = decode.decode(content, 10, "squash"), decode.decode(content, 10, "crop")
+    assert squashed.shape == cropped.shape == (10, 10, 3)
+    assert squashed[5, 0].tolist() == [255, 0, 0]
+    assert squashed[5, 9].tolist() == [0, 0, 255]
+    expected = np.asarray(picture().crop((10, 0, 30, 20)).resize((10, 10), Image.Resampling.LANCZOS))
+    assert np.abs(cropped.astype(int) - expected).max() < 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(orientation):
+    upright = picture(64, 64)
+    stored_as = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the inverse transposition
+    stored = upright if stored_as is None else upright.transpose(Image.Transpose(stored_as))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = decode.decode(encoded(stored, "JPEG", exif=exif, quality=95), 16, "squash")
+    want = np.asarray(upright.resize((16, 16), Image.Resampling.LANCZOS))
+    assert np.abs(got.astype(int) - want).mean() < 12
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_every_common_pixel_format_becomes_rgb(mode):
+    content = encoded(picture().convert(mode), "JPEG" if mode == "CMYK" else "PNG")
+    assert decode.decode(content, 8, "squash").shape == (8, 8, 3)
+
+
+def test_sixteen_bits_are_refused_not_clipped():
+    with pytest.raises(UnreadableImage, match="8 bits"):
+        decode.decode(encoded(Image.fromarray(np.full((8, 8), 40000, np.uint16))), 4, "squash")
+
+
+def test_a_decompression_bomb_is_only_unreadable(monkeypatch):
+    content = encoded(Image.new("1", (4000, 4000)))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
+    with pytest.raises(UnreadableImage, match="4000 x 4000"):
+        decode.decode(content, 8, "squash")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    with pytest.raises(UnreadableImage, match="DecompressionBomb"):
+        decode.decode(content, 8, "squash")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_other_formats_are_refused(kind):
+    with pytest.raises(UnreadableImage):
+        decode.decode(encoded(picture(), kind), 8, "squash")
+
+
+def test_large_jpegs_shrink_like_small_ones():
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        (800, 600), Image.Resampling.BICUBIC
+    )
+    want = np.asarray(large.resize((24, 24), Image.Resampling.LANCZOS)).astype(int)
+    got = decode.decode(encoded(large, "JPEG", quality=95), 24, "squash")
+    assert np.abs(got - want).mean() < 4
