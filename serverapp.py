@@ -3,8 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedskew.federation.server import FederatedRun
-from fedskew.federation.settings import config_from_run
+from fedskew.federation.settings import run_on
 
 app = ServerApp()
 
@@ -12,4 +11,4 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
-    FederatedRun(grid, config_from_run(context.run_config)).run()
+    run_on(grid, context.run_config)

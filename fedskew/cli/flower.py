@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,9 @@ SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a person asked `fedskew run` for; paths are absolute."""
+    """What a person asked `fedskew run` for; `values` is the run configuration, its paths absolute."""
 
-    preset: str
-    config: str
-    settings: str
-    data_dir: str
-    output_dir: str
+    values: Mapping[str, str]
     nodes: int
     cpus: int
     gpus: float
@@ -80,15 +77,11 @@ def app_directory() -> Path:
     return path
 
 
-def flower_command(request: RunRequest, name: str) -> list[str]:
+def flower_command(request: RunRequest, run_name: str) -> list[str]:
     """The `flwr run` command of a request."""
-    values = {
-        "preset": request.preset,
-        "config": request.config,
-        "set": f"{request.settings} run.name={name}".strip(),
-        "data-dir": request.data_dir,
-        "output-dir": request.output_dir,
-    }
+    values = dict(request.values)
+    if not values.get("resume"):
+        values["set"] = f"{values['set']} run.name={run_name}".strip()
     run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
     federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
     federation += f" client-resources-num-gpus={request.gpus}" if request.gpus else ""
@@ -98,21 +91,18 @@ def flower_command(request: RunRequest, name: str) -> list[str]:
 
 def run_with_flower(request: RunRequest, *, dry_run: bool = False) -> int:
     """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed)."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.preset}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.values.get('preset', '')}".rstrip("-")
     command = flower_command(request, name)
     print(shlex.join(command), flush=True)
     if dry_run:
         return 0
     flwr = Path(sys.executable).with_name("flwr")
     command[0] = str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr"
-    environment = {
-        SWITCH: "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        **os.environ,
-        "PATH": f"{flwr.parent}:{os.environ.get('PATH', '')}",
-    }
+    search = f"{flwr.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search}
     code = subprocess.run(command, env=environment, check=False).returncode
-    folder = Path(request.output_dir) / name
+    resumed = request.values.get("resume")
+    folder = Path(resumed) if resumed else Path(request.values["output-dir"]) / name
     if not (folder / SUMMARY).is_file():
         print(f"fedskew: the run did not finish; its messages are above, what it saved is in {folder}", file=sys.stderr)
         return code or 1

@@ -17,6 +17,7 @@ ConfigFile = Annotated[str, typer.Option("--config", help="Your own YAML file; i
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given several times.")]
 DataDir = Annotated[str, typer.Option(help="Folder or archive of the data set.")]
 OutputDir = Annotated[str, typer.Option(help="Where the run folder is made (default: ./runs).")]
+Resume = Annotated[str, typer.Option(help="Run folder to go on with, from its last finished round.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Simulated hospitals.")]
 
 
@@ -37,6 +38,7 @@ def run(
     set_: Settings = None,
     config: ConfigFile = "",
     output_dir: OutputDir = "",
+    resume: Resume = "",
     cpus: Annotated[int, typer.Option(min=1, help="CPU cores of one simulated node.")] = 1,
     gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU for one simulated node.")] = 0.0,
     connection: Annotated[str, typer.Option(help="SuperLink connection.")] = "local-simulation",
@@ -45,8 +47,8 @@ def run(
     """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
     from fedskew.cli.flower import RunRequest, run_with_flower
 
-    request = RunRequest(preset, _absolute(config), " ".join(set_ or []), _absolute(data_dir), _output(output_dir),
-                         nodes, cpus, gpus, connection)  # fmt: skip
+    values = _values(preset, config, set_, data_dir, output_dir, resume)
+    request = RunRequest(values, nodes, cpus, gpus, connection)
     raise typer.Exit(run_with_flower(request, dry_run=dry_run))
 
 
@@ -58,15 +60,13 @@ def simulate(
     set_: Settings = None,
     config: ConfigFile = "",
     output_dir: OutputDir = "",
+    resume: Resume = "",
 ) -> None:
     """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
-    from fedskew.federation.settings import config_from_run
     from fedskew.federation.simulation import simulate as simulate_run
 
-    values = {"preset": preset, "config": _absolute(config), "set": " ".join(set_ or []),
-              "data-dir": _absolute(data_dir), "output-dir": _output(output_dir)}  # fmt: skip
     with _clear_errors():
-        simulate_run(config_from_run(values), nodes)
+        simulate_run(_values(preset, config, set_, data_dir, output_dir, resume), nodes)
 
 
 @app.command()
@@ -107,12 +107,28 @@ def stop() -> None:
     typer.echo(stop_local_superlink())
 
 
+def _values(
+    preset: str, config: str, set_: list[str] | None, data_dir: str, output_dir: str, resume: str
+) -> dict[str, str]:
+    """The run configuration, with paths that are absolute: the apps run in another directory."""
+    if resume:
+        return {
+            "resume": _absolute(resume),
+            "config": _absolute(config),
+            "set": " ".join(set_ or []),
+            "data-dir": _absolute(data_dir),
+        }
+    return {
+        "preset": preset,
+        "config": _absolute(config),
+        "set": " ".join(set_ or []),
+        "data-dir": _absolute(data_dir),
+        "output-dir": _absolute(output_dir or "runs"),
+    }
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve()) if path else ""
-
-
-def _output(path: str) -> str:
-    return _absolute(path or "runs")
 
 
 class _clear_errors:  # noqa: N801

@@ -9,7 +9,7 @@ import difflib
 import re
 import shlex
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -30,12 +30,12 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in preset_directory().glob("*.yaml")))
 
 
-def load_config(preset: str = "", *, file: str | Path = "", overrides: str = "") -> Config:
+def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "", overrides: str = "") -> Config:
     """The validated configuration of a run.
 
     Args:
         preset: Name of a file in `conf/`; empty for the defaults.
-        file: A person's own YAML file with the same sections; it wins over the preset.
+        file: A person's own YAML file with the same sections, or several; later ones win, all win over the preset.
         overrides: Space-separated `section.key=value`; they win over both.
 
     Raises:
@@ -50,10 +50,13 @@ def load_config(preset: str = "", *, file: str | Path = "", overrides: str = "")
                 f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}"
             )
         _merge(values, origin, _read_yaml(preset_directory() / f"{preset}.yaml"), f"conf/{preset}.yaml")
-    if file:
-        _merge(values, origin, _read_yaml(Path(file)), str(file))
+    files = [file] if isinstance(file, str | Path) else list(file)
+    for own in filter(None, files):
+        content = _read_yaml(Path(own))
+        preset = preset or str(content.get("preset", ""))
+        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
-    return _build(values, origin, preset or (Path(file).stem if file else "defaults"))
+    return _build(values, origin, preset or "defaults")
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str) -> Config:
@@ -98,7 +101,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections ({', '.join(_sections())}), found a {type(content).__name__}")
-    return {key: value for key, value in content.items() if key != "preset"}
+    return content
 
 
 def _parse_overrides(text: str) -> Mapping[str, Any]:

@@ -209,9 +209,27 @@ class FederationConfig(Section):
 
     rounds: int = option(20, "rounds of a run", low=1, high=100_000)
     fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
-    min_nodes: int = option(1, "nodes that must be connected before a round starts", low=1)
-    evaluate_clients: bool = option(False, "a second phase in every round: nodes evaluate on their validation images")
+    min_nodes: int = option(1, "nodes that should be connected before a round starts", low=1)
+    join_deadline: float = option(
+        300.0, "seconds to wait for them; then the round goes on with those that are there", low=0.0
+    )
+    quorum: int = option(1, "good replies that a round needs; below it the global model stays as it was", low=1)
     round_deadline: float = option(3600.0, "seconds to wait for the replies of a phase", low=1.0)
+    grace: float = option(
+        0.0, "once the quorum has replied, wait this many seconds for the rest; 0: until the deadline", low=0.0
+    )
+    max_missed_rounds: int = option(
+        3, "stop after so many rounds below quorum in a row, keeping everything; 0: never", low=0
+    )
+    evaluate_clients: bool = option(False, "a second phase in every round: nodes evaluate on their validation images")
+    aggregation: str = option(
+        "mean",
+        "`mean` is FedAvg; the others are Flower's robust ones",
+        choices=("mean", "median", "trimmed-mean", "krum"),
+    )
+    trim: float = option(0.2, "share that `trimmed-mean` cuts off at both ends", low=0.0, high=0.49)
+    malicious_nodes: int = option(0, "bad nodes that `krum` is to withstand", low=0)
+    norm_bound: float = option(0.0, "set aside updates larger than this times the median of the round; 0: off", low=0.0)
     upload: str = option(
         "trained",
         "what a node sends back: `all` tensors, or `trained` ones (not the frozen)",

@@ -71,7 +71,7 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
     Raises:
         DataError: the path does not exist, is empty or no data set, its table is faulty, or it has no images.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()  # a worker process may start elsewhere
     store = open_store(path)
     if not any(True for _ in store.names()):
         raise DataError(f"{path} is empty; give the path of a data set's folder or archive")

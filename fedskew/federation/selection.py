@@ -13,27 +13,32 @@ from fedskew.config.schema import FederationConfig
 
 log = logging.getLogger("flwr.fedskew.server")
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
 
 
 def connected_nodes(grid: Grid) -> dict[int, str]:
-    """Node id → name of the nodes that are connected, in the order of their ids.
-
-    A node that was registered under a name has it; simulated ones are named by their first reply.
-    """
-    return {
-        info.node_id: info.name or f"node {info.node_id}" for info in sorted(grid.get_nodes(), key=lambda n: n.node_id)
-    }
+    """Node id → the name that it was registered under (empty in simulations), in the order of the ids."""
+    return {info.node_id: info.name for info in sorted(grid.get_nodes(), key=lambda info: info.node_id)}
 
 
-def select_nodes(grid: Grid, config: FederationConfig, fraction: float, *, seed: int, number: int) -> dict[int, str]:
-    """Wait until `min-nodes` are connected, then take a fraction of them, chosen by (seed, round, node)."""
-    waited = 0
-    while len(nodes := connected_nodes(grid)) < config.min_nodes:
-        if waited % 15 == 0:
-            log.info("round %d waits for nodes: %d of at least %d are connected", number, len(nodes), config.min_nodes)
-        waited += 1
+def wait_for_nodes(grid: Grid, config: FederationConfig, number: int) -> dict[int, str]:
+    """The connected nodes, once there are `min-nodes` or the join deadline has passed."""
+    deadline, told = time.monotonic() + config.join_deadline, 0.0
+    while len(nodes := connected_nodes(grid)) < config.min_nodes and time.monotonic() < deadline:
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            log.info("round %d waits for nodes: %d of %d are connected", number, len(nodes), config.min_nodes)
         time.sleep(POLL_SECONDS)
+    if len(nodes) < config.min_nodes:
+        log.warning("round %d goes on with %d of %d nodes: the join deadline of %g s has passed", number, len(nodes),
+                    config.min_nodes, config.join_deadline)  # fmt: skip
+    return nodes
+
+
+def select_nodes(
+    nodes: dict[int, str], config: FederationConfig, fraction: float, *, seed: int, number: int
+) -> dict[int, str]:
+    """A fraction of the nodes (at least `min-nodes`), chosen by (seed, round, node)."""
     count = max(config.min_nodes, math.ceil(fraction * len(nodes)))
-    order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node]}".encode()).digest())
+    order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node] or node}".encode()).digest())
     return {node: nodes[node] for node in sorted(order[:count])}

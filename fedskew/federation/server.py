@@ -15,65 +15,102 @@ from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.messages import to_record, to_state
-from fedskew.federation.selection import connected_nodes
+from fedskew.federation.selection import wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.model.families import dense_architecture
-from fedskew.paths import runs_directory
+from fedskew.model.families import image_size
 from fedskew.pruning.schedule import stages_to_prune
-from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
+from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
 from fedskew.runs.record import RoundLog, round_record
-from fedskew.runs.report import head_lines, round_line, summary_of, summary_text
+from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
 
 log = logging.getLogger("flwr.fedskew.server")
 
 SUMS = ("bytes_down", "bytes_up")
 
 
-class FederatedRun:
-    """A run in progress: prepares, lets Flower's loop drive the strategy, records every round."""
+class RunStopped(RuntimeError):
+    """A run that ends before its last round on purpose; everything up to here is saved."""
 
-    def __init__(self, grid: Grid, config: Config) -> None:
-        self.config, self.grid = config, StreamingGrid(grid)
-        image_size = config.model.image_size or dense_architecture(config.model).image_size
-        self.data = open_data(config.data, image_size)
+
+class FederatedRun:
+    """A run in progress: prepares, lets Flower's loop drive the strategy, records every round.
+
+    Args:
+        grid: Flower's grid, or a `LocalGrid`.
+        config: of the run; that of the run folder if it resumes.
+        folder: a new run folder, or the one to resume in (see `runs.resume`).
+        checkpoint: the last finished round of the folder; None starts at the beginning.
+    """
+
+    def __init__(self, grid: Grid, config: Config, folder: RunFolder, checkpoint: Checkpoint | None = None) -> None:
+        self.config, self.grid, self.folder, self.checkpoint = config, StreamingGrid(grid), folder, checkpoint
+        self.data = open_data(config.data, image_size(config.model))
         self.split = split_server(self.data, config.data)
+        self.split_hash = split_hash(self.data, self.split)
         self.server = ServerModel(config, self.data, self.split)
-        self.progress: dict[str, Any] = {"bytes_down_total": 0, "bytes_up_total": 0, "best": None, "best_round": None}
-        self.folder = RunFolder.create(runs_directory(config.run.output_dir), config.run.name or _run_name(config))
-        self._round_started = self._started = time.perf_counter()
+        self.progress: dict[str, Any] = {
+            "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "best_round": None, "missed": 0, "seconds": 0.0,
+        }  # fmt: skip
+        self._round_started = time.perf_counter()
 
     def run(self) -> RunFolder:
-        """Run all rounds; returns the run folder."""
-        self._prepare_folder()
-        state, arch = self.server.initial()
-        state, arch, start = self._round_zero(state, arch)
-        self.strategy = SkewPruning(self.config, arch, self.server, split_hash=split_hash(self.data, self.split))
-        self.strategy.round = start
-        self.strategy.start(
-            self.grid,
-            to_record(state),
-            num_rounds=self.config.federation.rounds,
-            timeout=self.config.federation.round_deadline,
-            evaluate_fn=self._after_round,
-        )
-        return self._finish()
+        """Run all rounds that are left; returns the run folder."""
+        with self.folder.locked():
+            self._prepare_folder()
+            state, arch, first = self._resumed() if self.checkpoint else self._round_zero()
+            self.strategy = SkewPruning(
+                self.config, arch, self.server, self.grid,
+                split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
+            )  # fmt: skip
+            self.strategy.round = first
+            self._rounds(state)
+            return self._finish()
+
+    def _rounds(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            with quiet_flower():
+                self.strategy.start(
+                    self.grid,
+                    to_record(state),
+                    num_rounds=self.config.federation.rounds - self.strategy.offset,
+                    timeout=self.config.federation.round_deadline,
+                    evaluate_fn=self._after_round,
+                )
+        except RunStopped as reason:
+            log.error("the run stops: %s", reason)
+            self.progress["stopped"] = str(reason)
 
     def _prepare_folder(self) -> None:
-        nodes = len(connected_nodes(self.grid)) if self.config.data.clients == "partition" else 0
-        parts = partitions(self.data, self.split, self.config.data, nodes) if nodes else ()
-        self.folder.write_text(CONFIG, to_yaml(self.config))
-        self.folder.write_json(SPLIT, describe_split(self.data, self.split, parts))
-        for line in head_lines(self.folder.path, self.config, self.data, self.split, nodes):
+        settings = self.config
+        nodes = 0
+        if settings.data.clients == "partition":
+            nodes = len(wait_for_nodes(self.grid, settings.federation, 0))
+        parts = partitions(self.data, self.split, settings.data, nodes) if nodes else ()
+        manifest = describe_split(self.data, self.split, parts) | {"split_hash": self.split_hash}
+        if self.checkpoint:
+            self.folder.check_split(manifest)
+        self.folder.write_text(CONFIG, to_yaml(settings))
+        self.folder.write_json(SPLIT, manifest)
+        for line in head_lines(self.folder.path, settings, self.data, self.split, nodes):
             log.info(line)
 
-    def _round_zero(
-        self, state: dict[str, Tensor], arch: Architecture
-    ) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
-        """Warm start on open data and its pruning step, if the configuration asks for them."""
-        note = RoundLog(0, before=arch)
-        prune = self.config.prune
+    def _resumed(self) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
+        assert self.checkpoint is not None
+        number = self.checkpoint.round_number
+        self.folder.rewind(number)
+        self.progress |= self.checkpoint.progress
+        self.progress.pop("stopped", None)
+        self.progress["missed"] = 0  # whoever resumes has seen to it
+        log.info("resuming after round %d of %d", number, self.config.federation.rounds)
+        log.info(COLUMNS)
+        return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number)
+
+    def _round_zero(self) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
+        """The initial model; after a warm start on open data and its pruning step if the configuration asks."""
+        state, arch = self.server.initial()
+        note, prune = RoundLog(0, before=arch), self.config.prune
         if prune.warm_start_epochs:
             log.info("warm start: %d epochs on %d open images", prune.warm_start_epochs, len(self.split.open))
             start = time.perf_counter()
@@ -85,8 +122,10 @@ class FederatedRun:
             note.seconds_scoring = note.step.seconds_total
         return state, arch, note
 
-    def _after_round(self, _: int, arrays: ArrayRecord) -> MetricRecord:
+    def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the test set and record the finished round."""
+        if flower_round == 0 and self.checkpoint:
+            return None  # this round is on record already
         start, state, arch = time.perf_counter(), to_state(arrays), self.strategy.architecture
         metrics = self.server.evaluate(state, arch)
         note = self.strategy.round
@@ -98,28 +137,34 @@ class FederatedRun:
         self.folder.finish_round(
             note.number, arch, state, record, self.progress, is_best=is_best, keep=self.config.run.keep_checkpoints
         )
-        for line in round_line(record, self.config, time.perf_counter() - self._started):
+        for line in round_line(record, self.config, self.progress["seconds"]):
             log.info(line)
+        self._stop_if_hopeless()
         return MetricRecord({name: value for name, value in metrics.items() if isinstance(value, float)})
 
     def _advance(self, note: RoundLog, metrics: Mapping[str, Any]) -> bool:
         """Update the running sums and the best metric; whether this round is the best so far."""
         for name in SUMS:
             self.progress[f"{name}_total"] += getattr(note, name)
+        self.progress["seconds"] += note.seconds
+        self.progress["missed"] = self.progress["missed"] + 1 if note.kept_model else 0
         value = metrics[self.config.run.best_metric]
         if value is None or (self.progress["best"] is not None and value <= self.progress["best"]):
             return False
         self.progress["best"], self.progress["best_round"] = value, note.number
         return True
 
+    def _stop_if_hopeless(self) -> None:
+        limit = self.config.federation.max_missed_rounds
+        if limit and self.progress["missed"] >= limit:
+            raise RunStopped(
+                f"{limit} rounds in a row were below the quorum of {self.config.federation.quorum} "
+                f'(federation.max-missed-rounds). Go on later with resume="{self.folder.path}"'
+            )
+
     def _finish(self) -> RunFolder:
-        records = self.folder.records()
-        summary = summary_of(records, self.config, time.perf_counter() - self._started)
+        summary = summary_of(self.folder.records(), self.config, self.progress)
         self.folder.write_json(SUMMARY, summary)
         for line in summary_text(summary, self.folder.path).splitlines():
             log.info(line)
         return self.folder
-
-
-def _run_name(config: Config) -> str:
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{config.preset}-{config.prune.method}-seed{config.run.seed}"

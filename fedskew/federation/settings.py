@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from flwr.serverapp import Grid
+
 from fedskew.config import Config, load_config
+from fedskew.federation.server import FederatedRun
+from fedskew.runs.folder import RunFolder
+from fedskew.runs.resume import new_folder, open_checkpoint, resume_config
+
+KEYS = ("preset", "config", "set", "data-dir", "output-dir", "resume")
 
 
 def config_from_run(run_config: Mapping[str, Any]) -> Config:
     """The configuration of a run started with `flwr run -c 'preset="…" set="…" …'`.
 
-    `data-dir` and `output-dir` are short for `data.dir` and `run.output-dir`, and win over them.
+    `data-dir` and `output-dir` are short for `data.dir` and `run.output-dir`, and win over them. With `resume`, the
+    preset is ignored: the run folder's own configuration is gone on with.
 
     Raises:
-        ConfigError: see `load_config`.
+        ConfigError: see `load_config` and `resume_config`.
     """
-    text = {key: str(run_config.get(key, "")) for key in ("preset", "config", "set", "data-dir", "output-dir")}
-    config = load_config(text["preset"], file=text["config"], overrides=text["set"])
+    text = {key: str(run_config.get(key, "")) for key in KEYS}
+    if text["resume"]:
+        config = resume_config(Path(text["resume"]), file=text["config"], overrides=text["set"])
+    else:
+        config = load_config(text["preset"], file=text["config"], overrides=text["set"])
     if text["data-dir"]:
         config = replace(config, data=replace(config.data, dir=text["data-dir"], source="folder"))
     if text["output-dir"]:
         config = replace(config, run=replace(config.run, output_dir=text["output-dir"]))
     return config
+
+
+def run_on(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
+    """Start or resume the run that Flower's run configuration describes, on a grid."""
+    config, resume = config_from_run(run_config), str(run_config.get("resume", ""))
+    folder, checkpoint = open_checkpoint(Path(resume)) if resume else (new_folder(config), None)
+    return FederatedRun(grid, config, folder, checkpoint).run()

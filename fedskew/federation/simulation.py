@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedskew.config import Config
 from fedskew.federation.client import handle_evaluate, handle_train
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.server import FederatedRun
+from fedskew.federation.settings import run_on
 from fedskew.runs.folder import RunFolder
 
 
@@ -29,6 +31,10 @@ def make_client_app() -> ClientApp:
     return app
 
 
-def simulate(config: Config, nodes: int) -> RunFolder:
-    """Run a federation of simulated nodes in this process, one node after the other."""
-    return FederatedRun(LocalGrid(make_client_app(), nodes), config).run()
+def simulate(run_config: Mapping[str, Any], nodes: int) -> RunFolder:
+    """Run a federation of simulated nodes in this process, one node after the other.
+
+    Args:
+        run_config: as Flower's run configuration, see `settings.config_from_run`.
+    """
+    return run_on(LocalGrid(make_client_app(), nodes), run_config)

@@ -28,6 +28,11 @@ def model_names() -> tuple[str, ...]:
     return (*SMALL, *(name for name in timm.list_models("swin_*") if not name.startswith(("swin_v2", "swinv2"))))
 
 
+def image_size(model: ModelConfig) -> int:
+    """Pixels a side of the images that a model takes."""
+    return model.image_size or dense_architecture(model).image_size
+
+
 def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architecture:
     """The dense architecture that a configuration names.
 

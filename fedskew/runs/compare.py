@@ -57,7 +57,9 @@ def read_run(path: Path, *, best: bool = False) -> RunResult:
     metric = config.run.best_metric if config else "balanced_accuracy"
     record = max(records, key=lambda line: line[metric] or 0.0) if best else records[-1]
     label = f"{config.prune.method} s{config.run.seed}" if config else path.name
-    return RunResult(f"{label} (round {record['round']})", {**record, "recall_mel": (record["recall"] or {}).get("mel")})
+    return RunResult(
+        f"{label} (round {record['round']})", {**record, "recall_mel": (record["recall"] or {}).get("mel")}
+    )
 
 
 def comparison(runs: Sequence[RunResult]) -> Comparison:
@@ -94,5 +96,3 @@ def to_console(table: Comparison) -> str:
     console = Console(file=io.StringIO(), width=max(80, 26 + 24 * (len(table.header) - 1)))
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-

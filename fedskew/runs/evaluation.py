@@ -31,7 +31,9 @@ def evaluate_run(run: Path, data: Path, *, everything: bool, best: bool = False,
         raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
     settings = path.parent.parent / CONFIG if best else path.parent / CONFIG
     config = load_config(file=settings) if settings.is_file() else Config()
-    config = replace(config, data=replace(config.data, dir=str(data), source="folder", manifest=manifest or config.data.manifest))
+    config = replace(
+        config, data=replace(config.data, dir=str(data), source="folder", manifest=manifest or config.data.manifest)
+    )
     model = load_model(path).to(pick_device(config.train.device))
     arch = model.architecture
     opened = open_data(config.data, arch.image_size)

@@ -15,11 +15,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fedskew.architecture import Architecture
@@ -71,8 +73,36 @@ class RunFolder:
                 (path / "checkpoints").mkdir()
                 return cls(path)
         except OSError as error:
-            raise RunFolderError(f"no run folder can be made in {parent} ({error}); set run.output-dir to a writable folder") from error
+            raise RunFolderError(
+                f"no run folder can be made in {parent} ({error}); set run.output-dir to a writable folder"
+            ) from error
         raise RunFolderError(f"{parent} holds too many runs named {name}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one server; the lock goes when the process does.
+
+        Raises:
+            RunFolderError: another process runs in it.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunFolderError(f"another run is using {self.path}; wait for it, or stop it first") from None
+
+    def check_split(self, manifest: Mapping[str, Any]) -> None:
+        """Raise `RunFolderError` if the data splits otherwise than when the run began; names what differs."""
+        path = self.path / SPLIT
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if saved and saved["split_hash"] != manifest["split_hash"]:
+            counts = [
+                f"{name} {sum(m['counts'][name].values())}" for m in (saved, manifest) for name in ("test", "open")
+            ]
+            raise RunFolderError(
+                f"{self.path} cannot be resumed: its data was {saved['data']} ({counts[0]}, {counts[1]} images), now it "
+                f"is {manifest['data']} ({counts[2]}, {counts[3]}) and splits otherwise. Give it the data it began with"
+            )
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of the folder atomically."""
@@ -114,7 +144,9 @@ class RunFolder:
                 f'free space and go on with resume="{self.path}"'
             ) from error
 
-    def _write_checkpoint(self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]) -> Path:
+    def _write_checkpoint(
+        self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]
+    ) -> Path:
         final = self.path / "checkpoints" / f"round-{number:04d}"
         scratch = final.with_name(f".{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)

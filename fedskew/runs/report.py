@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,24 @@ from fedskew.data.prepare import DataSet
 from fedskew.data.splits import Split
 
 COLUMNS = "round   acc   bal.acc  macro F1   params M (%)     MACs M (%)    down/up MB   nodes   seconds   left"
+FLOWER_LOOP = "flwr/serverapp/strategy/"
 METRIC_KEYS = ("accuracy", "f1_macro", "balanced_accuracy", "auroc_macro", "loss")
 COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
+
+
+@contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Leave out what Flower's loop says of every round: the table says it in one line."""
+    logger = logging.getLogger("flwr")
+
+    def wanted(entry: logging.LogRecord) -> bool:
+        return entry.levelno > logging.INFO or FLOWER_LOOP not in entry.pathname.replace("\\", "/")
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes: int) -> list[str]:
@@ -39,7 +57,7 @@ def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> lis
         f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
         f"  {record['seconds']:7.1f}  {_duration(left) if number else '-':>6}"
     )
-    return ([COLUMNS] if number % 20 == 0 or number == 1 else []) + [line]
+    return [COLUMNS, line] if number % 20 == 0 else [line]
 
 
 def _dense_cost(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -51,7 +69,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def summary_of(records: Sequence[Mapping[str, Any]], config: Config, seconds: float) -> dict[str, Any]:
+def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: Mapping[str, Any]) -> dict[str, Any]:
     """The final state of a run, its best round, and what it cost."""
     last = records[-1]
     best = max(records, key=lambda record: record[config.run.best_metric] or 0.0)
@@ -68,7 +86,9 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, seconds: fl
         "bytes_down": last["bytes_down_total"],
         "bytes_up": last["bytes_up_total"],
         "client_failures": sum(record["clients_failed"] for record in records),
-        "seconds": round(seconds, 1),
+        "rounds_below_quorum": sum(record["kept_model"] for record in records),
+        "stopped": progress.get("stopped"),
+        "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
 
 
@@ -77,17 +97,35 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     final, dense = summary["final"], summary["dense"]
     rows = [
         ("accuracy", f"{final['accuracy']:.3f}", ""),
-        ("balanced accuracy", f"{final['balanced_accuracy']:.3f}", f"best {summary['best']['balanced_accuracy']:.3f} in round {summary['best']['round']}"),
+        (
+            "balanced accuracy",
+            f"{final['balanced_accuracy']:.3f}",
+            f"best {summary['best']['balanced_accuracy']:.3f} in round {summary['best']['round']}",
+        ),
         ("macro F1", f"{final['f1_macro']:.3f}", ""),
-        ("parameters", f"{final['parameters'] / 1e6:.3f} M", f"{final['parameters'] / dense['parameters']:.1%} of dense"),
+        (
+            "parameters",
+            f"{final['parameters'] / 1e6:.3f} M",
+            f"{final['parameters'] / dense['parameters']:.1%} of dense",
+        ),
         ("MACs (linear/conv)", f"{final['macs'] / 1e6:.1f} M", f"{final['macs'] / dense['macs']:.1%} of dense"),
-        ("MACs with attention", f"{final['macs_total'] / 1e6:.1f} M", f"{final['macs_total'] / dense['macs_total']:.1%} of dense"),
-        ("memory footprint", f"{final['memory_bytes'] / 2**20:.2f} MiB", f"{final['memory_bytes'] / dense['memory_bytes']:.1%} of dense"),
+        (
+            "MACs with attention",
+            f"{final['macs_total'] / 1e6:.1f} M",
+            f"{final['macs_total'] / dense['macs_total']:.1%} of dense",
+        ),
+        (
+            "memory footprint",
+            f"{final['memory_bytes'] / 2**20:.2f} MiB",
+            f"{final['memory_bytes'] / dense['memory_bytes']:.1%} of dense",
+        ),
         ("model file", f"{final['model_bytes'] / 1e6:.2f} MB", ""),
         ("sent to nodes", f"{summary['bytes_down'] / 1e6:.1f} MB", ""),
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     width = max(len(name) for name, _, _ in rows)
-    lines = [f"after {summary['rounds']} rounds ({summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}):"]
+    lines = [
+        f"after {summary['rounds']} rounds ({summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}):"
+    ]
     lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([*lines, f"run folder: {folder}"])

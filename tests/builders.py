@@ -1,0 +1,85 @@
+"""What several test files build: small configurations, architectures, models and inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedskew.architecture import Architecture, BlockShape, StageShape
+from fedskew.config.schema import (
+    Config,
+    DataConfig,
+    FederationConfig,
+    ModelConfig,
+    PruneConfig,
+    RunConfig,
+    TrainConfig,
+)
+from fedskew.model.swin import MultimodalSwin, build
+
+MICRO = "swin_micro_patch4_window4_32"
+IMAGES = 160  # of the generated data set that all tests share
+VOCABULARIES = (("sex", ("unknown", "female", "male")), ("age", ("unknown", "0", "50+")))
+
+SECTIONS = {
+    "data": (DataConfig, {"source": "generated", "generated_images": IMAGES, "open": 0.2}),
+    "model": (ModelConfig, {"name": MICRO}),
+    "train": (TrainConfig, {"batch_size": 16, "lr": 1e-3, "threads": 1, "device": "cpu"}),
+    "prune": (PruneConfig, {"batch_size": 16}),
+    "federation": (FederationConfig, {"rounds": 2}),
+    "run": (RunConfig, {"threads": 1}),
+}
+
+
+def tiny_config(**overrides):
+    """A run of seconds. `tiny_config(prune={"method": "none"}, run={"seed": 3})` changes single values."""
+    unknown = set(overrides) - set(SECTIONS)
+    assert not unknown, f"no such sections: {unknown}"
+    sections = {name: kind(**(values | overrides.get(name, {}))) for name, (kind, values) in SECTIONS.items()}
+    return Config(**sections, preset="tiny")
+
+
+def architecture(
+    image_size=64, stages=4, width=8, head_dim=4, window=4, depth=2, *, multimodal=True, removed="norm", classes=5
+):
+    """A dense architecture of a few thousand parameters; stage i has width·2^i channels and hidden width 4·width·2^i."""
+    shapes = []
+    for stage in range(stages):
+        channels = width * 2**stage
+        heads = channels // head_dim
+        block = BlockShape(tuple(range(heads)), 4 * channels)
+        shapes.append(StageShape(channels, head_dim, heads, 4 * channels, window, (block,) * depth))
+    vocabularies = VOCABULARIES if multimodal else ()
+    return Architecture(
+        name="test",
+        image_size=image_size,
+        patch_size=4,
+        stages=tuple(shapes),
+        classes=tuple(f"class-{i}" for i in range(classes)),
+        vocabularies=vocabularies,
+        weights=(0.9, *(0.05 for _ in vocabularies)) if vocabularies else (1.0,),
+        removed=removed,
+    )
+
+
+def lively_model(arch: Architecture, seed: int = 0) -> MultimodalSwin:
+    """A model whose every tensor matters: fresh ones have zero biases, unit norms and tiny bias tables."""
+    torch.manual_seed(seed)
+    model = build(arch).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            elif "relative_position_bias_table" in name or name.endswith("bias"):
+                parameter.copy_(0.5 * torch.randn_like(parameter))
+            else:
+                nn.init.normal_(parameter, std=1.2 / max(1, parameter[0].numel()) ** 0.5)
+    return model
+
+
+def inputs(arch: Architecture, count: int = 2, seed: int = 1):
+    """Images [B, 3, S, S] and metadata [B, V]."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, arch.image_size, arch.image_size, generator=generator)
+    columns = [torch.randint(0, len(values), (count,), generator=generator) for _, values in arch.vocabularies]
+    return images, torch.stack(columns, 1) if columns else torch.zeros(count, 0, dtype=torch.long)
