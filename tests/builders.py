@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from flwr.serverapp import Grid
 from torch import nn
 
 from fedskew.architecture import Architecture, BlockShape, StageShape
@@ -15,7 +16,12 @@ from fedskew.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.server import FederatedRun
+from fedskew.federation.simulation import make_client_app
 from fedskew.model.swin import MultimodalSwin, build
+from fedskew.runs.folder import RunFolder
+from fedskew.runs.resume import new_folder
 
 MICRO = "swin_micro_patch4_window4_32"
 IMAGES = 160  # of the generated data set that all tests share
@@ -83,3 +89,8 @@ def inputs(arch: Architecture, count: int = 2, seed: int = 1):
     images = torch.randn(count, 3, arch.image_size, arch.image_size, generator=generator)
     columns = [torch.randint(0, len(values), (count,), generator=generator) for _, values in arch.vocabularies]
     return images, torch.stack(columns, 1) if columns else torch.zeros(count, 0, dtype=torch.long)
+
+
+def run_here(config: Config, nodes: int = 3, *, grid: Grid | None = None) -> RunFolder:
+    """A whole run in this process; `grid` replaces the in-process grid of `nodes` nodes."""
+    return FederatedRun(grid or LocalGrid(make_client_app(), nodes), config, new_folder(config)).run()

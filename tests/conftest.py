@@ -8,11 +8,10 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import pytest
 import torch
-from builders import IMAGES, architecture, inputs, lively_model, tiny_config
+from builders import IMAGES, architecture, inputs, lively_model, run_here, tiny_config
 from hypothesis import HealthCheck, settings
 
 from fedskew.data.prepare import open_data
-from fedskew.federation.simulation import simulate
 
 settings.register_profile(
     "fedskew", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -49,11 +48,10 @@ def dense():
 @pytest.fixture(scope="session")
 def finished_run(generated, tmp_path_factory):
     """Run folder of two rounds with pruning and three nodes; tests must not change it."""
-    return simulate(tiny_config(run={"output_dir": str(tmp_path_factory.mktemp("runs"))}), 3)
+    return run_here(tiny_config(run={"output_dir": str(tmp_path_factory.mktemp("runs"))}))
 
 
 @pytest.fixture(scope="session")
 def dense_run(generated, tmp_path_factory):
     """The same with plain FedAvg."""
-    config = tiny_config(prune={"method": "none"}, run={"output_dir": str(tmp_path_factory.mktemp("runs"))})
-    return simulate(config, 3)
+    return run_here(tiny_config(prune={"method": "none"}, run={"output_dir": str(tmp_path_factory.mktemp("runs"))}))

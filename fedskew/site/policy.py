@@ -1,0 +1,216 @@
+"""What a site lets out, decided by the site alone: a small YAML file named in its node configuration.
+
+```yaml
+# policy.yaml — a key that is absent forbids nothing, unless it says otherwise here
+allowed-runs: [1234567890]   # run ids; an empty list allows none
+app-hashes: [9f86d081…]      # SHA-256 of app bundles (flwr build; sha256sum *.fab)
+min-examples: 100            # answers made from fewer images stay here
+max-rounds: 50               # answers of each kind (train, evaluate) to one run
+clipping-norm: 1.0           # largest 2-norm of an update
+noise: {epsilon: 0.5, delta: 1e-5}   # Gaussian, by Flower's local differential privacy; sensitivity: 2 × the norm
+report-metrics: true         # losses and accuracies; they carry no noise
+report-class-counts: false   # images per class (default false)
+report-notes: false          # names of unreadable images (default false: only how many)
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "clipping-norm", "noise",
+        "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
+NOISE_KEYS = ("sensitivity", "epsilon", "delta")
+SHORT_HASH = 8  # hexadecimal digits of a bundle's hash that Flower puts into the name of the installed app
+
+
+class PolicyError(ValueError):
+    """A policy file that cannot be used; names the file, the key and the remedy. It forbids everything."""
+
+
+class PolicyRefusal(ValueError):
+    """A task that the policy forbids. Its text goes to the coordinator, so it tells nothing of the data."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Parameters of the Gaussian mechanism, for one answer."""
+
+    sensitivity: float
+    epsilon: float
+    delta: float
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise on every value of an update, as Flower's LocalDpMod computes it."""
+        return self.sensitivity * math.sqrt(2 * math.log(1.25 / self.delta)) / self.epsilon
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A site's policy. None: no limit."""
+
+    allowed_runs: frozenset[int] | None = None
+    app_hashes: frozenset[str] | None = None
+    min_examples: int = 1
+    max_rounds: int | None = None
+    clipping_norm: float | None = None
+    noise: Noise | None = None
+    report_metrics: bool = True
+    report_class_counts: bool = False
+    report_notes: bool = False
+
+
+def check_task(policy: Policy, run_id: int, *, answered: int = 0, examples: int | None = None, app_hash: str = "") -> None:
+    """Raise unless the policy allows to answer this task.
+
+    Args:
+        answered: answers of this kind that the run has had. They are counted, not taken from the task: a
+            coordinator could call every round the first.
+        examples: images that the answer is made from; None before that is known.
+        app_hash: SHA-256 of the running app bundle, or its first digits; empty if it is unknown.
+
+    Raises:
+        PolicyRefusal: with the key that forbids it.
+    """
+    if policy.allowed_runs is not None and run_id not in policy.allowed_runs:
+        raise _forbidden(f"run {run_id} is not among its allowed-runs")
+    if policy.app_hashes is not None and not _pinned(app_hash, policy.app_hashes):
+        running = f"the running app ({app_hash}…)" if app_hash else "an app that does not run from a Flower bundle"
+        raise _forbidden(f"{running} is not among its app-hashes")
+    if policy.max_rounds is not None and answered >= policy.max_rounds:
+        raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}")
+    if examples is not None and examples < policy.min_examples:
+        raise _forbidden(f"the answer would be made from fewer images than its min-examples of {policy.min_examples}")
+
+
+def installed_app_hash(module_file: str) -> str:
+    """First digits of the hash of the bundle that a module was loaded from; empty if it came from elsewhere.
+
+    Flower installs a bundle as `apps/<publisher>.<name>.<version>.<first 8 digits>`. The code that asks is part of the
+    bundle: this notices a wrong app, it does not stop a hostile one. For that, the SuperNode must check the bundle.
+    """
+    for folder in Path(module_file).resolve().parents:
+        match = re.fullmatch(rf"[^.]+\.[^.]+\..+\.([0-9a-f]{{{SHORT_HASH}}})", folder.name)
+        if match and folder.parent.name == "apps":
+            return match.group(1)
+    return ""
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read and validate a policy file.
+
+    Raises:
+        PolicyError: the file is absent or no YAML, a key is unknown, or a value has the wrong type or bounds.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PolicyError(f"policy {path} cannot be read: {error}") from error
+    return parse_policy({} if content is None else content, str(path))
+
+
+def parse_policy(content: Any, name: str) -> Policy:
+    """`load_policy` for parsed YAML; `name` is used in messages."""
+    values = _mapping(content, KEYS, f"policy {name}")
+    where = f"policy {name}: "
+    clipping = _optional(values, "clipping-norm", lambda value: _number(value, where + "clipping-norm"))
+    if "noise" in values and clipping is None:
+        raise PolicyError(f"{where}noise needs a clipping-norm: without one no amount of noise hides an image")
+    flags = {key: _flag(values[key], where + key) for key in KEYS if key.startswith("report-") and key in values}
+    return Policy(
+        allowed_runs=_optional(values, "allowed-runs", lambda value: _runs(value, where + "allowed-runs")),
+        app_hashes=_optional(values, "app-hashes", lambda value: _hashes(value, where + "app-hashes")),
+        min_examples=_whole(values.get("min-examples", 1), where + "min-examples"),
+        max_rounds=_optional(values, "max-rounds", lambda value: _whole(value, where + "max-rounds")),
+        clipping_norm=clipping,
+        noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
+        **{key.replace("-", "_"): value for key, value in flags.items()},
+    )
+
+
+def _forbidden(reason: str) -> PolicyRefusal:
+    return PolicyRefusal(f"site policy forbids: {reason}")
+
+
+def _pinned(app_hash: str, pins: frozenset[str]) -> bool:
+    return len(app_hash) >= SHORT_HASH and any(pin.startswith(app_hash.lower()) for pin in pins)
+
+
+def _mapping(content: Any, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise PolicyError(f"{where} must hold keys and values such as 'min-examples: 100', found {content!r:.80}")
+    for key in content:
+        if key not in keys:
+            near = difflib.get_close_matches(str(key).replace("_", "-"), keys, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(keys)}"
+            raise PolicyError(f"{where}: unknown key {key!r}; {hint}")
+        if content[key] is None:
+            raise PolicyError(f"{where}: {key} has no value; give it one or delete the line")
+    return content
+
+
+def _optional(values: Mapping[str, Any], key: str, read: Any) -> Any:
+    return read(values[key]) if key in values else None
+
+
+def _noise(value: Any, clipping: float | None, where: str) -> Noise:
+    content = _mapping(value, NOISE_KEYS, f"{where}noise")
+    lacking = [key for key in ("epsilon", "delta") if key not in content]
+    if lacking:
+        raise PolicyError(f"{where}noise lacks {' and '.join(lacking)}, e.g. noise: {{epsilon: 0.5, delta: 1e-5}}")
+    # two updates of norm C lie up to 2·C apart: what a site's data can change in its own answer
+    default = 2 * clipping if clipping else 0.0
+    numbers = {key: _number(content.get(key, default), f"{where}noise.{key}") for key in NOISE_KEYS}
+    if numbers["delta"] >= 1:
+        raise PolicyError(f"{where}noise.delta is {numbers['delta']}, expected a probability below 1, e.g. 1e-5")
+    return Noise(**numbers)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][-+]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-5 (no dot) as text
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise PolicyError(f"{where} is {value!r:.40}, expected a number above 0")
+    return float(value)
+
+
+def _whole(value: Any, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise PolicyError(f"{where} is {value!r:.40}, expected a whole number above 0")
+    return value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if type(value) is not bool:
+        raise PolicyError(f"{where} is {value!r:.40}, expected true or false")
+    return value
+
+
+def _runs(value: Any, where: str) -> frozenset[int]:
+    found = [int(item) if isinstance(item, str) and item.isdecimal() else item for item in _list(value, where)]
+    if any(type(item) is not int for item in found):
+        raise PolicyError(f"{where} holds {value!r:.80}, expected run ids (whole numbers, see `flwr list`)")
+    return frozenset(found)
+
+
+def _hashes(value: Any, where: str) -> frozenset[str]:
+    found = [str(item).lower().removeprefix("sha256:") for item in _list(value, where)]
+    for item in found:
+        if not re.fullmatch(r"[0-9a-f]{64}", item):
+            raise PolicyError(f"{where} holds {item!r:.80}, expected a SHA-256 of 64 hexadecimal digits in quotes")
+    return frozenset(found)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise PolicyError(f"{where} is {value!r:.80}, expected a list in brackets, e.g. [a, b]")
+    return value
