@@ -1,0 +1,84 @@
+"""A real `flwr run . local-simulation`: a real SuperLink, Flower's simulation engine, the app as it is bundled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedskew.federation.simulation import simulate
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = (
+    "data.generated-images=160 data.open=0.2 model.name=swin_micro_patch4_window4_32 train.batch-size=16 "
+    "train.threads=1 run.threads=1 prune.batch-size=16 federation.rounds=2"
+)
+
+
+def _fedskew(*words: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fedskew.cli.main import app; app()", *words]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture
+def flower(tmp_path, own_homes):
+    """Environment of a person who has just installed the project: an own Flower home, no connection yet."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 39091)) == 0:
+            pytest.skip("another local SuperLink holds port 39091; stop it with `fedskew stop` to run this test")
+    environment = os.environ | {
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    (tmp_path / "work").mkdir()
+    registered = _fedskew("setup", environment=environment, cwd=tmp_path)
+    assert registered.returncode == 0, registered.stderr
+    yield environment
+    stopped = _fedskew("stop", environment=environment, cwd=tmp_path)
+    assert "stopped the local SuperLink" in stopped.stdout, stopped.stdout + stopped.stderr
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", 39091)) != 0, "the SuperLink still answers after `fedskew stop`"
+
+
+def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path, generated):
+    work = tmp_path / "work"
+    before = (ROOT / "pyproject.toml").read_bytes()
+    words = ("run", "--preset", "demo", "--nodes", "3", "--set", SETTINGS)
+    done = _fedskew(*words, environment=flower, cwd=work)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    (folder,) = (work / "runs").iterdir()  # under the directory where the command was typed
+    assert f"run folder: {folder}" in done.stdout
+    assert done.stdout.rstrip().endswith(str(folder)), "the wrapper ends with the table and the absolute path"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert lines[-1]["parameters"] < lines[0]["parameters"]
+    assert lines[-1]["bytes_down"] < lines[1]["bytes_down"], "a smaller model is a smaller message"
+    assert lines[-1]["clients_ok"] == 3
+    assert (ROOT / "pyproject.toml").read_bytes() == before, "no file of the checkout is rewritten"
+
+    here = simulate({"preset": "demo", "set": SETTINGS, "output-dir": str(tmp_path / "here")}, 3)
+    assert (here.path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+    shutil.rmtree(folder / "checkpoints" / "round-0002")  # as if the server had died in round 2
+    latest = (folder / "model.safetensors").read_bytes()
+    resumed = _fedskew("run", "--resume", str(folder), "--nodes", "3", environment=flower, cwd=work)
+    assert resumed.returncode == 0, resumed.stdout[-4000:] + resumed.stderr[-2000:]
+    assert "resuming after round 1 of 2" in resumed.stdout
+    assert (folder / "model.safetensors").read_bytes() == latest
+
+
+def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_homes):
+    """Flower's default is two simulated nodes; the run folder goes to the one documented place."""
+    command = ["flwr", "run", str(ROOT), "local-simulation", "--stream", "-c", f'set="{SETTINGS} run.name=bare"']
+    done = subprocess.run(command, env=flower, cwd="/", capture_output=True, text=True, timeout=400, check=False)
+    folder = own_homes / "runs" / "bare"
+    assert (folder / "summary.json").is_file(), done.stdout[-4000:] + done.stderr[-2000:]
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["clients_ok"] == 2
