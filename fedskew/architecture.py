@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from fedskew.model.cost import parameters
+from fedskew.model.cost import memory_bytes, parameters
 
 MAX_JSON_BYTES = 1_000_000
 MAX_PARAMETERS = 1_000_000_000
+MAX_BYTES = 4_000_000_000
 REMOVED_MODES = ("norm", "skip")
 
 
@@ -107,7 +108,8 @@ class Architecture:
 
     def to_json(self) -> str:
         """Canonical JSON: equal architectures give equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        value = asdict(self) | {"weights": [float(weight) for weight in self.weights]}  # 1 and 1.0 are equal
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def digest(self) -> str:
@@ -190,6 +192,8 @@ def _validate(arch: Architecture) -> None:
             raise ArchitectureError(f"stages[{i}].width is {stage.width}, expected twice the stage before")
     if (count := parameters(arch)) > MAX_PARAMETERS:
         raise ArchitectureError(f"{count:,} parameters, at most {MAX_PARAMETERS:,} are built")
+    if (size := memory_bytes(arch)) > MAX_BYTES:  # wide windows on a large image: the masks outgrow the parameters
+        raise ArchitectureError(f"{size:,} bytes of parameters and window tables, at most {MAX_BYTES:,} are built")
 
 
 def _validate_stage(stage: StageShape, where: str) -> None:
@@ -212,7 +216,9 @@ def _validate_stage(stage: StageShape, where: str) -> None:
 def _validate_metadata(arch: Architecture) -> None:
     _names(tuple(name for name, _ in arch.vocabularies), "vocabularies", 0, 16)
     for name, values in arch.vocabularies:
-        _names(values, f"vocabulary {name!r}", 1)
+        if "." in name:
+            raise ArchitectureError(f"vocabularies: {name!r:.80} holds a dot, which separates names of tensors")
+        _names(values, f"vocabulary {name!r:.80}", 1)
     if len(arch.weights) != 1 + len(arch.vocabularies):
         raise ArchitectureError(f"{len(arch.weights)} weights for the image and {len(arch.vocabularies)} vocabularies")
     for weight in arch.weights:

@@ -99,6 +99,52 @@ def evaluate(
     typer.echo(json.dumps(found, indent=2))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def site(context: typer.Context) -> None:
+    """Start a hospital's SuperNode: takes `flower-supernode`'s arguments, runs only bundles that the policy pins."""
+    from fedskew.site.guard import GuardError, run_site
+    from fedskew.site.policy import PolicyError
+
+    try:
+        run_site(context.args)
+    except (GuardError, PolicyError) as error:
+        print(f"fedskew site: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def bundle_hash(
+    app_folder: Annotated[Path | None, typer.Argument(help="Folder of a Flower app (default: this checkout).")] = None,
+) -> None:
+    """Print the SHA-256 of the app bundle that `flwr run` sends: sites pin it as app-hashes in their policy."""
+    from fedskew.cli.flower import app_directory
+    from fedskew.ops.bundle import bundle_hash as hash_of
+
+    with _clear_errors():
+        typer.echo(hash_of((app_folder or app_directory()).resolve()))
+
+
+@app.command()
+def plan(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path, typer.Option(help="The data set that the run used.")],
+    set_: Settings = None,
+) -> None:
+    """Show what a pruning step would remove from a run's model, without removing it."""
+    from fedskew.cli.inspect import plan_report
+
+    with _clear_errors():
+        typer.echo(plan_report(run.resolve(), data.resolve(), " ".join(set_ or [])))
+
+
+@app.command()
+def options() -> None:
+    """Every setting: default, choices, what it is for."""
+    from fedskew.cli.inspect import option_table
+
+    typer.echo(option_table())
+
+
 @app.command()
 def stop() -> None:
     """Stop the local SuperLink that `flwr run` leaves behind."""

@@ -17,6 +17,7 @@ from fedskew.data.prepare import NodeData, batches, node_data
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.federation.messages import EXAMPLES, MessageError, Task, pack_reply, to_state, unpack_task
 from fedskew.model.swin import MultimodalSwin, build
+from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.training import (
     TrainingError,
     class_weights,
@@ -46,16 +47,28 @@ def handle_evaluate(message: Message, context: Context) -> Message:
 
 def _handle(message: Message, context: Context, answer: Answer) -> Message:
     """Run a task; what is wrong with it or with the node's data becomes one clear error reply, not a crash."""
+    gate = Gate(message, context)
     try:
         task, arrays = unpack_task(message)
+        gate.admit(task)
         config = task.config
         with cpu_threads(config.train.threads):
             data = node_data(config.data, task.architecture.image_size, context.node_config, task.split_hash)
-            return answer(task, load_model(task, arrays), data, message)
-    except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError) as error:
-        name = str(context.node_config.get("name", context.node_config.get("partition-id", context.node_id)))
-        log.error("node %s cannot do this task: %s", name, error)
-        return Message(Error(REFUSED, f"node {name}: {error}"), reply_to=message)
+            gate.check_data(data)
+            return gate.release(answer(task, load_model(task, arrays), data, message), data)
+    except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError, *SITE_ERRORS) as error:
+        return _refusal(message, context, error, gate.refuse(error))
+    except Exception as error:
+        if not gate.active:
+            raise
+        log.exception("an accident")  # the coordinator sees no more of it than the policy allows
+        return _refusal(message, context, error, gate.refuse(error, known=False))
+
+
+def _refusal(message: Message, context: Context, error: Exception, told: str) -> Message:
+    name = str(context.node_config.get("name", context.node_config.get("partition-id", context.node_id)))
+    log.error("node %s cannot do this task: %s", name, error)
+    return Message(Error(REFUSED, f"node {name}: {told}"), reply_to=message)
 
 
 def load_model(task: Task, arrays: ArrayRecord) -> MultimodalSwin:
@@ -66,7 +79,7 @@ def load_model(task: Task, arrays: ArrayRecord) -> MultimodalSwin:
     """
     try:
         model = build(task.architecture, to_state(arrays), drop_path=task.config.model.drop_path)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None
     return model.to(pick_device(task.config.train.device))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 
-from fedskew.architecture import Architecture, BlockShape, StageShape
+from fedskew.architecture import Architecture, ArchitectureError, BlockShape, StageShape
 from fedskew.config.schema import ConfigError, ModelConfig
 from fedskew.data.samples import VOCABULARIES
 
@@ -45,16 +45,19 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
     known = _small(SMALL[model.name]) if model.name in SMALL else _from_timm(model.name)
     metadata = {"sex": model.sex_weight, "age": model.age_weight, "localization": model.localization_weight}
     names = () if model.image_only else tuple(metadata)
-    return Architecture(
-        name=model.name,
-        image_size=model.image_size or known["image_size"],
-        patch_size=known["patch_size"],
-        stages=known["stages"],
-        classes=model.classes,
-        vocabularies=tuple((name, tuple(VOCABULARIES[name])) for name in names),
-        weights=(1.0,) if model.image_only else (model.image_weight, *(metadata[name] for name in names)),
-        removed=removed,
-    )
+    try:
+        return Architecture(
+            name=model.name,
+            image_size=model.image_size or known["image_size"],
+            patch_size=known["patch_size"],
+            stages=known["stages"],
+            classes=model.classes,
+            vocabularies=tuple((name, tuple(VOCABULARIES[name])) for name in names),
+            weights=(1.0,) if model.image_only else (model.image_weight, *(metadata[name] for name in names)),
+            removed=removed,
+        )
+    except ArchitectureError as error:
+        raise ConfigError(f"model: {error}") from None
 
 
 def _small(spec: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from fedskew.pruning.observe import Observation
 Criterion = Callable[[Observation], Tensor]
 
 READINGS = ("mean", "pool", "first", "per-window")
+ROUNDING = 2 * torch.finfo(torch.float32).eps  # relative deviation of constant norms: they come from float32 sums
 
 
-def sample_skewness(values: Tensor, valid: Tensor | None = None) -> Tensor:
+def sample_skewness(values: Tensor, valid: Tensor | None = None, *, rounding: float = 0.0) -> Tensor:
     """Fisher-Pearson skewness g₁ = m₃ / m₂^{3/2} with population moments (paper Eq. 2 and 3), over dim -2.
 
     The same as `scipy.stats.skew(bias=True)`. Where the values are constant (to rounding) or not finite, g₁ carries
@@ -28,6 +29,7 @@ def sample_skewness(values: Tensor, valid: Tensor | None = None) -> Tensor:
     Args:
         values: [..., samples, units].
         valid: [..., samples, 1], False for samples to leave out.
+        rounding: relative deviation up to which values count as constant, if more than their dtype's own.
     """
     weights = torch.ones_like(values[..., :1]) if valid is None else valid.to(values.dtype)
     count = weights.sum(-2, keepdim=True)
@@ -36,7 +38,7 @@ def sample_skewness(values: Tensor, valid: Tensor | None = None) -> Tensor:
     squares = centred * centred
     second = squares.sum(-2) / count.squeeze(-2)
     third = (squares * centred).sum(-2) / count.squeeze(-2)
-    constant = second <= (torch.finfo(values.dtype).eps * mean.squeeze(-2)) ** 2
+    constant = second <= (max(rounding, torch.finfo(values.dtype).eps) * mean.squeeze(-2)) ** 2
     return torch.where(constant, torch.nan, third / second.clamp_min(torch.finfo(values.dtype).tiny) ** 1.5)
 
 
@@ -49,17 +51,18 @@ def skewness(seen: Observation, *, reading: str = "mean") -> Tensor:
             (all values), `first` (first window of the first image), `per-window` (mean of the windows' skewness).
     """
     norms, valid = seen.norms, seen.valid
+    measure = partial(sample_skewness, rounding=ROUNDING)
     if reading == "mean":
         total = norms.mean(0).double() * valid[..., None]  # [windows, positions, units]
         # a position that every window's padding covers does not exist
         counts = valid.sum(0)[:, None]
-        return sample_skewness(total.sum(0) / counts.clamp_min(1), counts > 0).float()
+        return measure(total.sum(0) / counts.clamp_min(1), counts > 0).float()
     if reading == "pool":
-        return sample_skewness(norms.flatten(0, 2).double(), valid.flatten()[:, None].repeat(norms.shape[0], 1)).float()
+        return measure(norms.flatten(0, 2).double(), valid.flatten()[:, None].repeat(norms.shape[0], 1)).float()
     if reading == "first":
-        return sample_skewness(norms[0, 0].double(), valid[0][:, None]).float()
+        return measure(norms[0, 0].double(), valid[0][:, None]).float()
     if reading == "per-window":
-        each = sample_skewness(norms.double(), valid[..., None].expand(norms.shape[0], -1, -1, 1))  # [B, nW, units]
+        each = measure(norms.double(), valid[..., None].expand(norms.shape[0], -1, -1, 1))  # [B, nW, units]
         return each.flatten(0, 1).nanmean(0).float()
     raise ValueError(f"unknown reading {reading!r}, expected one of {', '.join(READINGS)}")
 

@@ -52,23 +52,24 @@ def observe(
 
     The model is run in evaluation mode and left as it was: mode, gradients, weights and hooks.
     """
-    arch, wanted, training = model.architecture, set(stages), model.training
-    model.eval()
-    with ExitStack() as hooks:
+    arch, wanted = model.architecture, set(stages)
+    with ExitStack() as restore:
+        for module in model.modules():
+            restore.callback(setattr, module, "training", module.training)
+        model.eval()
         for i, j in arch.positions():
             if i in wanted:
                 for handle in _hooks(model.block(i, j), arch, i, j, observer, mlp_activation, mlp_group):
-                    hooks.callback(handle.remove)
-        try:
-            model(images, metadata)
-        finally:
-            model.train(training)
+                    restore.callback(handle.remove)
+        model(images, metadata)
 
 
 def _hooks(
     block: PrunedBlock, arch: Architecture, stage: int, index: int, observer: Observer, activation: str, group: str
 ) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
+    if block.has_mlp:
+        unit_count(arch, SublayerKey(stage, index, MLP), group)  # raises if the groups do not fit what is left
     valid = _valid_positions(arch.resolution(stage), arch.window(stage)).to(block_device(block))
     if block.has_attention:
         key = SublayerKey(stage, index, ATTENTION)
@@ -76,7 +77,6 @@ def _hooks(
         handles.append(block.attn.proj.register_forward_pre_hook(hook))
     if block.has_mlp:
         key = SublayerKey(stage, index, MLP)
-        unit_count(arch, key, group)  # raises if the groups do not fit what is left
         hook = partial(_on_hidden, key=key, valid=valid, observer=observer, mlp=block.mlp,
                        size=group_size(group, arch, stage), window=arch.window(stage))  # fmt: skip
         module = block.mlp.fc1 if activation == "before-gelu" else block.mlp.act

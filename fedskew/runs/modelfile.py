@@ -51,5 +51,5 @@ def load_model(path: Path) -> MultimodalSwin:
     arch, state = read_model(path)
     try:
         return build(arch, state).eval()
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise ModelFileError(f"{path}: the weights do not fit the architecture: {str(error)[:500]}") from error

@@ -74,9 +74,11 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         AuditError: a line was changed, removed or added, or the file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # an unfinished last line does not count
+        *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
     except OSError as error:
         raise AuditError(f"audit log {path} cannot be read: {error}") from error
+    if _parsed(rest) is not None:  # else it is empty, or a line that a dying process did not finish
+        lines.append(rest)
     entries: list[dict[str, Any]] = []
     previous, torn = START, 0
     for number, line in enumerate(lines, start=1):
@@ -103,7 +105,7 @@ def verify_audit(path: Path) -> AuditState:
     if not path.is_file():
         raise AuditError(f"audit log {path} does not exist")
     entries = read_entries(path)
-    return AuditState(len(entries), _last_line(path)[0])
+    return AuditState(len(entries), _line_hash(_last_line(path)[0]) if entries else START)
 
 
 def answers(entries: Sequence[Entry], run_id: int, kind: str) -> int:
@@ -115,10 +117,11 @@ def answers(entries: Sequence[Entry], run_id: int, kind: str) -> int:
 
 
 def _append(path: Path, entry: Entry) -> None:
-    previous, torn = _last_line(path)
+    last, ended = _last_line(path)
+    torn = not ended and _parsed(last) is None
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    content = {"time": time, **entry, **({TORN: True} if torn else {}), PREVIOUS: previous}
-    line = (b"\n" if torn else b"") + json.dumps(content, ensure_ascii=False).encode() + b"\n"
+    content = {"time": time, **entry, **({TORN: True} if torn else {}), PREVIOUS: _line_hash(last) if last else START}
+    line = (b"" if ended else b"\n") + json.dumps(content, ensure_ascii=False).encode() + b"\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(handle).st_size
@@ -134,18 +137,18 @@ def _append(path: Path, entry: Entry) -> None:
         os.close(handle)
 
 
-def _last_line(path: Path) -> tuple[str, bool]:
-    """Hash of the last line, and whether it lacks its newline because a process died in mid-write."""
-    if not path.exists() or not (size := path.stat().st_size):
-        return START, False
+def _last_line(path: Path) -> tuple[bytes, bool]:
+    """The last line, and whether it has its newline (not if a process died in mid-write)."""
+    size = path.stat().st_size if path.exists() else 0
+    if not size:
+        return b"", True
     with path.open("rb") as file:
         tail, start = b"", size
         while start and b"\n" not in tail[:-1]:
             start = max(0, start - 8192)
             file.seek(start)
             tail = file.read(size - start)
-    torn = not tail.endswith(b"\n")
-    return _line_hash(tail.removesuffix(b"\n").rsplit(b"\n", 1)[-1]), torn
+    return tail.removesuffix(b"\n").rsplit(b"\n", 1)[-1], tail.endswith(b"\n")
 
 
 def _line_hash(line: bytes) -> str:

@@ -69,7 +69,9 @@ class Policy:
     report_notes: bool = False
 
 
-def check_task(policy: Policy, run_id: int, *, answered: int = 0, examples: int | None = None, app_hash: str = "") -> None:
+def check_task(
+    policy: Policy, run_id: int, *, answered: int = 0, examples: int | None = None, app_hash: str = ""
+) -> None:
     """Raise unless the policy allows to answer this task.
 
     Args:

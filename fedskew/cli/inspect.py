@@ -1,0 +1,83 @@
+"""What a person looks at before a run: every setting, and what a pruning step would remove."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedskew.architecture import Architecture
+from fedskew.config import Config, load_config
+from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.model import cost
+from fedskew.pruning.decide import Plan, apply_plan
+from fedskew.pruning.step import make_plan
+from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, unit_count
+from fedskew.runs.folder import CONFIG, MODEL
+from fedskew.runs.modelfile import load_model
+
+
+def option_table() -> str:
+    """Every setting with its default, its choices or bounds, and what it is for."""
+    table = Table("setting", "default", "allowed", "what it is for")
+    for section in fields(Config):
+        kind = section.default_factory
+        if not is_dataclass(kind):
+            continue
+        for spec in fields(kind):
+            doc, choices, low, high = (spec.metadata[key] for key in ("doc", "choices", "low", "high"))
+            bounds = " | ".join(choices) if choices else _bounds(low, high)
+            default = ", ".join(spec.default) if isinstance(spec.default, tuple) else str(spec.default)
+            table.add_row(f"{section.name}.{spec.name.replace('_', '-')}", default, bounds, doc)
+    return _render(table, 150)
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
+
+
+def plan_report(run: Path, data: Path, overrides: str) -> str:
+    """What the next pruning step of a run's model would remove, block by block; nothing is changed.
+
+    All stages are scored, whatever the schedule; `overrides` may set any `prune.*` key.
+    """
+    model = load_model(run / MODEL)
+    config = load_config(file=run / CONFIG, overrides=f"{overrides} data.dir={data} data.source=folder".strip())
+    opened = open_data(config.data, model.architecture.image_size)
+    order = np.random.default_rng(config.run.seed).permutation(split_server(opened, config.data).open)
+    scoring = order[: config.prune.batch_size]
+    batch = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring))))
+    stages = tuple(range(len(model.architecture.stages)))
+    plan = make_plan(model, batch.images, batch.metadata, config.prune, stages, config.run.seed)
+    return plan_table(model.architecture, plan, config.prune.mlp_group)
+
+
+def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
+    """A plan as a table: heads with their scores, MLP groups as counts, and the size of what would be left."""
+    table = Table("stage", "block", "heads that go", "head scores", "MLP groups that go", "hidden width")
+    after = apply_plan(arch, plan, group)
+    for stage, block in arch.positions():
+        heads, groups = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
+        scores = plan.scores.get(heads)
+        names = [str(arch.block(stage, block).heads[unit]) for unit in plan.remove.get(heads, ())]
+        gone = len(plan.remove.get(groups, ()))
+        width = f"{arch.block(stage, block).hidden} → {after.block(stage, block).hidden}"
+        shown = " ".join(f"{score:.2f}" for score in scores.tolist()) if scores is not None else ""
+        table.add_row(
+            str(stage), str(block), " ".join(names) or "-", shown, f"{gone} of {unit_count(arch, groups, group)}", width
+        )
+    parameters = cost.parameters(after) / cost.parameters(arch)
+    macs = cost.macs(after).linear / cost.macs(arch).linear
+    return _render(table, 140) + f"{plan.units} units would go; left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"
+
+
+def _render(table: Table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
