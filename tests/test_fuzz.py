@@ -87,7 +87,13 @@ def test_a_damaged_architecture_message_is_refused_or_consistent(data):
 
 
 @settings(max_examples=1000)
-@given(st.one_of(st.text(max_size=200), st.binary(max_size=200), st.recursive(VALUES, st.lists).map(lambda v: json.dumps(v, default=str))))
+@given(
+    st.one_of(
+        st.text(max_size=200),
+        st.binary(max_size=200),
+        st.recursive(VALUES, st.lists).map(lambda v: json.dumps(v, default=str)),
+    )
+)
 def test_garbage_is_no_architecture(text):
     with pytest.raises(ArchitectureError):
         Architecture.from_json(text)
