@@ -116,6 +116,13 @@ def split_hash(data: DataSet, split: Split) -> str:
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
+def node_name(node_config: Mapping[str, Any]) -> str:
+    """What a node calls itself: its partition, its configured `name`, or the name of its data folder."""
+    if "partition-id" in node_config:
+        return f"partition-{int(node_config['partition-id'])}"
+    return str(node_config.get("name", "") or Path(str(node_config.get("data-dir", ""))).name)
+
+
 def node_data(
     config: DataConfig, image_size: int, node_config: Mapping[str, Any], expected_split: str = ""
 ) -> NodeData:
@@ -132,18 +139,18 @@ def node_data(
         if not own:
             raise DataError("this node has no data: give it data-dir='/absolute/path' in its --node-config")
         data = open_data(config, image_size, own)
-        indices, name = data.usable, str(node_config.get("name", "") or Path(own).name)
+        indices = data.usable
     else:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
         data = open_data(config, image_size, own)
         split = split_server(data, config)
         if expected_split and split_hash(data, split) != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
-        indices, name = partitions(data, split, config, count)[index], f"partition-{index}"
+        indices = partitions(data, split, config, count)[index]
     train, validation = train_validation(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )
-    return NodeData(data, train, validation, name)
+    return NodeData(data, train, validation, node_name(node_config))
 
 
 def batches(

@@ -37,7 +37,10 @@ class RunningMean:
         """The mean as float32 arrays; empty if nothing was folded in."""
         if not self._weight:
             return {}
-        return {name: ((high + self._low[name]) / self._weight).astype(np.float32) for name, high in self._high.items()}
+        return {
+            name: np.asarray((high + self._low[name]) / self._weight, dtype=np.float32)
+            for name, high in self._high.items()
+        }
 
 
 def _two_sum(high: np.ndarray, low: np.ndarray, value: np.ndarray) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from flwr.app import Array, Message
-from numpy.lib import format as npy
 
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
 HEADER_BYTES = 4096  # what the serialised form of an array may add to its values
+MAGIC = b"\x93NUMPY\x01\x00"
+HEADER = re.compile(rb"\{'descr': '([<>|=]?\w{1,9})', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n")
 
 
 class BadReply(ValueError):
@@ -86,17 +87,24 @@ def check_answer(message: Message) -> Answer:
         raise BadReply(f"expected exactly one record of metrics named {METRICS!r}")
     metrics = {}
     for name, value in records[METRICS].items():
-        if isinstance(value, list) or not math.isfinite(value):
+        if isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
             raise BadReply(f"metric {name!r} is {value!r:.40}, expected one finite number")
         metrics[name] = value
     examples = metrics.get(EXAMPLES)
     if not isinstance(examples, int) or not 0 < examples <= MAX_EXAMPLES:
         raise BadReply(f"metric {EXAMPLES!r} is {examples!r}, expected a whole number above 0")
+    return Answer(metrics, examples, *check_report(message))
+
+
+def check_report(message: Message) -> tuple[str, tuple[str, ...]]:
+    """Node name and notes of any reply; raises `BadReply` if it is an error or they are no texts."""
+    if message.has_error():
+        raise BadReply(message.error.reason or f"error code {message.error.code}")
     report = message.content.config_records.get(REPORT, {})
     node, notes = report.get("node", ""), report.get("notes", [])
     if not isinstance(node, str) or not isinstance(notes, list):
         raise BadReply("its report holds no node name and notes as text")
-    return Answer(metrics, examples, node[:100], tuple(str(note)[:500] for note in notes[:50]))
+    return node[:100], tuple(str(note)[:500] for note in notes[:50])
 
 
 def _decode(array: Array, name: str, want: Expected) -> np.ndarray:
@@ -106,22 +114,28 @@ def _decode(array: Array, name: str, want: Expected) -> np.ndarray:
     size = math.prod(want.shape) * np.dtype(want.dtype).itemsize
     if not size <= len(array.data) <= size + HEADER_BYTES:
         raise BadReply(f"tensor {name} comes in {len(array.data)} bytes, expected about {size}")
-    values = _values(array, name)
-    if values.shape != want.shape or str(values.dtype) != want.dtype:  # the label may lie about the content
-        raise BadReply(f"tensor {name} holds {values.dtype} {values.shape}, expected {want.dtype} {want.shape}")
+    values = _values(array.data, name, want)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadReply(f"tensor {name} holds values that are not finite")
     return values
 
 
-def _values(array: Array, name: str) -> np.ndarray:
-    """Read-only view of a serialised array. Its header is read first: `np.load` would allocate what it claims."""
-    buffer = BytesIO(array.data)
+def _values(data: bytes, name: str, want: Expected) -> np.ndarray:
+    """Read-only view of a serialised array.
+
+    Its header is matched, never evaluated: NumPy's own reader parses it as Python, which a hostile header makes fail
+    in many ways, and allocates what it claims.
+    """
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = HEADER.fullmatch(data[10:start])
+    if data[:8] != MAGIC or header is None:
+        raise BadReply(f"tensor {name} cannot be decoded: its bytes are no array in NumPy's format 1.0")
+    kind, fortran, shape = (part.decode() for part in header.groups())
+    expected = ", ".join(str(size) for size in want.shape) + ("," if len(want.shape) == 1 else "")
+    if kind != np.dtype(want.dtype).str or shape != expected:  # the label may lie about the content
+        raise BadReply(f"tensor {name} holds {kind} ({shape:.80}), expected {want.dtype} {want.shape}")
     try:
-        if npy.read_magic(buffer) != (1, 0):
-            raise ValueError("unknown format version")
-        shape, fortran, dtype = npy.read_array_header_1_0(buffer)
-        values = np.frombuffer(array.data, dtype=dtype, offset=buffer.tell())
-        return values.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, OSError, EOFError) as error:
+        values = np.frombuffer(data, dtype=kind, offset=start)
+        return values.reshape(want.shape, order="F" if fortran == "True" else "C")
+    except ValueError as error:
         raise BadReply(f"tensor {name} cannot be decoded: {error}") from None

@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedskew.architecture import ArchitectureError
 from fedskew.config.schema import ConfigError, TrainConfig
 from fedskew.data.batches import Augmentation
-from fedskew.data.prepare import NodeData, batches, node_data
+from fedskew.data.prepare import NodeData, batches, node_data, node_name
 from fedskew.data.samples import DataError, encode_labels
-from fedskew.federation.messages import EXAMPLES, MessageError, Task, pack_reply, to_state, unpack_task
+from fedskew.federation.messages import EXAMPLES, REPORT, MessageError, Task, pack_reply, to_state, unpack_task
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.training import (
@@ -43,6 +43,12 @@ def handle_train(message: Message, context: Context) -> Message:
 def handle_evaluate(message: Message, context: Context) -> Message:
     """Answer an evaluation task with the metrics on the node's validation images."""
     return _handle(message, context, _evaluate)
+
+
+def handle_query(message: Message, context: Context) -> Message:
+    """Say what this node is called; touches no data."""
+    report = ConfigRecord({"node": node_name(context.node_config), "notes": []})
+    return Message(RecordDict({REPORT: report}), reply_to=message)
 
 
 def _handle(message: Message, context: Context, answer: Answer) -> Message:

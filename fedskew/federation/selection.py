@@ -40,5 +40,5 @@ def select_nodes(
 ) -> dict[int, str]:
     """A fraction of the nodes (at least `min-nodes`), chosen by (seed, round, node)."""
     count = max(config.min_nodes, math.ceil(fraction * len(nodes)))
-    order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node] or node}".encode()).digest())
+    order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node]}".encode()).digest())
     return {node: nodes[node] for node in sorted(order[:count])}

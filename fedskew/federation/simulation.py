@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedskew.federation.client import handle_evaluate, handle_train
+from fedskew.federation.client import handle_evaluate, handle_query, handle_train
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.settings import run_on
 from fedskew.runs.folder import RunFolder
@@ -27,6 +27,11 @@ def make_client_app() -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluate the model in the message on this node's validation data."""
         return handle_evaluate(message, context)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        """Say what this node is called."""
+        return handle_query(message, context)
 
     return app
 

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
-from fedskew.federation.checks import Answer, BadReply, Expected, check_answer, check_reply
+from fedskew.federation.checks import Answer, BadReply, Expected, check_answer, check_reply, check_report
 from fedskew.federation.folding import make_folding
 from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes, to_record
 from fedskew.federation.selection import select_nodes, wait_for_nodes
@@ -96,14 +96,27 @@ class SkewPruning(FedAvg):
         connected = wait_for_nodes(self._grid, settings, number)
         for node in self._names.keys() - connected.keys():
             self._fail(self._names[node], "not connected")
-        chosen = select_nodes(connected, settings, fraction, seed=self.config.run.seed, number=number)
-        self._asked = {node: name or self._names.get(node, f"node {node}") for node, name in chosen.items()}
-        self._names.update(self._asked)
+        if fraction < 1:
+            self._introduce(connected)
+        named = {node: name or self._names.get(node, f"node {node}") for node, name in connected.items()}
+        self._asked = chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
+        self._names.update(chosen)
         content = pack_task(self.task(number), arrays)
         self.round.bytes_down += payload_bytes(content) * len(chosen)
         self._phase_started = time.perf_counter()
         # a task that outlives its round would keep a slow node from the next one
         return [Message(content, node, kind, ttl=settings.round_deadline) for node in chosen]
+
+    def _introduce(self, connected: dict[int, str]) -> None:
+        """Ask nodes without a name for theirs: a choice by node ids, which simulations draw anew, is not repeatable."""
+        unknown = [node for node, name in connected.items() if not name and node not in self._names]
+        wait = self.config.federation.round_deadline
+        messages = [Message(RecordDict(), node, MessageType.QUERY, ttl=wait) for node in unknown]
+        for reply in self._grid.send_and_receive(messages, timeout=wait):
+            try:
+                self._names[self._grid.destination(reply)] = check_report(reply)[0]
+            except BadReply as reason:
+                log.warning("node %d does not say its name: %s", self._grid.destination(reply), reason)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
