@@ -16,8 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/fedskew run --preset demo --nodes 4
-	$(BIN)/fedskew stop
+	@$(BIN)/fedskew run --preset demo --nodes 4; status=$$?; $(BIN)/fedskew stop > /dev/null; exit $$status
 
 test: install
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedskew.config.schema import DataConfig
 from fedskew.data.batches import Augmentation, ImageBatches, cache_size
 from fedskew.data.cache import CachedImages, build_cache
 from fedskew.data.manifest import load_manifest
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
+from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata, unknown_values
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
 from fedskew.data.synthetic import generate
@@ -38,9 +38,17 @@ class DataSet:
     place: str
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """One line a skipped image, for log and record."""
+    def skipped(self) -> tuple[str, ...]:
+        """One line an unreadable image."""
         return tuple(f"skipped {image}: {reason}" for image, reason in self.cached.unreadable)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What log and record should say of the data: skipped images, metadata values outside the vocabularies."""
+        unknown = unknown_values(self.samples)
+        odd = [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
+               for name, values in unknown.items() for value, count in values.items()]  # fmt: skip
+        return (*self.skipped, *odd)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +115,7 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
 
 def describe_split(data: DataSet, split: Split, parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """The manifest of a split, with its hash, for the run folder."""
-    return split_manifest(data.samples, split, parts) | {"data": data.place, "skipped": list(data.notes)}
+    return split_manifest(data.samples, split, parts) | {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes)}
 
 
 def split_hash(data: DataSet, split: Split) -> str:

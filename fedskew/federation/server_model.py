@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ class ServerModel:
         data = batches(self._data, self._split.open, arch, batch_size=config.batch_size, seed=seed,
                        augmentation=augmentation(config))  # fmt: skip
         with cpu_threads(self.config.run.threads):
-            for _ in range(self.config.prune.warm_start_epochs // max(1, config.local_epochs)):
-                train(model, data, config, round_number=1, rounds=1, seed=seed)
+            once = replace(config, local_epochs=self.config.prune.warm_start_epochs)
+            train(model, data, once, round_number=1, rounds=1, seed=seed)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
     def prune(
