@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from fedskew.ops.supervise import FlowerCommands, supervise
 from fedskew.runs.folder import SUMMARY
 from fedskew.runs.report import summary_text
 
@@ -79,9 +80,7 @@ def app_directory() -> Path:
 
 def flower_command(request: RunRequest, run_name: str) -> list[str]:
     """The `flwr run` command of a request."""
-    values = dict(request.values)
-    if not values.get("resume"):
-        values["set"] = f"{values['set']} run.name={run_name}".strip()
+    values = named(request.values, run_name)
     run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
     federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
     federation += f" client-resources-num-gpus={request.gpus}" if request.gpus else ""
@@ -89,20 +88,39 @@ def flower_command(request: RunRequest, run_name: str) -> list[str]:
     return [*command, "--federation-config", federation] if request.connection == "local-simulation" else command
 
 
-def run_with_flower(request: RunRequest, *, dry_run: bool = False) -> int:
-    """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed)."""
+def named(values: Mapping[str, str], run_name: str) -> dict[str, str]:
+    """The run configuration with the name of the run folder, unless it resumes one."""
+    if values.get("resume"):
+        return dict(values)
+    return {**values, "set": f"{values['set']} run.name={run_name}".strip()}
+
+
+def flwr_program() -> tuple[str, dict[str, str]]:
+    """Path of the command `flwr` of this environment, and the environment variables to call it with."""
+    flwr = Path(sys.executable).with_name("flwr")
+    search = f"{flwr.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search}
+    return str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr", environment
+
+
+def run_with_flower(request: RunRequest, *, dry_run: bool = False, supervised: bool = False) -> int:
+    """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed).
+
+    Args:
+        supervised: start the run again from its last finished round whenever it fails.
+    """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.values.get('preset', '')}".rstrip("-")
     command = flower_command(request, name)
     print(shlex.join(command), flush=True)
     if dry_run:
         return 0
-    flwr = Path(sys.executable).with_name("flwr")
-    command[0] = str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr"
-    search = f"{flwr.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search}
-    code = subprocess.run(command, env=environment, check=False).returncode
+    command[0], environment = flwr_program()
     resumed = request.values.get("resume")
     folder = Path(resumed) if resumed else Path(request.values["output-dir"]) / name
+    if supervised:
+        values = named(request.values, name)
+        return supervise(FlowerCommands(app_directory(), request.connection, command[0], environment), values, folder)
+    code = subprocess.run(command, env=environment, check=False).returncode
     if not (folder / SUMMARY).is_file():
         print(f"fedskew: the run did not finish; its messages are above, what it saved is in {folder}", file=sys.stderr)
         return code or 1

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from fedskew.architecture import Architecture
 from fedskew.config import Config, load_config
+from fedskew.data.masks import read_masks
 from fedskew.data.prepare import batches, open_data, split_server
 from fedskew.model import cost
 from fedskew.pruning.decide import Plan, apply_plan
+from fedskew.pruning.focus import focus_summary, measure_focus
 from fedskew.pruning.step import make_plan
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, unit_count
 from fedskew.runs.folder import CONFIG, MODEL
@@ -58,6 +62,22 @@ def plan_report(run: Path, data: Path, overrides: str) -> str:
     return plan_table(model.architecture, plan, config.prune.mlp_group)
 
 
+def focus_report(run: Path, data: Path, masks: Path, images: int, *, best: bool = False) -> dict[str, Any]:
+    """Whether the units that skewness keeps look at the lesion more than those it prunes, on open images."""
+    model = load_model(run / ("best" if best else "") / MODEL)
+    arch = model.architecture
+    config = load_config(file=run / CONFIG, overrides=f"data.dir={data} data.source=folder")
+    opened = open_data(config.data, arch.image_size)
+    chosen = np.sort(
+        np.random.default_rng(config.run.seed).permutation(split_server(opened, config.data).open)[:images]
+    )
+    ids = [opened.samples[i].image_id for i in chosen]
+    inside = torch.from_numpy(read_masks(masks, ids, image_size=arch.image_size, fit=config.data.fit))
+    batch = next(iter(batches(opened, chosen, arch, batch_size=len(chosen))))
+    found = measure_focus(model, batch.images, batch.metadata, inside, reading=config.prune.reading)
+    return {"model": str(run), "images": len(ids), **focus_summary(found)}
+
+
 def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
     """A plan as a table: heads with their scores, MLP groups as counts, and the size of what would be left."""
     table = Table("stage", "block", "heads that go", "head scores", "MLP groups that go", "hidden width")
@@ -74,7 +94,10 @@ def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
         )
     parameters = cost.parameters(after) / cost.parameters(arch)
     macs = cost.macs(after).linear / cost.macs(arch).linear
-    return _render(table, 140) + f"{plan.units} units would go; left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"
+    return (
+        _render(table, 140)
+        + f"{plan.units} units would go; left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"
+    )
 
 
 def _render(table: Table, width: int) -> str:

@@ -9,8 +9,13 @@ from typing import Annotated
 
 import typer
 
+from fedskew.cli.ops import credentials, doctor
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
+
+app.command()(credentials)
+app.add_typer(doctor, name="doctor")
 
 Preset = Annotated[str, typer.Option(help="A preset in conf/.")]
 ConfigFile = Annotated[str, typer.Option("--config", help="Your own YAML file; it wins over the preset.")]
@@ -42,6 +47,7 @@ def run(
     cpus: Annotated[int, typer.Option(min=1, help="CPU cores of one simulated node.")] = 1,
     gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU for one simulated node.")] = 0.0,
     connection: Annotated[str, typer.Option(help="SuperLink connection.")] = "local-simulation",
+    supervise: Annotated[bool, typer.Option(help="Go on from the last finished round whenever the run fails.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only print the flwr command.")] = False,
 ) -> None:
     """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
@@ -49,7 +55,7 @@ def run(
 
     values = _values(preset, config, set_, data_dir, output_dir, resume)
     request = RunRequest(values, nodes, cpus, gpus, connection)
-    raise typer.Exit(run_with_flower(request, dry_run=dry_run))
+    raise typer.Exit(run_with_flower(request, dry_run=dry_run, supervised=supervise))
 
 
 @app.command()
@@ -135,6 +141,22 @@ def plan(
 
     with _clear_errors():
         typer.echo(plan_report(run.resolve(), data.resolve(), " ".join(set_ or [])))
+
+
+@app.command()
+def focus(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path, typer.Option(help="The data set that the run used.")],
+    masks: Annotated[Path, typer.Option(help="Folder or archive of its lesion masks.")],
+    images: Annotated[int, typer.Option(min=1, help="Open images to look at.")] = 400,
+    best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
+) -> None:
+    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others? As JSON."""
+    from fedskew.cli.inspect import focus_report
+
+    with _clear_errors():
+        found = focus_report(run.resolve(), data.resolve(), masks.resolve(), images, best=best)
+    typer.echo(json.dumps(found, indent=2))
 
 
 @app.command()

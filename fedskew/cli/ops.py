@@ -1,0 +1,143 @@
+"""`fedskew credentials` and `fedskew doctor`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+doctor = typer.Typer(
+    no_args_is_help=True, help="Check a coordinator's or a site's machine; exit code 1 if anything fails."
+)
+
+Roots = Annotated[Path | None, typer.Option("--root-certificates", help="The CA's certificate, ca.crt.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Plain text, for a demo on one machine.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder or archive with the data.")]
+Manifest = Annotated[Path | None, typer.Option(help="YAML that maps the columns and labels of an own table.")]
+Classes = Annotated[str, typer.Option(help="The run's classes, separated by commas (default: HAM10000's seven).")]
+Images = Annotated[int, typer.Option(min=0, help="Decode no more images than this; 0: all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
+def credentials(
+    out: Annotated[Path, typer.Option(help="Folder to write to; what is there is added to.")],
+    host: Annotated[list[str] | None, typer.Option(help="Name or address of the coordinator; repeatable.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Name of a site; repeatable.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long the server certificate is valid.")] = 90,
+    force: Annotated[bool, typer.Option(help="Replace server certificate and site keys that are there.")] = False,
+) -> None:
+    """Make DEMO credentials: a CA, the coordinator's TLS certificate, a key pair for every site."""
+    from fedskew.ops.credentials import CredentialsError, instructions, make_credentials
+
+    try:
+        made = make_credentials(out.expanduser(), hosts=host or [], sites=site or [], days=days, force=force)
+    except CredentialsError as error:
+        _leave(error)
+    typer.echo("\n".join(instructions(made)))
+
+
+@doctor.command("site")
+def doctor_site(
+    superlink: Annotated[str, typer.Option(help="host:port, as flower-supernode gets it.")] = "",
+    root_certificates: Roots = None,
+    insecure: Insecure = False,
+    node_key: Annotated[Path | None, typer.Option(help="This site's private key.")] = None,
+    node_config: Annotated[
+        str, typer.Option(help="As flower-supernode gets it: \"data-dir='/data' policy='…'\".")
+    ] = "",
+    data_dir: DataDir = None,
+    manifest: Manifest = None,
+    policy: Annotated[Path | None, typer.Option(help="This site's policy file.")] = None,
+    audit_log: Annotated[Path | None, typer.Option(help="This site's audit log.")] = None,
+    classes: Classes = "",
+    images: Images = 0,
+    json: AsJson = False,
+) -> None:
+    """Check a hospital's machine: versions, way to the SuperLink, certificate, key, data, policy, audit log."""
+    from fedskew.ops.doctor import diagnose_site
+
+    given = {"data-dir": data_dir, "policy": policy, "audit-log": audit_log}
+    config = _node_config(node_config) | {key: _absolute(path) for key, path in given.items() if path}
+    folder = Path(str(config["data-dir"])) if "data-dir" in config else None
+    endpoint = _endpoint(superlink, root_certificates, insecure)
+    _show(diagnose_site(endpoint, node_key, _data(folder, manifest, classes, images), config), json)
+
+
+@doctor.command("coordinator")
+def doctor_coordinator(
+    superlink: Annotated[str, typer.Option(help="The SuperLink as this machine reaches it.")] = "127.0.0.1:8000",
+    public: Annotated[str, typer.Option(help="host:port that sites use (the proxy).")] = "",
+    root_certificates: Roots = None,
+    insecure: Insecure = False,
+    server_cert: Annotated[Path | None, typer.Option(help="Certificate of SuperLink or proxy.")] = None,
+    server_key: Annotated[Path | None, typer.Option(help="Its key (default: beside it, .key).")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Name or address that sites use; repeatable.")] = None,
+    data_dir: DataDir = None,
+    manifest: Manifest = None,
+    output_dir: Annotated[str, typer.Option(help="Where run folders are made.")] = "",
+    classes: Classes = "",
+    images: Images = 0,
+    json: AsJson = False,
+) -> None:
+    """Check the coordinator's machine: versions, certificate, SuperLink, sites, public address, own data."""
+    from fedskew.ops.doctor import Server, diagnose_coordinator
+
+    outside = _endpoint(public, root_certificates, insecure)
+    hosts = tuple(host or ([outside.host] if outside else []))
+    found = diagnose_coordinator(
+        _endpoint(superlink, root_certificates, insecure),
+        outside,
+        Server(server_cert, server_key, hosts),
+        _data(data_dir, manifest, classes, images),
+        output_dir,
+    )
+    _show(found, json)
+
+
+def _endpoint(address: str, roots: Path | None, insecure: bool) -> Any:
+    from fedskew.ops.check_network import AddressError, parse_address
+
+    try:
+        return parse_address(address, roots, insecure=insecure) if address else None
+    except AddressError as error:
+        _leave(error)
+
+
+def _node_config(text: str) -> dict[str, Any]:
+    from flwr.common.config import parse_config_args
+
+    try:
+        return dict(parse_config_args([text])) if text else {}
+    except (ValueError, SystemExit, typer.Exit) as error:
+        _leave(ValueError(f"--node-config {text!r} cannot be read ({error}); quote texts: data-dir='/data/ham'"))
+
+
+def _data(folder: Path | None, manifest: Path | None, classes: str, images: int) -> Any:
+    from fedskew.data.samples import HAM10000_CLASSES
+    from fedskew.ops.doctor import Data
+
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    return Data(folder, manifest, names or HAM10000_CLASSES, images)
+
+
+def _show(findings: Any, as_json: bool) -> None:
+    from fedskew.ops.findings import FAIL, OK, WARN, exit_code, to_json, to_lines
+
+    if as_json:
+        typer.echo(to_json(findings))
+    else:
+        colours = {OK: "green", WARN: "yellow", FAIL: "red", "": None}
+        for status, line in to_lines(findings):
+            typer.secho(line, fg=colours[status])
+    raise typer.Exit(exit_code(findings))
+
+
+def _absolute(path: Path) -> str:
+    return str(path.expanduser().absolute())
+
+
+def _leave(error: Exception) -> Any:
+    print(f"fedskew: {error}", file=sys.stderr)
+    raise typer.Exit(2) from error
