@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from torch.nn import ModuleDict
+
 from fedskew.model.cost import memory_bytes, parameters
 
 MAX_JSON_BYTES = 1_000_000
 MAX_PARAMETERS = 1_000_000_000
 MAX_BYTES = 4_000_000_000
 REMOVED_MODES = ("norm", "skip")
+RESERVED = frozenset(dir(ModuleDict()))
 
 
 class ArchitectureError(ValueError):

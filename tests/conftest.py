@@ -12,6 +12,8 @@ from builders import IMAGES, architecture, inputs, lively_model, run_here, tiny_
 from hypothesis import HealthCheck, settings
 
 from fedskew.data.prepare import open_data
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.simulation import make_client_app
 
 settings.register_profile(
     "fedskew", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -23,6 +25,7 @@ settings.load_profile("fedskew")
 def own_homes(tmp_path_factory):
     """FEDSKEW_HOME and FLWR_HOME of the tests, never the person's own; one thread on a shared machine."""
     torch.set_num_threads(1)
+    LocalGrid(make_client_app(), 1)  # Flower's messages can only be made inside a run; this grid is one
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("FEDSKEW_HOME", str(home))

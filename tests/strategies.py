@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from fedskew.architecture import REMOVED_MODES, Architecture, BlockShape, StageShape
+from fedskew.architecture import REMOVED_MODES, RESERVED, Architecture, BlockShape, StageShape
 
 NAMES = st.text(min_size=1, max_size=8)
+VOCABULARY_NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,7}", fullmatch=True).filter(lambda name: name not in RESERVED)
 
 
 @st.composite
@@ -31,7 +32,7 @@ def architectures(draw, max_side: int = 12) -> Architecture:
         stages.append(StageShape(width * 2**i, head_dim, heads, hidden, window, tuple(blocks)))
     vocabularies = draw(
         st.lists(
-            st.tuples(NAMES.filter(lambda name: "." not in name), st.lists(NAMES, min_size=1, max_size=4, unique=True)),
+            st.tuples(VOCABULARY_NAMES, st.lists(NAMES, min_size=1, max_size=4, unique=True)),
             max_size=3,
             unique_by=lambda pair: pair[0],
         )

@@ -116,10 +116,16 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
         if not (equals and dot and section and name):
             raise ConfigError(f'set="…": {word!r} is not of the form section.key=value')
         try:
-            values.setdefault(section, {})[name] = yaml.safe_load(value) if value else ""
+            text = _is_text(section, name)  # a name or path stays what was typed: 007, 1.50, on
+            values.setdefault(section, {})[name] = value if text or not value else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f'set="…": the value of {key} cannot be read: {error}') from error
     return values
+
+
+def _is_text(section: str, key: str) -> bool:
+    kind = _sections().get(section)
+    return kind is not None and get_type_hints(kind).get(key.replace("-", "_")) is str
 
 
 def _sections() -> dict[str, type]:

@@ -125,7 +125,7 @@ class TrainConfig(Section):
     label_smoothing: float = option(0.0, "of the cross entropy", low=0.0, high=0.9)
     flips: bool = option(True, "random mirror images")
     quarter_turns: bool = option(True, "random turns by 90 degrees: a lesion has no upright")
-    colour: float = option(0.1, "strength of brightness, contrast and saturation changes; 0: none", low=0.0, high=1.0)
+    colour: float = option(0.1, "strength of brightness, contrast and saturation changes; 0: none", low=0.0, high=0.99)
     crop: bool = option(True, "random crops out of a slightly larger picture")
     precision: str = option(
         "auto", "`auto`: bfloat16 autocast on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
@@ -199,7 +199,7 @@ class PruneConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mlp_group not in ("ratio", "width") and not (self.mlp_group.isdigit() and int(self.mlp_group) > 0):
+        if self.mlp_group not in ("ratio", "width") and not (self.mlp_group.isdecimal() and int(self.mlp_group) > 0):
             raise ConfigError(f"prune.mlp-group is {self.mlp_group!r}, expected ratio, width or a positive number")
 
 

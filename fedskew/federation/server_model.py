@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedskew.architecture import Architecture
-from fedskew.config.schema import Config
+from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import Split
@@ -20,6 +20,7 @@ from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.pruning.step import StepResult, prune_step
+from fedskew.pruning.units import group_size
 from fedskew.training import cpu_threads, evaluate, pick_device, train
 
 
@@ -40,6 +41,24 @@ class ServerModel:
         self._scoring = order[: config.prune.batch_size]
         self._guarding = order[config.prune.batch_size :]
         self._device = pick_device(config.train.device)
+        self._check_pruning()
+
+    def _check_pruning(self) -> None:
+        """Refuse at the start what would end the run after its first training."""
+        prune = self.config.prune
+        if prune.method == "none":
+            return
+        if prune.guard >= 0 and not len(self._guarding):
+            raise DataError(
+                f"prune.guard needs open data beyond the scoring batch, and all {len(self._scoring)} open images are "
+                "in it; lower prune.batch-size or raise data.open"
+            )
+        arch = dense_architecture(self.config.model, removed=prune.removed)
+        for stage in range(len(arch.stages)):
+            try:
+                group_size(prune.mlp_group, arch, stage)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
     def initial(self) -> tuple[dict[str, Tensor], Architecture]:
         """The dense model that the run starts from: seeded random weights, or pretrained ones."""
@@ -84,10 +103,6 @@ class ServerModel:
             return self._evaluate(self._model(state, arch), self._split.test)
 
     def _judge(self, model: MultimodalSwin) -> float:
-        if not len(self._guarding):
-            raise DataError(
-                "prune.guard needs open data beyond the scoring batch; lower prune.batch-size or raise data.open"
-            )
         return self._evaluate(model, self._guarding)["balanced_accuracy"]
 
     def _evaluate(self, model: MultimodalSwin, indices: np.ndarray) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def file_sha256(path: Path) -> str:
 def _load_encoder(model: MultimodalSwin, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
     try:
         fitted = checkpoint_filter_fn(dict(state), model.encoder)
-    except (RuntimeError, KeyError, AttributeError) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.pretrained: {name} does not hold the weights of a Swin Transformer: {error}"
         ) from error
     wanted = model.encoder.state_dict()
-    found = {key: value for key, value in fitted.items() if key in wanted}
+    found = {key: value for key, value in fitted.items() if key in wanted and isinstance(value, Tensor)}
     missing = sorted(set(wanted) - set(found))
     shapes = [key for key, value in found.items() if value.shape != wanted[key].shape]
     if missing or shapes:

@@ -1,1 +1,1 @@
-"""What operators of a real federation run: demo credentials and the doctor. Imports flwr and torch only inside checks."""
+"""What operators of a real federation run: demo credentials and the doctor. Only its checks import flwr and torch."""

@@ -191,7 +191,11 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
              lifetime: timedelta) -> x509.CertificateBuilder:  # fmt: skip
     now = datetime.now(UTC)
     return (
-        x509.CertificateBuilder(subject, issuer, key, x509.random_serial_number())
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, now + lifetime) - EARLIER)
         .not_valid_after(now + lifetime)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
@@ -265,6 +269,7 @@ def instructions(made: Made) -> list[str]:
     ]
     lines += ["key pair itself (ssh-keygen -t ecdsa -b 384 -N '' -f node.key) and send you the .pub file alone.", ""]
     if sites:
-        lines += ["coordinator: flwr supernode register coordinator/" + f"{sites[0]}.pub <connection> --name {sites[0]}",
-                  "site:        fedskew doctor site --superlink HOST:PORT --root-certificates ca.crt --node-key node.key"]  # fmt: skip
+        register = f"flwr supernode register coordinator/{sites[0]}.pub CONNECTION --name {sites[0]}"
+        doctor = "fedskew doctor site --superlink HOST:PORT --root-certificates ca.crt --node-key node.key"
+        lines += [f"next, coordinator:  {register}", f"next, {sites[0]}:{'':<{max(1, 12 - len(sites[0]))}} {doctor}"]
     return lines

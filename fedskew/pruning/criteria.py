@@ -31,13 +31,13 @@ def sample_skewness(values: Tensor, valid: Tensor | None = None, *, rounding: fl
         valid: [..., samples, 1], False for samples to leave out.
         rounding: relative deviation up to which values count as constant, if more than their dtype's own.
     """
-    weights = torch.ones_like(values[..., :1]) if valid is None else valid.to(values.dtype)
-    count = weights.sum(-2, keepdim=True)
-    mean = (values * weights).sum(-2, keepdim=True) / count
-    centred = (values - mean) * weights
+    weights = None if valid is None or bool(valid.all()) else valid.to(values.dtype)
+    count = values.new_tensor([values.shape[-2]]) if weights is None else weights.sum(-2)  # [..., 1]
+    mean = (values if weights is None else values * weights).sum(-2, keepdim=True) / count.unsqueeze(-1)
+    centred = values - mean if weights is None else (values - mean) * weights
     squares = centred * centred
-    second = squares.sum(-2) / count.squeeze(-2)
-    third = (squares * centred).sum(-2) / count.squeeze(-2)
+    second = squares.sum(-2) / count
+    third = centred.mul_(squares).sum(-2) / count
     constant = second <= (max(rounding, torch.finfo(values.dtype).eps) * mean.squeeze(-2)) ** 2
     return torch.where(constant, torch.nan, third / second.clamp_min(torch.finfo(values.dtype).tiny) ** 1.5)
 

@@ -48,7 +48,7 @@ def unwanted(scores: Tensor, rule: str, *, share: float = 0.0, like: Tensor | No
     sign rule would remove by the scores `like` of the same sublayer.
     """
     if rule == "share":
-        return math.floor(share * len(scores))
+        return _part(share, len(scores))
     judged = like if rule == "match" and like is not None else scores
     return int((~(judged > 0)).sum())  # `not >` also counts NaN: constant norms carry no information
 
@@ -76,9 +76,13 @@ def lowest_first(scores: Tensor) -> list[int]:
     return torch.argsort(torch.nan_to_num(scores, nan=-torch.inf), stable=True).tolist()
 
 
+def _part(share: float, units: int) -> int:
+    return math.floor(share * units + 1e-9)  # 0.29 of 100 is 29
+
+
 def _allowed(wanted: int, units: int, key: SublayerKey, arch: Architecture, limits: Limits) -> int:
     """At most `wanted` units, such that the floor, the largest share and the alignment hold."""
-    count = min(wanted, math.floor(limits.max_share * units))
+    count = min(wanted, _part(limits.max_share, units))
     if key.kind == ATTENTION:
         return max(0, min(count, units - limits.min_heads))
     size = group_size(limits.group, arch, key.stage)
@@ -121,10 +125,14 @@ def within_budget(plan: Plan, arch: Architecture, limits: Limits, *, min_paramet
         if left[0] - saved[0] >= least[0] and left[1] - saved[1] >= least[1]:
             taken[key].append(unit)
             left = [left[0] - saved[0], left[1] - saved[1]]
+    return trimmed(Plan({key: tuple(sorted(units)) for key, units in taken.items()}, plan.scores), arch, limits)
+
+
+def trimmed(plan: Plan, arch: Architecture, limits: Limits) -> Plan:
+    """A part of some plan, less the units that must stay so that the limits (alignment) hold again."""
     remove = {}
-    for key, units in taken.items():
-        count = _allowed(len(units), len(plan.scores[key]), key, arch, limits)
-        chosen = set(plan.remove[key])
+    for key, units in plan.remove.items():
+        count, chosen = _allowed(len(units), len(plan.scores[key]), key, arch, limits), set(units)
         remove[key] = tuple(sorted([unit for unit in lowest_first(plan.scores[key]) if unit in chosen][:count]))
     return Plan(remove, plan.scores)
 
@@ -139,6 +147,8 @@ def _by_saving(plan: Plan, arch: Architecture, group: str) -> Iterable[tuple[Sub
         saved = unit_saving(arch, key, group)
         order = [unit for unit in lowest_first(plan.scores[key]) if unit in set(units)]
         for rank, unit in enumerate(order):
+            if rank + 1 == len(plan.scores[key]):  # the last unit takes the output bias and, with `skip`, the norm along
+                saved = saved[0] + arch.stages[key.stage].width * (3 if arch.removed == "skip" else 1), saved[1]
             entries.append(((rank + 1) / len(plan.scores[key]) / max(saved[1], 1.0), key, unit, saved))
     return [(key, unit, saved) for _, key, unit, saved in sorted(entries, key=lambda entry: entry[:3])]
 

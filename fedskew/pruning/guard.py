@@ -21,7 +21,14 @@ class GuardResult:
     after: float
 
 
-def guard(plan: Plan, judge: Callable[[Plan], float], before: float, tolerance: float) -> GuardResult:
+def guard(
+    plan: Plan,
+    judge: Callable[[Plan], float],
+    before: float,
+    tolerance: float,
+    *,
+    trim: Callable[[Plan], Plan] = lambda plan: plan,
+) -> GuardResult:
     """The largest part of a plan whose balanced accuracy is at most `tolerance` below `before`.
 
     Units come back with the highest rank in their sublayer first; the number is found by halving, at most
@@ -30,6 +37,7 @@ def guard(plan: Plan, judge: Callable[[Plan], float], before: float, tolerance: 
     Args:
         judge: balanced accuracy on open data of the model that a plan leaves.
         before: the same of the model as it is.
+        trim: makes a part of a plan one that keeps the limits (alignment).
     """
     if not plan.units or (after := judge(plan)) >= before - tolerance:
         return GuardResult(plan, 0, before, after if plan.units else before)
@@ -39,7 +47,7 @@ def guard(plan: Plan, judge: Callable[[Plan], float], before: float, tolerance: 
         middle = (good + bad) // 2
         if middle == good:
             break
-        candidate = first_units(plan, order, middle)
+        candidate = trim(first_units(plan, order, middle))
         accuracy = judge(candidate)
         if accuracy >= before - tolerance:
             good, best = middle, (candidate, accuracy)

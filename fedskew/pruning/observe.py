@@ -6,10 +6,11 @@ only one sublayer are alive at once (paper, section 3.1; Eq. 1 and 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from fedskew.architecture import Architecture
 from fedskew.model.swin import MultimodalSwin, PrunedBlock
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
+
+CHUNK = 131_072  # hidden values whose norms are computed at a time: they stay in the processor's cache
+PRODUCT_WIDTH = 64  # values a row of the matrix product that sums small groups
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,32 @@ class Observation:
     key: SublayerKey
     norms: Tensor  # [images, windows, window positions, units]: 2-norms over a unit's channels
     valid: Tensor  # [windows, window positions] bool: False where a window reaches past the picture
-    weights: tuple[Tensor, ...]  # each [units, values]: the parameters that go when the unit goes
+    weights: Sequence[Tensor]  # each [units, values]: the parameters that go when the unit goes
 
     @property
     def units(self) -> int:
         """How many units there are to score."""
         return self.norms.shape[-1]
+
+
+class LazyWeights(Sequence[Tensor]):
+    """Weights unit by unit, copied when a criterion first asks: most look at activations alone."""
+
+    def __init__(self, make: Callable[[], tuple[Tensor, ...]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> tuple[Tensor, ...]:
+        return self._make()
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self._made[index]
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._made)
 
 
 Observer = Callable[[Observation], None]
@@ -101,7 +125,7 @@ def _on_heads(
     outputs, heads = inputs[0], attention.num_heads  # [B·nW, W², K·D]
     norms = outputs.unflatten(-1, (heads, -1)).float().norm(dim=-1)  # [B·nW, W², K]
     norms = norms.unflatten(0, (-1, valid.shape[0]))  # [B, nW, W², K]
-    observer(Observation(key, norms, valid, head_weights(attention)))
+    observer(Observation(key, norms, valid, LazyWeights(partial(head_weights, attention))))
 
 
 def _on_hidden(
@@ -116,8 +140,40 @@ def _on_hidden(
     size: int,
     window: int,
 ) -> None:
-    norms = hidden.unflatten(-1, (-1, size)).float().norm(dim=-1)  # [B, H, W, G]
-    observer(Observation(key, to_windows(norms, window), valid, group_weights(mlp, size)))
+    norms = windowed_norms(hidden, size, window)  # [B, nW, W², G]
+    observer(Observation(key, norms, valid, LazyWeights(partial(group_weights, mlp, size))))
+
+
+def windowed_norms(hidden: Tensor, size: int, window: int) -> Tensor:
+    """2-norms over groups of `size` channels of [B, H, W, C], as [B, windows, window², C / size].
+
+    On a CPU some images at a time, so that nothing but the norms themselves leaves the cache.
+    """
+    if hidden.device.type != "cpu":
+        return to_windows(group_norms(hidden, size), window)
+    images = max(1, CHUNK // max(1, hidden[0].numel()))
+    first, *rest = hidden.split(images)
+    part = to_windows(group_norms(first, size), window)
+    norms = part.new_empty(hidden.shape[0], *part.shape[1:])
+    norms[:images] = part
+    for number, chunk in enumerate(rest, 1):
+        norms[number * images :][: len(chunk)] = to_windows(group_norms(chunk, size), window)
+    return norms
+
+
+def group_norms(hidden: Tensor, size: int) -> Tensor:
+    """2-norms over groups of `size` neighbours: [..., C] to float32 [..., C / size].
+
+    Sums over a few neighbours are slow on a CPU; the product of a block of squares with a matrix of ones and zeros
+    gives the same sums three times as fast.
+    """
+    groups = hidden.numel() // size
+    together = math.gcd(groups, PRODUCT_WIDTH // size) if size <= PRODUCT_WIDTH else 1
+    if hidden.device.type != "cpu" or together == 1:
+        return hidden.unflatten(-1, (-1, size)).float().norm(dim=-1)
+    ones = torch.eye(together).repeat_interleave(size, 0)  # [together·size, together]
+    squares = hidden.float().square().view(-1, together * size)
+    return (squares @ ones).sqrt_().view(*hidden.shape[:-1], -1)
 
 
 def head_weights(attention: nn.Module) -> tuple[Tensor, ...]:

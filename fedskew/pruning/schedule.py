@@ -11,7 +11,7 @@ def steps_until(config: PruneConfig, round_number: int) -> int:
         return 0
     last = min(round_number, config.last_round) if config.last_round else round_number
     rounds = max(0, (last - config.first_round) // config.interval + 1) if last >= config.first_round else 0
-    return rounds + (1 if config.warm_start_epochs else 0)
+    return rounds + (1 if config.warm_start_epochs and round_number >= 0 else 0)
 
 
 def is_pruning_round(config: PruneConfig, round_number: int) -> bool:

@@ -13,7 +13,7 @@ from fedskew.architecture import Architecture
 from fedskew.config.schema import PruneConfig
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.pruning.criteria import make_criterion, skewness
-from fedskew.pruning.decide import Limits, Plan, decide, within_budget
+from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
 from fedskew.pruning.guard import guard
 from fedskew.pruning.observe import Observation, observe
 from fedskew.pruning.slicing import slice_model
@@ -64,11 +64,16 @@ def make_plan(
 ) -> Plan:
     """What a step would remove, before it is removed (floors, alignment and budgets kept)."""
     scores, signs = score_units(model, images, metadata, config, stages, seed)
-    limits = Limits(config.max_share, config.min_heads, config.min_width, config.align, config.mlp_group)
+    limits = limits_of(config)
     plan = decide(scores, model.architecture, limits, rule=config.rule, share=config.share, like=signs or None)
     return within_budget(
         plan, model.architecture, limits, min_parameters=config.min_parameters, min_macs=config.min_macs
     )
+
+
+def limits_of(config: PruneConfig) -> Limits:
+    """The limits that a configuration sets."""
+    return Limits(config.max_share, config.min_heads, config.min_width, config.align, config.mlp_group)
 
 
 def prune_step(
@@ -99,7 +104,8 @@ def prune_step(
             smaller, shape = slice_model(state, arch, candidate, config.mlp_group)
             return judge(build(shape, smaller).to(device))
 
-        result = guard(plan, accuracy, judge(model), config.guard)
+        fit = partial(trimmed, arch=arch, limits=limits_of(config))
+        result = guard(plan, accuracy, judge(model), config.guard, trim=fit)
         plan, given_back = result.plan, result.given_back
     state, arch = slice_model(state, arch, plan, config.mlp_group)
     return StepResult(state, arch, plan, given_back, scoring, time.perf_counter() - start, stages)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from fedskew.paths import home
 
 PREVIOUS, TORN = "previous", "after-torn-line"
 START = "0" * 64  # stands for the hash of the line before the first
@@ -38,6 +41,22 @@ class AuditState:
 
     entries: int
     last_hash: str
+
+
+def site_name(node_config: Mapping[str, Any]) -> str:
+    """A site's name for itself, fit for a file name: `name`, `partition-id`, or its data folder's name."""
+    folder = Path(str(node_config.get("data-dir", ""))).name
+    name = next((str(value) for key in ("name", "partition-id") if (value := node_config.get(key, "")) != ""), folder)
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name) or "site"
+
+
+def audit_path(node_config: Mapping[str, Any]) -> Path:
+    """Where a site's audit log lies: its `audit-log`, else `$FEDSKEW_HOME/audit/<name>.jsonl`.
+
+    Not beside the policy: that is often a folder that the SuperNode's account cannot write, and should be.
+    """
+    configured = str(node_config.get("audit-log", ""))
+    return Path(configured).expanduser() if configured else home() / "audit" / f"{site_name(node_config)}.jsonl"
 
 
 def append_entry(path: Path, entry: Entry, check: Callable[[Sequence[Entry]], None] | None = None) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
@@ -21,8 +19,18 @@ from fedskew.data.prepare import NodeData
 from fedskew.data.samples import DataError
 from fedskew.data.units import class_counts
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT, MessageError, Task, payload_bytes
-from fedskew.paths import home
-from fedskew.site.audit import ANSWERED, FAILED, REFUSED, AuditError, Entry, answers, append_entry, read_entries
+from fedskew.site.audit import (
+    ANSWERED,
+    FAILED,
+    REFUSED,
+    AuditError,
+    Entry,
+    answers,
+    append_entry,
+    audit_path,
+    read_entries,
+    site_name,
+)
 from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, load_policy
 from fedskew.site.privacy import PrivacyError, protect
 from fedskew.training import TrainingError
@@ -42,9 +50,8 @@ class Gate:
         self._message, self._run = message, context.run_id
         self._kind = message.metadata.message_type.partition(".")[0]
         self._policy_file = str(context.node_config.get("policy", ""))
-        self._node = _node_name(context)
-        self._log = audit_path(str(context.node_config.get("audit-log", "")), self._node)
         self.active = bool(self._policy_file or context.node_config.get("audit-log"))
+        self._node, self._log = site_name(context.node_config), audit_path(context.node_config)
         self._policy = Policy(report_notes=True)  # until a file is read: only the log is wanted
         self._about: dict[str, Any] = {}
 
@@ -134,7 +141,7 @@ class Gate:
         """Take out what the policy keeps at the site."""
         report = dict(reply.content.config_records.get(REPORT, {}))
         if not self._policy.report_notes and report.get("notes"):
-            report["notes"] = [f"{len(report['notes'])} images skipped; the site's policy keeps their names"]
+            report["notes"] = [f"{len(report['notes'])} notes on the data; the site's policy keeps them"]
         reply.content[REPORT] = ConfigRecord(report)
         if not self._policy.report_metrics:
             kept = reply.content.metric_records[METRICS].items()
@@ -162,20 +169,3 @@ def arrays_sha256(arrays: ArrayRecord | Mapping[str, Any]) -> str:
         digest.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0{len(array.data)}\0".encode())
         digest.update(array.data)
     return digest.hexdigest()
-
-
-def audit_path(configured: str, node: str) -> Path:
-    """Where a node's audit log lies: as configured, else `$FEDSKEW_HOME/audit/<node>.jsonl`.
-
-    Not beside the policy: that is often a folder that the SuperNode's account cannot write, and should be.
-    """
-    return Path(configured).expanduser() if configured else home() / "audit" / f"{node}.jsonl"
-
-
-def _node_name(context: Context) -> str:
-    """Name, data folder or id of a node, fit for a file name."""
-    config = context.node_config
-    name = config.get("name") or config.get("partition-id")
-    if name is None or name == "":
-        name = Path(str(config.get("data-dir", ""))).name or context.node_id
-    return re.sub(r"[^A-Za-z0-9._-]", "_", str(name))

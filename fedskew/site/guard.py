@@ -34,8 +34,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
 from flwr.supercore.run import Run
 
-from fedskew.paths import home
-from fedskew.site.audit import AuditError, append_entry
+from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
 
 KEY_ID = "fpk_site_policy"
@@ -171,7 +170,7 @@ def run_site(arguments: Sequence[str]) -> None:
             if trusted:
                 raise GuardError("--trusted-entities cannot be given: the policy's app-hashes take its place")
             print(f"fedskew site: {policy} pins {len(pins)} app bundle(s)", flush=True)
-            guard = BundleGuard(policy, _audit_log(node), _site_name(node))
+            guard = BundleGuard(policy, audit_path(node), site_name(node))
             words += ["--trusted-entities", _prepare_home(stack, guard)]
             stack.enter_context(guarding(guard))
         _flower_supernode(words)
@@ -193,16 +192,6 @@ def _prepare_home(stack: ExitStack, guard: BundleGuard) -> str:
     path = folder / "trusted-entities.yaml"
     path.write_text(yaml.safe_dump(guard.trusted_entities()), encoding="utf-8")
     return str(path)
-
-
-def _site_name(node: Mapping[str, Any]) -> str:
-    return str(node.get("name") or Path(str(node.get("data-dir", ""))).name or "site")
-
-
-def _audit_log(node: Mapping[str, Any]) -> Path:
-    """The log that the client app writes too (see `fedskew.site.gate`)."""
-    configured = str(node.get("audit-log", ""))
-    return Path(configured).expanduser() if configured else home() / "audit" / f"{_site_name(node)}.jsonl"
 
 
 def _flower_supernode(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 ```yaml
 # policy.yaml — a key that is absent forbids nothing, unless it says otherwise here
 allowed-runs: [1234567890]   # run ids; an empty list allows none
-app-hashes: [9f86d081…]      # SHA-256 of app bundles (flwr build; sha256sum *.fab)
+app-hashes: [9f86d081…]      # SHA-256 of app bundles (fedskew bundle-hash)
 min-examples: 100            # answers made from fewer images stay here
 max-rounds: 50               # answers of each kind (train, evaluate) to one run
 clipping-norm: 1.0           # largest 2-norm of an update

@@ -1,0 +1,174 @@
+"""A site's node key, and whether the SuperLink knows it; the coordinator's list of sites."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import psutil
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+    load_ssh_private_key,
+)
+
+from fedskew.ops.check_network import Endpoint
+from fedskew.ops.check_tls import private_mode
+from fedskew.ops.findings import Finding, fail, ok, warn
+
+KEYGEN = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f node.key"
+KEY_OPTION = "--auth-supernode-private-key"
+NOT_ACTIVATED = 2004  # flwr.supercore.error.ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+
+def check_node_key(path: Path) -> list[Finding]:
+    """The file of `--auth-supernode-private-key`: there, private, and of the kind that Flower reads."""
+    subject = "node key"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        remedy = KEYGEN if isinstance(error, FileNotFoundError) else "let the account that runs the SuperNode read it"
+        return [fail(subject, f"{path} cannot be read: {error.strerror}", remedy)]
+    found = private_mode(path, subject)
+    problem = _key_problem(content)
+    if problem:
+        return [*found, fail(subject, f"{path} {problem[0]}", problem[1])]
+    return found or [
+        ok(subject, f"{path}: {fingerprint(_load(content))} (ssh-keygen -lf shows the same of the .pub file)")
+    ]
+
+
+def check_registered(endpoint: Endpoint, key_file: Path) -> list[Finding]:
+    """Ask the SuperLink to let this key in, and out again at once: there is no other way for a site to find out.
+
+    Not done while a SuperNode runs here with this key, which would be let in only once.
+    """
+    subject = "registration"
+    running = _running_supernode(key_file)
+    if running:
+        text = f"not asked: a SuperNode runs here with this key (process {running}), and a key is let in only once"
+        return [ok(subject, f"{text}; its log says whether it is connected")]
+    import httpx
+
+    try:
+        node = _let_in_and_out(endpoint, _load(key_file.read_bytes()))
+    except httpx.HTTPStatusError as error:
+        return [_refused(error.response.status_code, error.response.text)]
+    except httpx.HTTPError as error:
+        return [fail(subject, f"cannot be asked: {type(error).__name__}: {error}", "see the lines above")]
+    return [ok(subject, f"the SuperLink knows this key: node {node}")]
+
+
+def check_nodes(endpoint: Endpoint) -> list[Finding]:
+    """The coordinator's view: which sites are registered, and which are connected."""
+    from flwr.proto.control_pb2 import ListNodesRequest
+    from flwr.supercore.control import ControlHttpClient
+
+    roots = str(endpoint.roots) if endpoint.roots else None
+    with ControlHttpClient.from_server_address(str(endpoint), endpoint.insecure, roots, []) as client:
+        nodes = [node for node in client.ListNodes(ListNodesRequest()).nodes_info if node.status != "unregistered"]
+    if not nodes:
+        remedy = "flwr supernode register site-a.pub CONNECTION --name site-a, with the .pub file that the site sends"
+        return [warn("sites", "none is registered", remedy)]
+    found = []
+    for node in sorted(nodes, key=lambda node: node.name):
+        name, key = node.name or f"node {node.node_id}", _short_key(node.public_key)
+        if node.status == "online":
+            found.append(ok("site", f"{name} is connected since {node.last_activated_at[:19]} UTC, key {key}"))
+        else:
+            last = f"last seen {node.last_deactivated_at[:19]} UTC" if node.last_deactivated_at else "never connected"
+            remedy = f"at {name}: fedskew doctor site; then start its SuperNode"
+            found.append(warn("site", f"{name} is registered with key {key}, but offline ({last})", remedy))
+    return found
+
+
+def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:
+    """SHA-256 of the public key as `ssh-keygen -l` prints it."""
+    return _openssh_fingerprint(key.public_key())
+
+
+def _key_problem(content: bytes) -> tuple[str, str] | None:
+    """What is wrong with a key file, and what to do; None if Flower reads it."""
+    if content.startswith((b"ecdsa-", b"ssh-")):
+        return "is a public key", "name the private one, without .pub; the .pub file goes to the coordinator"
+    try:
+        key = _load(content)
+    except TypeError:
+        return (
+            "is protected by a passphrase, which a service cannot type",
+            "ssh-keygen -p -N '' -f on a copy, or " + KEYGEN,
+        )
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if b"BEGIN" in content and b"OPENSSH" not in content:
+            return "is a key in another PEM form than OpenSSH's", "convert a copy: ssh-keygen -p -N '' -f FILE"
+        return f"is no private key ({error})", KEYGEN
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        return f"is a {type(key).__name__.removesuffix('PrivateKey')} key; Flower takes ECDSA on a NIST curve", KEYGEN
+    return None
+
+
+def _load(content: bytes) -> ec.EllipticCurvePrivateKey:
+    return load_ssh_private_key(content, None)  # type: ignore[return-value]  # the kind is checked by _key_problem
+
+
+def _let_in_and_out(endpoint: Endpoint, key: ec.EllipticCurvePrivateKey) -> int:
+    from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    public = key.public_key()
+    roots = str(endpoint.roots) if endpoint.roots else None
+    signing = [NodeAuthHttpInterceptor(key, public)]
+    with FleetHttpClient.from_server_address(str(endpoint), endpoint.insecure, roots, signing) as client:
+        # the shortest interval: should the line be cut now, the SuperLink forgets this within seconds
+        request = ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
+        node = client.ActivateNode(request).node_id
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+    return node
+
+
+def _refused(status: int, body: str) -> Finding:
+    subject = "registration"
+    if f'"code":{NOT_ACTIVATED}' in body.replace(" ", ""):
+        return fail(
+            subject,
+            "the SuperLink does not let this key in: it is not registered, or a SuperNode elsewhere uses it now or did "
+            "until a minute ago (Flower gives the same answer)",
+            "send the .pub file to the coordinator; `fedskew doctor coordinator` there tells the two cases apart",
+        )
+    if status == 401:
+        remedy = "check this machine's clock (line `clock`), and that the proxy passes the headers flwr-*"
+        return fail(subject, "the SuperLink does not accept this site's signature", remedy)
+    remedy = "the coordinator's proxy must let sites reach /v1/fleet/"
+    return fail(subject, f"the fleet routes are not reachable here: status {status}", remedy)
+
+
+def _running_supernode(key_file: Path) -> int | None:
+    """Process id of a SuperNode on this machine that was started with this key."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command = process.info["cmdline"] or []
+        if (
+            any("supernode" in word or word == "site" for word in command[:4])
+            and "--auth-supernode-private-key" in command
+        ):
+            position = command.index("--auth-supernode-private-key") + 1
+            given = Path(process.info["cwd"] or "/", *command[position : position + 1])
+            if given.resolve() == key_file.resolve():
+                return process.pid
+    return None
+
+
+def _short_key(pem: bytes) -> str:
+    return _openssh_fingerprint(load_pem_public_key(pem))[:14] + "…"  # type: ignore[arg-type]
+
+
+def _openssh_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    blob = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
+    digest = hashlib.sha256(base64.b64decode(blob)).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"

@@ -1,0 +1,222 @@
+"""Keep a run going on a real SuperLink: when it fails, start it again from its last finished round.
+
+    fedskew run --preset hospitals --data-dir /data/public --connection hospital --supervise
+
+Flower does not take up a run again after its SuperLink was killed: the run is "finished:failed" for good. This submits
+the run, watches it, and submits it anew with `resume` as often as there was progress in between. It must run where the
+run folder can be seen: on the coordinator.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from fedskew.config import load_config
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY
+from fedskew.runs.report import round_line, summary_text
+
+AnswerT = TypeVar("AnswerT")
+
+COMPLETED, STOPPED = "finished:completed", "finished:stopped"
+POLL_SECONDS, PAUSE_SECONDS = 2.0, 10.0
+ASK_EVERY = 15  # looks at the run folder, which cost nothing, for one `flwr list`, which takes seconds of CPU
+PATIENCE = 5  # failures in a row without a finished round between them
+FIRST_TRIES = 12  # calls until the first answer: a wrong connection is no restart to wait for
+
+
+class Unreachable(RuntimeError):
+    """The SuperLink did not answer, or refused: its message."""
+
+
+class Submitter(Protocol):
+    """What supervision needs of Flower; see `FlowerCommands`."""
+
+    def submit(self, values: Mapping[str, str]) -> str:
+        """Start a run with this run configuration; returns its id."""
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Status and details of a run, as `flwr list` tells them."""
+
+
+@dataclass(frozen=True)
+class FlowerCommands:
+    """Flower's own commands.
+
+    Args:
+        flwr: path of the command `flwr`.
+        environment: that it runs in.
+    """
+
+    app: Path
+    connection: str
+    flwr: str
+    environment: Mapping[str, str]
+
+    def submit(self, values: Mapping[str, str]) -> str:
+        """See `Submitter`."""
+        run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
+        answer = self._ask("run", str(self.app), self.connection, "-c", run_config, "--format", "json")
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """See `Submitter`."""
+        answer = self._ask("list", self.connection, "--run-id", run_id, "--format", "json")
+        (run,) = answer["runs"]
+        return run["status"], run.get("status-details") or ""
+
+    def _ask(self, *words: str) -> dict:
+        try:
+            done = subprocess.run([self.flwr, *words], env=dict(self.environment), capture_output=True, text=True,
+                                  timeout=120, check=False)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"flwr {words[0]}: no answer within 120 s") from None
+        answer = _first_json(done.stdout)
+        if done.returncode or not answer.get("success"):
+            told = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
+            raise Unreachable(f"flwr {words[0]}: {told[-500:]}")
+        return answer
+
+
+def _first_json(text: str) -> dict:
+    """The JSON object in Flower's output, which may begin with warnings."""
+    start = text.find("{")
+    try:
+        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else {}
+    except ValueError:
+        return {}
+
+
+class Supervisor:
+    """Submits a run again and again until it is complete.
+
+    Args:
+        values: run configuration of the first attempt; its `run.name` must make `folder` the run folder.
+        folder: the run folder.
+    """
+
+    def __init__(
+        self,
+        flower: Submitter,
+        values: Mapping[str, str],
+        folder: Path,
+        *,
+        say: Callable[[str], None] = print,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._flower, self._values, self._folder = flower, dict(values), folder
+        self._say, self._sleep = say, sleep
+        self._shown = 0
+        self._trouble, self._answered = "", False
+
+    def run(self) -> int:
+        """Returns the exit code: 0 if the run completed.
+
+        Raises:
+            Unreachable: the SuperLink never answered.
+        """
+        fruitless, finished = 0, self._rounds()
+        while fruitless < PATIENCE:
+            status, details = self._attempt()
+            if status == COMPLETED:
+                return self._end()
+            if status == STOPPED:
+                self._say(f"the run was stopped by hand; go on with resume: {self._folder}")
+                return 1
+            fruitless = fruitless + 1 if self._rounds() == finished else 0
+            finished = self._rounds()
+            self._say(f"the run failed after round {finished}: {details or status}")
+            if fruitless < PATIENCE:
+                self._sleep(PAUSE_SECONDS)
+        self._say(f"gave up: {PATIENCE} failures in a row without a finished round; see `flwr log` for the reason")
+        return 1
+
+    def _attempt(self) -> tuple[str, str]:
+        """One submitted run up to its end."""
+        resume = (self._folder / CONFIG).is_file()
+        values = {**_resumable(self._values), "resume": str(self._folder)} if resume else self._values
+        run_id = self._patiently(lambda: self._flower.submit(values))
+        self._say(f"run {run_id} {f'goes on in {self._folder}' if resume else 'started'}")
+        ended = self._summary_time()
+        for look in itertools.count():
+            self._show_rounds()
+            if look % ASK_EVERY == 0 or self._summary_time() != ended:
+                status, details = self._patiently(lambda: self._flower.status(run_id))
+                if status.startswith("finished"):
+                    self._show_rounds()
+                    return status, details
+            self._sleep(POLL_SECONDS)
+        raise AssertionError("unreachable")
+
+    def _summary_time(self) -> int:
+        """When the summary was written; it is the last thing that a run does."""
+        path = self._folder / SUMMARY
+        return path.stat().st_mtime_ns if path.is_file() else 0
+
+    def _patiently(self, call: Callable[[], AnswerT]) -> AnswerT:
+        """Call until the SuperLink answers: it may be starting again."""
+        for tries in itertools.count(1):
+            try:
+                answer = call()
+            except Unreachable as trouble:
+                if not self._answered and tries >= FIRST_TRIES:
+                    raise
+                if str(trouble) != self._trouble:
+                    self._say(f"waiting for the SuperLink: {trouble}")
+                self._trouble = str(trouble)
+                self._sleep(POLL_SECONDS)
+            else:
+                self._trouble, self._answered = "", True
+                return answer
+        raise AssertionError("unreachable")
+
+    def _records(self) -> list[dict]:
+        path = self._folder / METRICS
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def _rounds(self) -> int:
+        return max((record["round"] for record in self._records()), default=-1)
+
+    def _show_rounds(self) -> None:
+        records = self._records()
+        self._shown = min(self._shown, len(records))
+        if records[self._shown :]:
+            config = load_config(file=self._folder / CONFIG)
+            for index in range(self._shown, len(records)):
+                elapsed = sum(record["seconds"] for record in records[: index + 1])
+                for line in round_line(records[index], config, elapsed):
+                    self._say(line)
+        self._shown = len(records)
+
+    def _end(self) -> int:
+        path = self._folder / SUMMARY
+        if not path.is_file():
+            self._say(f"the run is complete; its folder {self._folder} cannot be seen from here")
+            return 0
+        self._say(summary_text(json.loads(path.read_text(encoding="utf-8")), self._folder))
+        return 0
+
+
+def _resumable(values: Mapping[str, str]) -> dict[str, str]:
+    """What a resumed run may be given again: the run folder knows the rest."""
+    return {key: value for key, value in values.items() if key == "data-dir"}
+
+
+def supervise(flower: Submitter, values: Mapping[str, str], folder: Path) -> int:
+    """Run `Supervisor` for a person at a terminal; Ctrl-C leaves the run alone."""
+    try:
+        return Supervisor(flower, values, folder, say=lambda line: print(line, flush=True)).run()
+    except Unreachable as trouble:
+        print(f"fedskew: the SuperLink does not answer: {trouble}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"no longer watched; the run itself goes on. Resume later with: {folder}", file=sys.stderr)
+        return 130
