@@ -90,6 +90,19 @@ def compare(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="Image file; its suffix names the format.")] = Path("runs.png"),
+) -> None:
+    """Draw how good and how large the global model is after each round."""
+    from fedskew.runs.plot import plot_runs
+
+    with _clear_errors():
+        plot_runs(runs, out)
+    typer.echo(out.resolve())
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or a model file.")],
     data: Annotated[Path, typer.Option(help="Folder or archive of a data set.")],

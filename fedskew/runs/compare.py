@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedskew.config import load_config
+from fedskew.config import Config, load_config
 from fedskew.runs.folder import CONFIG, RunFolder
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
@@ -53,13 +53,21 @@ def read_run(path: Path, *, best: bool = False) -> RunResult:
         RunFolderError: the folder holds no run.
     """
     records = RunFolder(path).records()
-    config = load_config(file=path / CONFIG) if (path / CONFIG).is_file() else None
+    config = _config(path)
     metric = config.run.best_metric if config else "balanced_accuracy"
     record = max(records, key=lambda line: line[metric] or 0.0) if best else records[-1]
-    label = f"{config.prune.method} s{config.run.seed}" if config else path.name
-    return RunResult(
-        f"{label} (round {record['round']})", {**record, "recall_mel": (record["recall"] or {}).get("mel")}
-    )
+    name = f"{run_label(path)} (round {record['round']})"
+    return RunResult(name, {**record, "recall_mel": (record["recall"] or {}).get("mel")})
+
+
+def run_label(path: Path) -> str:
+    """Method and seed of a run, or the folder's name where its configuration is missing."""
+    config = _config(path)
+    return f"{config.prune.method} s{config.run.seed}" if config else path.name
+
+
+def _config(path: Path) -> Config | None:
+    return load_config(file=path / CONFIG) if (path / CONFIG).is_file() else None
 
 
 def comparison(runs: Sequence[RunResult]) -> Comparison:

@@ -1,0 +1,47 @@
+"""A picture of runs: how good and how large the global model is after each round. Needs matplotlib (extra `plots`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedskew.runs.compare import run_label
+from fedskew.runs.folder import RunFolder, RunFolderError
+
+PANELS = (
+    ("balanced_accuracy", "balanced accuracy", None),
+    ("parameters", "parameters, share of dense", "dense_parameters"),
+    ("macs", "MACs, share of dense", "dense_macs"),
+    ("bytes_down_total", "sent to nodes so far (MB)", None),
+)
+
+
+def plot_runs(runs: Sequence[Path], target: Path) -> None:
+    """Draw runs side by side into an image file (its suffix names the format).
+
+    Raises:
+        RunFolderError: a folder holds no run, or matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise RunFolderError("drawing needs matplotlib: pip install 'fedskew[plots]'") from error
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
+    for path in runs:
+        records = RunFolder(path).records()
+        rounds = [record["round"] for record in records]
+        for axis, (key, _, dense) in zip(axes, PANELS, strict=True):
+            scale = 1e6 if key.startswith("bytes") else 1
+            axis.plot(rounds, [record[key] / (record[dense] if dense else scale) for record in records],
+                      marker=".", label=run_label(path))  # fmt: skip
+    for axis, (_, title, dense) in zip(axes, PANELS, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("round")
+        axis.grid(alpha=0.3)
+        axis.set_ylim(0, 1.05 if dense else None)
+    axes[0].legend(fontsize=8)
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
