@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -45,6 +44,12 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
         positive = labels == column
         count = int(positive.sum())
         if 0 < count < len(labels):
-            ranks = rankdata(probabilities[:, column])
+            ranks = _ranks(probabilities[:, column])
             areas.append((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count)))
     return float(np.mean(areas)) if areas else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs: `scipy.stats.rankdata`, whose import takes a second."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

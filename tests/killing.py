@@ -30,7 +30,7 @@ def start(run_config: dict[str, str]) -> int:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             simulate(run_config, NODES)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a child that fails must say why
             Path(run_config.get("resume") or run_config["output-dir"], "error.txt").write_text(repr(error))
             os._exit(1)
         os._exit(0)

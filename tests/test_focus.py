@@ -51,5 +51,5 @@ def test_masks_lie_where_the_images_are(generated):
 
 
 def test_a_missing_mask_is_named(generated):
-    with pytest.raises(DataError, match="ISIC_nowhere_segmentation.png"):
+    with pytest.raises(DataError, match=r"ISIC_nowhere_segmentation\.png"):
         read_masks(generated, ["ISIC_nowhere"], image_size=32, fit="squash")

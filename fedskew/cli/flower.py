@@ -73,7 +73,8 @@ def app_directory() -> Path:
     path = Path(__file__).resolve().parents[2]
     if not (path / "clientapp.py").is_file():
         sys.exit(
-            f"fedskew: {path} is no checkout of fedskew. `flwr run` bundles the app from one: clone the repository and `make install` there."
+            f"fedskew: {path} is no checkout of fedskew. `flwr run` bundles the app from one: "
+            "clone the repository and `make install` there."
         )
     return path
 

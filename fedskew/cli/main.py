@@ -52,8 +52,12 @@ def run(
 ) -> None:
     """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
     from fedskew.cli.flower import RunRequest, run_with_flower
+    from fedskew.config import load_config
 
     values = _values(preset, config, set_, data_dir, output_dir, resume)
+    if not resume:
+        with _clear_errors():  # before a SuperLink is started for it
+            load_config(values["preset"], file=values["config"], overrides=values["set"])
     request = RunRequest(values, nodes, cpus, gpus, connection)
     raise typer.Exit(run_with_flower(request, dry_run=dry_run, supervised=supervise))
 
@@ -212,7 +216,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve()) if path else ""
 
 
-class _clear_errors:  # noqa: N801
+class _clear_errors:
     """What a person can mend becomes one message and exit code 2, not a traceback."""
 
     def __enter__(self) -> None: ...

@@ -61,7 +61,7 @@ class DataConfig(Section):
     generated_images: int = option(1600, "images to generate when source is `generated`", low=50, high=200_000)
     clients: str = option(
         "partition",
-        "`partition`: nodes share this data set; `own`: each node has its own, the server splits its own into test and open",
+        "`partition`: nodes share this data set; `own`: each has its own, the server splits its own in test and open",
         choices=("partition", "own"),
     )
     fit: str = option("squash", "how a 4:3 picture becomes square", choices=("squash", "crop"))

@@ -115,7 +115,8 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
 
 def describe_split(data: DataSet, split: Split, parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """The manifest of a split, with its hash, for the run folder."""
-    return split_manifest(data.samples, split, parts) | {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes)}
+    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes)}
+    return split_manifest(data.samples, split, parts) | about
 
 
 def split_hash(data: DataSet, split: Split) -> str:

@@ -78,8 +78,12 @@ def check_reply(message: Message, expected: Mapping[str, Expected], reference: M
     return Update(**vars(answer), arrays=arrays, norm=math.sqrt(squares))
 
 
-def check_answer(message: Message) -> Answer:
-    """Metrics, node name and notes of any reply; raises `BadReply` if it is an error or its numbers are unusable."""
+def check_answer(message: Message, *, least: int = 1) -> Answer:
+    """Metrics, node name and notes of any reply.
+
+    Raises:
+        BadReply: it is an error, its numbers are unusable, or it has fewer than `least` examples.
+    """
     if message.has_error():
         raise BadReply(message.error.reason or f"error code {message.error.code}")
     records = message.content.metric_records
@@ -91,8 +95,8 @@ def check_answer(message: Message) -> Answer:
             raise BadReply(f"metric {name!r} is {value!r:.40}, expected one finite number")
         metrics[name] = value
     examples = metrics.get(EXAMPLES)
-    if not isinstance(examples, int) or not 0 < examples <= MAX_EXAMPLES:
-        raise BadReply(f"metric {EXAMPLES!r} is {examples!r}, expected a whole number above 0")
+    if not isinstance(examples, int) or not least <= examples <= MAX_EXAMPLES:
+        raise BadReply(f"metric {EXAMPLES!r} is {examples!r:.40}, expected a whole number above {least - 1}")
     return Answer(metrics, examples, *check_report(message))
 
 

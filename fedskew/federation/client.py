@@ -120,9 +120,8 @@ def _train(task: Task, model: MultimodalSwin, node: NodeData, message: Message) 
 
 def _evaluate(task: Task, model: MultimodalSwin, node: NodeData, message: Message) -> Message:
     if not len(node.validation):
-        raise DataError(
-            f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
-        )
+        note = f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
+        return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})
     data = batches(node.data, node.validation, task.architecture, batch_size=task.config.run.eval_batch_size)
     found = evaluate(model, data, task.config.train)
     metrics: dict[str, Any] = {name: found[name] for name in ("accuracy", "balanced_accuracy", "f1_macro", "loss")}

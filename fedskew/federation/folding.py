@@ -68,7 +68,8 @@ class SpooledFolding:
             for node, examples, norm, arrays in spool.items():
                 if norm > bound:
                     aside[node] = (
-                        f"its update has norm {norm:.4g}, more than {self._config.norm_bound:g} x the median of the round"
+                        f"its update has norm {norm:.4g}, more than {self._config.norm_bound:g} x "
+                        "the median of the round"
                     )
                 elif self._config.aggregation == "mean":
                     mean.add(_floats(arrays), examples)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -84,8 +85,8 @@ def unpack_task(message: Message) -> tuple[Task, ArrayRecord]:
         rounds=_field(config, "rounds", int),
         architecture=Architecture.from_json(_field(config, "architecture", str)),
         config=from_mapping(run_config, "the server's configuration"),
-        frozen=tuple(_field(config, "frozen-stages", list)),
-        not_uploaded=tuple(_field(config, "not-uploaded", list)),
+        frozen=_items(config, "frozen-stages", int),
+        not_uploaded=_items(config, "not-uploaded", str),
         split_hash=_field(config, "split-hash", str),
     )
     return task, arrays
@@ -96,6 +97,13 @@ def _field(config: ConfigRecord, name: str, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise MessageError(f"field {name!r} of the task is {value!r:.80}, expected {kind.__name__}")
     return value
+
+
+def _items(config: ConfigRecord, name: str, kind: type) -> tuple[Any, ...]:
+    values = _field(config, name, list)
+    if any(type(value) is not kind for value in values):
+        raise MessageError(f"field {name!r} of the task is {values!r:.80}, expected a list of {kind.__name__}")
+    return tuple(values)
 
 
 def pack_reply(
@@ -131,4 +139,4 @@ def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
 
 def to_state(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
     """Flower arrays as a model's state."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.require(array.numpy(), requirements="W")) for name, array in arrays.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,8 +150,8 @@ class SkewPruning(FedAvg):
             log.warning("round %d: %d usable replies, %d are needed: the global model stays as it was",
                         self.round.number, len(losses), settings.quorum)  # fmt: skip
             return self._arrays, None
-        self.round.train_loss = _weighted_loss(losses)
-        return self._prune(reference | averaged), MetricRecord({"loss": self.round.train_loss})
+        self.round.train_loss = loss = _weighted_loss(losses)
+        return self._prune(reference | averaged), MetricRecord({} if loss is None else {"loss": loss})
 
     def _prune(self, averaged: dict[str, np.ndarray]) -> ArrayRecord:
         number = self.round.number
@@ -166,9 +168,10 @@ class SkewPruning(FedAvg):
         """Mean of the nodes' validation metrics, weighted by their examples; bad replies are set aside."""
         if not self.config.federation.evaluate_clients:
             return None
-        answers = [self._accept(reply, check_answer) for reply in replies]
+        answers = [self._accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
         self._close_phase()
-        found = [answer for _, answer in sorted(answers, key=lambda pair: pair[0]) if answer is not None]
+        # a node may have too few images for a validation set: it says so, with no examples
+        found = [answer for _, answer in sorted(answers, key=lambda pair: pair[0]) if answer and answer.examples]
         if not found:
             return None
         total = sum(answer.examples for answer in found)
@@ -177,7 +180,9 @@ class SkewPruning(FedAvg):
         self.round.validation = mean
         return MetricRecord(mean)
 
-    def _accept(self, reply: Message, check: Callable[[Message], AnswerT]) -> tuple[str, AnswerT | None]:
+    def _accept(
+        self, reply: Message, check: Callable[[Message], AnswerT], *, prefix: str = ""
+    ) -> tuple[str, AnswerT | None]:
         """The node's name and its checked reply, or None after a bad one was named in log and record."""
         node = self._grid.destination(reply)
         name = self._asked.pop(node, self._names.get(node, f"node {node}"))
@@ -187,14 +192,20 @@ class SkewPruning(FedAvg):
             self._fail(name, str(reason))
             return name, None
         if name == f"node {node}" and answer.node:  # not registered under a name: take its own
-            name = self._names[node] = answer.node
+            name = self._names[node] = self._own_name(node, answer.node)
         self.round.bytes_up += payload_bytes(reply.content)
-        self.round.nodes.setdefault(name, {}).update({key: round(value, 6) for key, value in answer.metrics.items()})
+        told = {f"{prefix}{key}": round(value, 6) for key, value in answer.metrics.items()}
+        self.round.nodes.setdefault(name, {}).update(told)
         if answer.notes:
             self.round.notes[name] = list(answer.notes)
         if name not in self.round.ok:
             self.round.ok.append(name)
         return name, answer
+
+    def _own_name(self, node: int, name: str) -> str:
+        """A node's name for itself, with its number if another has it too (two hospitals with a folder /data/ham)."""
+        taken = any(known == name and other != node for other, known in self._names.items())
+        return f"{name} (node {node})" if taken else name
 
     def _fail(self, name: str, reason: str) -> None:
         """Note once by name who does not count in this round, and why."""
@@ -212,7 +223,10 @@ class SkewPruning(FedAvg):
         self._asked = {}
 
 
-def _weighted_loss(losses: dict[str, tuple[int, float]]) -> float:
-    """Mean over nodes by examples, summed in the order of names so that arrival does not matter."""
-    ordered = [losses[name] for name in sorted(losses)]
-    return sum(count * loss for count, loss in ordered) / sum(count for count, _ in ordered)
+def _weighted_loss(losses: dict[str, tuple[int, float]]) -> float | None:
+    """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
+
+    A site's policy may keep its loss to itself; None if all do.
+    """
+    told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
+    return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fedskew.architecture import Architecture, BlockShape
 
@@ -84,11 +88,30 @@ class MultimodalSwin(nn.Module):
 
 
 def build(arch: Architecture, state: dict[str, Tensor] | None = None, *, drop_path: float = 0.0) -> MultimodalSwin:
-    """The model of an architecture, with random weights (torch's global seed) or with `state`, loaded strictly."""
-    model = MultimodalSwin(arch, drop_path=drop_path)
-    if state is not None:
-        model.load_state_dict(state, strict=True)
+    """The model of an architecture, with random weights (torch's global seed) or with `state`, loaded strictly.
+
+    With `state` nothing is drawn from torch's generator: random weights would be overwritten anyway.
+    """
+    if state is None:
+        return MultimodalSwin(arch, drop_path=drop_path)
+    with _WithoutInitialisation():
+        model = MultimodalSwin(arch, drop_path=drop_path)
+    model.load_state_dict(state, strict=True)
     return model
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves new parameters as the memory came. Buffers are no parameters and are computed as always."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """In-place operations on parameters do nothing."""
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        name = getattr(func, "__name__", "")
+        if isinstance(target, nn.Parameter) and name.endswith("_") and not name.endswith("__"):
+            return target
+        return func(*args, **(kwargs or {}))
 
 
 def _encoder(arch: Architecture, drop_path: float) -> SwinTransformer:

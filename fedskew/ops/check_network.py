@@ -193,19 +193,23 @@ def _speaks_http(endpoint: Endpoint) -> bool:
         return False
 
 
-def _request(endpoint: Endpoint, method: str, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+def _request(
+    endpoint: Endpoint, method: str, path: str, headers: dict[str, str]
+) -> tuple[http.client.HTTPResponse, float]:
+    """The response, and this machine's time half-way between question and answer."""
     kind = http.client.HTTPConnection if endpoint.insecure else http.client.HTTPSConnection
     options = {} if endpoint.insecure else {"context": client_context(endpoint.roots)}
     connection = kind(endpoint.host, endpoint.port, timeout=TIMEOUT, **options)
     connection.connect()  # so that the time of the handshake does not count for the clock
+    start = time.time()
     connection.request(method, path, headers=headers)
-    return connection.getresponse()
+    return connection.getresponse(), (start + time.time()) / 2
 
 
 def _get_health(endpoint: Endpoint) -> Health:
     try:
-        response = _request(endpoint, "GET", "/health", {})
-        here, date = time.time(), response.getheader("Date")
+        response, here = _request(endpoint, "GET", "/health", {})
+        date = response.getheader("Date")
         response.read(65536)
     except (OSError, http.client.HTTPException) as error:
         return Health(0, None, f"{type(error).__name__}: {error}")
@@ -252,7 +256,7 @@ def _check_control(endpoint: Endpoint) -> list[Finding]:
     """Whether whoever reaches this address may list, and so also register, nodes and start runs."""
     subject = "control routes"
     try:
-        response = _request(endpoint, "POST", CONTROL, PROTOBUF)
+        response, _ = _request(endpoint, "POST", CONTROL, PROTOBUF)
         body = response.read(65536)
     except (OSError, http.client.HTTPException) as error:
         return [warn(subject, f"cannot be tested: {error}", "try again")]

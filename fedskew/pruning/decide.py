@@ -147,7 +147,8 @@ def _by_saving(plan: Plan, arch: Architecture, group: str) -> Iterable[tuple[Sub
         saved = unit_saving(arch, key, group)
         order = [unit for unit in lowest_first(plan.scores[key]) if unit in set(units)]
         for rank, unit in enumerate(order):
-            if rank + 1 == len(plan.scores[key]):  # the last unit takes the output bias and, with `skip`, the norm along
+            if rank + 1 == len(plan.scores[key]):
+                # the last unit takes the output bias and, with `skip`, the norm along
                 saved = saved[0] + arch.stages[key.stage].width * (3 if arch.removed == "skip" else 1), saved[1]
             entries.append(((rank + 1) / len(plan.scores[key]) / max(saved[1], 1.0), key, unit, saved))
     return [(key, unit, saved) for _, key, unit, saved in sorted(entries, key=lambda entry: entry[:3])]
@@ -158,7 +159,7 @@ def unit_saving(arch: Architecture, key: SublayerKey, group: str) -> tuple[float
     shape, block = arch.stages[key.stage], arch.block(key.stage, key.block)
     if key.kind == ATTENTION:
         smaller = BlockShape(block.heads[:-1] if len(block.heads) > 1 else block.heads, block.hidden)
-        bigger = BlockShape(smaller.heads + (shape.dense_heads,), block.hidden)
+        bigger = BlockShape((*smaller.heads, shape.dense_heads), block.hidden)
     else:
         size = group_size(group, arch, key.stage)
         smaller, bigger = BlockShape(block.heads, size), BlockShape(block.heads, 2 * size)

@@ -42,7 +42,7 @@ def guard(
     if not plan.units or (after := judge(plan)) >= before - tolerance:
         return GuardResult(plan, 0, before, after if plan.units else before)
     order = removal_order(plan)
-    good, bad, best = 0, len(order), (Plan({key: () for key in plan.remove}, plan.scores), before)
+    good, bad, best = 0, len(order), (Plan(dict.fromkeys(plan.remove, ()), plan.scores), before)
     for _ in range(TRIES):
         middle = (good + bad) // 2
         if middle == good:

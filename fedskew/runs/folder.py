@@ -100,8 +100,9 @@ class RunFolder:
                 f"{name} {sum(m['counts'][name].values())}" for m in (saved, manifest) for name in ("test", "open")
             ]
             raise RunFolderError(
-                f"{self.path} cannot be resumed: its data was {saved['data']} ({counts[0]}, {counts[1]} images), now it "
-                f"is {manifest['data']} ({counts[2]}, {counts[3]}) and splits otherwise. Give it the data it began with"
+                f"{self.path} cannot be resumed: its data was {saved['data']} ({counts[0]}, {counts[1]} images), "
+                f"now it is {manifest['data']} ({counts[2]}, {counts[3]}) and splits otherwise. "
+                "Give it the data it began with"
             )
 
     def write_text(self, name: str, text: str) -> None:

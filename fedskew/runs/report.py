@@ -39,7 +39,8 @@ def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes:
     lines = [
         f"run folder: {folder}",
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
-        f"data {data.place}: {len(split.test)} test, {len(split.open)} open, {clients}; split by {config.data.split_by}",
+        f"data {data.place}: {len(split.test)} test, {len(split.open)} open, {clients}; "
+        f"split by {config.data.split_by}",
     ]
     return lines + [f"data: {note}" for note in data.notes[:20]]
 
@@ -50,7 +51,8 @@ def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> lis
     dense = _dense_cost(record)
     left = elapsed / max(1, number) * (rounds - number) if number else 0.0
     line = (
-        f"{number:3d}/{rounds:<3d} {record['accuracy']:5.3f}   {record['balanced_accuracy']:5.3f}     {record['f1_macro']:5.3f}"
+        f"{number:3d}/{rounds:<3d} {record['accuracy']:5.3f}   {record['balanced_accuracy']:5.3f}"
+        f"     {record['f1_macro']:5.3f}"
         f"   {record['parameters'] / 1e6:7.3f} ({record['parameters'] / dense[0]:4.0%})"
         f"  {record['macs'] / 1e6:8.1f} ({record['macs'] / dense[1]:4.0%})"
         f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
@@ -73,16 +75,15 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
     """The final state of a run, its best round, and what it cost."""
     last = records[-1]
     best = max(records, key=lambda record: record[config.run.best_metric] or 0.0)
-    chosen = (*METRIC_KEYS, *COST_KEYS, "recall", "examples")
+    numbers = (*METRIC_KEYS, *COST_KEYS)
     return {
         "preset": config.preset,
         "method": config.prune.method,
         "seed": config.run.seed,
         "rounds": last["round"],
-        "final": {key: last[key] for key in chosen},
-        "best": {"round": best["round"], "metric": config.run.best_metric} | {key: best[key] for key in (*METRIC_KEYS, *COST_KEYS)},
-        "dense": {"parameters": last["dense_parameters"], "macs": last["dense_macs"], "macs_total": last["dense_macs_total"],
-                  "memory_bytes": last["dense_memory_bytes"]},
+        "final": {key: last[key] for key in (*numbers, "recall", "examples")},
+        "best": {"round": best["round"], "metric": config.run.best_metric} | {key: best[key] for key in numbers},
+        "dense": {key: last[f"dense_{key}"] for key in ("parameters", "macs", "macs_total", "memory_bytes")},
         "bytes_down": last["bytes_down_total"],
         "bytes_up": last["bytes_up_total"],
         "client_failures": sum(record["clients_failed"] for record in records),
@@ -124,8 +125,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     width = max(len(name) for name, _, _ in rows)
-    lines = [
-        f"after {summary['rounds']} rounds ({summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}):"
-    ]
+    about = f"{summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}"
+    lines = [f"after {summary['rounds']} rounds ({about}):"]
     lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([*lines, f"run folder: {folder}"])

@@ -1,0 +1,231 @@
+"""The doctor: each fault is found by its own line, with what to do; no check stops the others."""
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tls_server import only, statuses
+from typer.testing import CliRunner
+
+from fedskew.cli.main import app
+from fedskew.data.samples import HAM10000_CLASSES
+from fedskew.ops import check_host
+from fedskew.ops.check_data import check_data
+from fedskew.ops.check_policy import check_audit, check_policy
+from fedskew.ops.doctor import check_node_config
+from fedskew.ops.findings import FAIL, OK, WARN, exit_code, fail, ok, run_checks, to_json, to_lines, warn
+from fedskew.site.audit import append_entry
+
+
+@pytest.fixture
+def hospital(generated, tmp_path):
+    """A copy of the generated data that a test may spoil."""
+    return Path(shutil.copytree(generated, tmp_path / "data"))
+
+
+def change(folder, **columns):
+    """Replace values in the first rows of the table: column={old: new} or column=new for all rows."""
+    table = folder / "HAM10000_metadata.csv"
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    for column, new in columns.items():
+        for row in rows:
+            position = head.index(column)
+            row[position] = new.get(row[position], row[position]) if isinstance(new, dict) else new
+    table.write_text("\n".join(",".join(row) for row in [head, *rows]) + "\n")
+
+
+def test_good_data(hospital):
+    found = check_data(hospital, None, HAM10000_CLASSES)
+    assert {finding.status for finding in found} == {OK}
+    assert "160 images of" in only(found, "data").message
+    assert only(found, "classes").message.startswith("akiec ")
+    assert "160 images decoded, all of them readable" in only(found, "images").message
+
+
+def test_labels_that_are_no_class_name_the_nearest(hospital):
+    change(hospital, dx={"mel": "melanoma", "nv": "quux"})
+    found = only(check_data(hospital, None, HAM10000_CLASSES), "classes")
+    assert found.status == FAIL
+    assert "'melanoma' (" in found.message
+    assert "nearest is 'mel'" in found.message
+    assert "none is like it" in found.message
+    assert "manifest.yaml" in found.remedy
+
+
+def test_metadata_that_is_missing_or_unknown(hospital):
+    change(hospital, age="", sex={"female": "f"}, localization={"back": "lower leg"})
+    found = check_data(hospital, None, HAM10000_CLASSES)
+    assert only(found, "age").message == "no image has a value"
+    assert "'f' (" in only(found, "sex").message
+    assert "nearest is 'female'" in only(found, "sex").message
+    assert "nearest is 'lower extremity'" in only(found, "localization").message
+    assert exit_code(found) == 0
+
+
+def test_unreadable_images_are_named(hospital):
+    images = sorted(hospital.rglob("*.jpg"))
+    images[0].unlink()
+    images[1].write_bytes(b"no image")
+    images[2].write_bytes(images[2].read_bytes()[:500])
+    found = only(check_data(hospital, None, HAM10000_CLASSES), "images")
+    assert found.status == WARN
+    assert "3 cannot be used" in found.message
+    assert f"{images[0].stem} (file not found)" in found.message
+    assert f"{images[1].stem} (UnidentifiedImageError" in found.message
+    assert "0x" not in found.message
+    for image in images[3:20]:
+        image.write_bytes(b"")
+    assert only(check_data(hospital, None, HAM10000_CLASSES), "images").status == FAIL
+
+
+def test_decoding_can_be_limited(hospital):
+    assert "40 images decoded of 160" in only(check_data(hospital, None, HAM10000_CLASSES, most=40), "images").message
+
+
+def test_no_data_at_all(tmp_path):
+    (found,) = check_data(tmp_path / "absent", None, HAM10000_CLASSES)
+    assert found.status == FAIL
+    assert "does not exist" in found.message
+    (found,) = check_data(tmp_path, tmp_path / "absent.yaml", HAM10000_CLASSES)
+    assert "manifest" in found.message
+
+
+@pytest.fixture
+def policy(tmp_path):
+    def write(text):
+        path = tmp_path / "policy.yaml"
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+    return write
+
+
+def test_policies(policy):
+    pinned = "app-hashes: ['" + 64 * "a" + "']\n"
+    found = check_policy(policy(pinned + "min-examples: 50\nmax-rounds: 9\nclipping-norm: 2"), lambda: 50)
+    assert statuses(found) == {"policy": OK}
+    assert found[0].message.endswith(
+        "answers any run of 1 pinned apps; at least 50 images; at most 9 rounds of a run; updates clipped to norm 2; "
+        "reports metrics"
+    )
+    assert "any app and any run" in check_policy(policy(""))[1].message
+    assert "every answer would be refused" in check_policy(policy(pinned + "min-examples: 51"), lambda: 50)[1].message
+    assert "did you mean 'max-rounds'" in only(check_policy(policy("max-round: 1")), "policy").message
+    assert only(check_policy(None), "policy").status == WARN
+    path = policy(pinned)
+    path.chmod(0o666)
+    assert f"chmod go-w {path}" in [finding.remedy for finding in check_policy(path)]
+
+
+def test_what_a_policys_noise_is_worth(policy):
+    text = (
+        "allowed-runs: [1]\nclipping-norm: 1\nreport-metrics: false\nmax-rounds: 10\nnoise: {epsilon: 0.5, delta: 1e-6}"
+    )
+    found = check_policy(policy(text))
+    assert {finding.status for finding in found} == {OK}
+    assert "(ε=5, δ=1e-05)" in only(found, "privacy").message
+    weak = "allowed-runs: [1]\nclipping-norm: 1\nnoise: {epsilon: 4, delta: 1e-6, sensitivity: 1}"
+    warned = [finding.message for finding in check_policy(policy(weak)) if finding.status == WARN]
+    assert len(warned) == 4
+    assert "holds up to 1" in warned[0]
+    assert "ε is 2.0 times what is said" in warned[1]
+
+
+def test_the_audit_log(tmp_path):
+    log = tmp_path / "audit.jsonl"
+    assert "does not exist yet" in only(check_audit(log), "audit log").message
+    for number in range(3):
+        append_entry(log, {"round": number})
+    assert "3 entries, chain whole" in only(check_audit(log), "audit log").message
+    log.write_text(log.read_text().replace('"round": 1', '"round": 7'))
+    assert "line 3" in only(check_audit(log), "audit log").message
+
+
+def test_node_configurations(tmp_path):
+    assert check_node_config({"data-dir": "/data", "name": "a"}) == []
+    typo, relative = check_node_config({"data_dir": "/data", "policy": "p.yaml"})
+    assert (typo.status, typo.remedy) == (WARN, "did you mean 'data-dir'?")
+    assert (relative.status, relative.remedy) == (FAIL, f"policy='{Path('p.yaml').resolve()}'")
+
+
+def test_versions_below_the_floor_and_absent_packages(monkeypatch):
+    assert {finding.status for finding in check_host.check_versions()} == {OK}
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "timm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return {"flwr": "1.9.0"}.get(name, real(name))
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = check_host.check_versions()
+    assert only(found, "flwr").message.startswith("1.9.0 is older than 1.4")
+    assert "pip install" in only(found, "timm").remedy
+
+
+def test_numbers_are_compared_not_texts():
+    assert check_host.release("2.13.0+cpu") > check_host.release("2.6")
+    assert check_host._compared("x", "2.6", "2.6.0").status == OK
+
+
+def test_commands_that_flower_starts_by_name(monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert statuses(check_host.check_commands()) == {"commands": OK}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "flower-superexec" in only(check_host.check_commands(), "commands").message
+
+
+def test_disk_and_memory(monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(check_host.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 60e9}))
+    for disk, memory, status in ((0.5e9, 0.5e9, FAIL), (5e9, 2e9, WARN), (50e9, 9e9, OK)):
+        monkeypatch.setattr(check_host.shutil, "disk_usage", lambda _, free=disk: usage._replace(free=int(free)))
+        assert statuses(check_host.check_disk({"disk": tmp_path / "not" / "there"})) == {"disk": status}
+        monkeypatch.setattr(check_host, "_container_limit", lambda free=memory: int(free))
+        assert statuses(check_host.check_memory()) == {"memory": status}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert "cannot be written" in only(check_host.check_disk({"disk": file}), "disk").message
+
+
+def test_a_check_that_breaks_is_told_and_stops_nothing():
+    def broken():
+        raise ZeroDivisionError("by chance")
+
+    found = run_checks([("a", broken), ("b", lambda: sys.exit("gone")), ("c", lambda: [ok("c", "fine")])])
+    assert [finding.status for finding in found] == [FAIL, FAIL, OK]
+    assert "ZeroDivisionError: by chance" in found[0].message
+
+
+def test_lines_and_json(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    found = [ok("disk", "fine"), warn("memory", "a little", "add some"), fail("TLS", "word " * 30, "mend it")]
+    lines = to_lines(found)
+    assert lines[0] == (OK, "ok    disk    fine")
+    assert lines[2] == ("", "              → add some")
+    assert max(len(part) for _, line in lines for part in line.splitlines()) <= 60
+    assert lines[-1] == (FAIL, "1 problem, 1 warning, 1 ok")
+    assert json.loads(to_json(found))["findings"][2] == {
+        "status": "FAIL", "subject": "TLS", "message": "word " * 30, "remedy": "mend it"
+    }  # fmt: skip
+    assert exit_code(found[:2]) == 0
+
+
+def test_the_command_has_an_exit_code_for_scripts(tmp_path, hospital):
+    runner = CliRunner()
+    found = runner.invoke(app, ["doctor", "site", "--data-dir", str(tmp_path / "absent"), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.output)["ok"] is False
+    found = runner.invoke(app, ["doctor", "site", "--superlink", "https://x"])
+    assert found.exit_code == 2
+    assert "is not host:port" in found.output
+    found = runner.invoke(app, ["doctor", "site", "--node-config", f"data-dir='{hospital}' polcy='x'", "--images", "8"])
+    assert "did you mean 'policy'?" in found.output
+    assert "8 images decoded of 160" in found.output
