@@ -48,7 +48,7 @@ def tiny_config(**overrides):
 def architecture(
     image_size=64, stages=4, width=8, head_dim=4, window=4, depth=2, *, multimodal=True, removed="norm", classes=5
 ):
-    """A dense architecture of a few thousand parameters; stage i has width·2^i channels and hidden width 4·width·2^i."""
+    """A dense architecture of a few thousand parameters; stage i has width·2^i channels, its MLPs four times that."""
     shapes = []
     for stage in range(stages):
         channels = width * 2**stage

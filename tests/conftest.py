@@ -33,6 +33,12 @@ def own_homes(tmp_path_factory):
         yield home
 
 
+@pytest.fixture(autouse=True)
+def repeatable():
+    """Every test draws the same random numbers in every order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def generated(own_homes):
     """Folder of the generated data set that `tiny_config()` uses."""

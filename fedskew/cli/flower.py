@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from fedskew.ops.supervise import FlowerCommands, supervise
+from fedskew.ops.supervise import FlowerCommands, run_config_text, supervise
 from fedskew.runs.folder import SUMMARY
 from fedskew.runs.report import summary_text
 
@@ -82,10 +82,9 @@ def app_directory() -> Path:
 def flower_command(request: RunRequest, run_name: str) -> list[str]:
     """The `flwr run` command of a request."""
     values = named(request.values, run_name)
-    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
     federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
     federation += f" client-resources-num-gpus={request.gpus}" if request.gpus else ""
-    command = ["flwr", "run", str(app_directory()), request.connection, "--stream", "-c", run_config]
+    command = ["flwr", "run", str(app_directory()), request.connection, "--stream", "-c", run_config_text(values)]
     return [*command, "--federation-config", federation] if request.connection == "local-simulation" else command
 
 

@@ -222,8 +222,6 @@ class _clear_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        from fedskew.runs.folder import RunFolderError
-
-        if isinstance(error, ValueError | RunFolderError) and type(error).__module__.startswith("fedskew."):
+        if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew."):
             print(f"fedskew: {error}", file=sys.stderr)
             raise typer.Exit(2) from error

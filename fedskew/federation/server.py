@@ -100,6 +100,7 @@ class FederatedRun:
         assert self.checkpoint is not None
         number = self.checkpoint.round_number
         self.folder.rewind(number)
+        self.folder.republish(self.checkpoint)
         self.progress |= self.checkpoint.progress
         self.progress.pop("stopped", None)
         self.progress["missed"] = 0  # whoever resumes has seen to it

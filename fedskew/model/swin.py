@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
 from timm.layers import Mlp
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -46,6 +48,17 @@ class PrunedBlock(SwinTransformerBlock):
         if not self.has_mlp and removed == "skip":
             self.norm2 = nn.Identity()
 
+    def _attn(self, x: Tensor) -> Tensor:
+        """timm's shifted-window attention, bit for bit, with one copy of the tokens where timm makes up to six."""
+        batch, side, _, width = x.shape
+        window = self.window_size[0]
+        if side % window:
+            return super()._attn(x)
+        there, back = _window_order(side, window, self.shift_size[0], x.device)
+        windows = x.reshape(batch, side * side, width).index_select(1, there).view(-1, window * window, width)
+        windows = self.attn(windows, mask=self.attn_mask)  # [B·nW, W², C]
+        return windows.view(batch, side * side, width).index_select(1, back).view(batch, side, side, width)
+
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, H, W, C] to tokens [B, H, W, C]."""
         if self.has_attention:
@@ -59,13 +72,27 @@ class PrunedBlock(SwinTransformerBlock):
         return x
 
 
-class MultimodalSwin(nn.Module):
-    """Image encoder, metadata embeddings and a linear classifier on their weighted sum."""
+@lru_cache
+def _window_order(side: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each token of the shifted windows comes from, and where each token of the picture went: [side²] each."""
+    with torch.inference_mode(False):  # shared by all models of the process, those in training too
+        tokens = torch.arange(side * side, device=device).view(1, side, side, 1)
+        shifted = torch.roll(tokens, (-shift, -shift), (1, 2))
+        there = window_partition(shifted, (window, window)).flatten()
+        return there, there.argsort()
 
-    def __init__(self, arch: Architecture, *, drop_path: float = 0.0) -> None:
+
+class MultimodalSwin(nn.Module):
+    """Image encoder, metadata embeddings and a linear classifier on their weighted sum.
+
+    Without `initialise` the encoder's weights are whatever the memory held: they must be loaded.
+    """
+
+    def __init__(self, arch: Architecture, *, drop_path: float = 0.0, initialise: bool = True) -> None:
         super().__init__()
         self.architecture = arch
-        self.encoder = _encoder(arch, drop_path)
+        with nullcontext() if initialise else _WithoutInitialisation():
+            self.encoder = _encoder(arch, drop_path)
         self.embeddings = nn.ModuleDict(
             {name: nn.Embedding(len(values), arch.features) for name, values in arch.vocabularies}
         )
@@ -88,20 +115,15 @@ class MultimodalSwin(nn.Module):
 
 
 def build(arch: Architecture, state: dict[str, Tensor] | None = None, *, drop_path: float = 0.0) -> MultimodalSwin:
-    """The model of an architecture, with random weights (torch's global seed) or with `state`, loaded strictly.
-
-    With `state` nothing is drawn from torch's generator: random weights would be overwritten anyway.
-    """
-    if state is None:
-        return MultimodalSwin(arch, drop_path=drop_path)
-    with _WithoutInitialisation():
-        model = MultimodalSwin(arch, drop_path=drop_path)
-    model.load_state_dict(state, strict=True)
+    """The model of an architecture, with random weights (torch's global seed) or with `state`, loaded strictly."""
+    model = MultimodalSwin(arch, drop_path=drop_path, initialise=state is None)
+    if state is not None:
+        model.load_state_dict(state, strict=True)
     return model
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Leaves new parameters as the memory came. Buffers are no parameters and are computed as always."""
+    """Saves the time of drawing weights that are loaded next. Buffers are no parameters and computed as always."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

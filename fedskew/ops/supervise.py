@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,19 @@ FIRST_TRIES = 12  # calls until the first answer: a wrong connection is no resta
 
 class Unreachable(RuntimeError):
     """The SuperLink did not answer, or refused: its message."""
+
+
+def run_config_text(values: Mapping[str, str]) -> str:
+    """A run configuration as `flwr run -c` takes it; empty values are left out.
+
+    Flower looks for a closing quote without regard to escapes, so a quote inside a value is written as \\u0022.
+    """
+
+    def toml(text: str) -> str:
+        quoted = json.dumps(text, ensure_ascii=False)[1:-1]
+        return '"' + re.sub(r"\\(.)", lambda found: r"\u0022" if found[1] == '"' else found[0], quoted) + '"'
+
+    return " ".join(f"{key}={toml(value)}" for key, value in values.items() if value)
 
 
 class Submitter(Protocol):
@@ -62,8 +76,7 @@ class FlowerCommands:
 
     def submit(self, values: Mapping[str, str]) -> str:
         """See `Submitter`."""
-        run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value)
-        answer = self._ask("run", str(self.app), self.connection, "-c", run_config, "--format", "json")
+        answer = self._ask("run", str(self.app), self.connection, "-c", run_config_text(values), "--format", "json")
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.config import Config, load_config
-from fedskew.runs.folder import CONFIG, RunFolder
+from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("Accuracy", "accuracy", "{:.3f}".format, False),
@@ -53,6 +53,8 @@ def read_run(path: Path, *, best: bool = False) -> RunResult:
         RunFolderError: the folder holds no run.
     """
     records = RunFolder(path).records()
+    if not records:
+        raise RunFolderError(f"{path} holds no finished round yet")
     config = _config(path)
     metric = config.run.best_metric if config else "balanced_accuracy"
     record = max(records, key=lambda line: line[metric] or 0.0) if best else records[-1]

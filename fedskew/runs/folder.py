@@ -134,10 +134,7 @@ class RunFolder:
         try:
             self._append_metrics(record)
             folder = self._write_checkpoint(round_number, content, record, progress)
-            self._publish(folder, arch, self.path)
-            if is_best:
-                (self.path / "best").mkdir(exist_ok=True)
-                self._publish(folder, arch, self.path / "best")
+            self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
         except OSError as error:
             raise RunFolderError(
@@ -148,7 +145,7 @@ class RunFolder:
     def _write_checkpoint(
         self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]
     ) -> Path:
-        final = self.path / "checkpoints" / f"round-{number:04d}"
+        final = self._checkpoint_path(number)
         scratch = final.with_name(f".{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -168,6 +165,21 @@ class RunFolder:
             shutil.rmtree(scratch, ignore_errors=True)
         return final
 
+    def republish(self, checkpoint: Checkpoint) -> None:
+        """Make the copies for people those of a checkpoint: the process may have died between the two."""
+        number = checkpoint.round_number
+        is_best = checkpoint.progress.get("best_round") == number
+        self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
+
+    def _checkpoint_path(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"round-{number:04d}"
+
+    def _publish_all(self, checkpoint: Path, arch: Architecture, *, is_best: bool) -> None:
+        self._publish(checkpoint, arch, self.path)
+        if is_best:
+            (self.path / "best").mkdir(exist_ok=True)
+            self._publish(checkpoint, arch, self.path / "best")
+
     def _publish(self, checkpoint: Path, arch: Architecture, target: Path) -> None:
         link(checkpoint / MODEL, target / MODEL)
         write_bytes(target / ARCHITECTURE, (json.dumps(json.loads(arch.to_json()), indent=1) + "\n").encode())
@@ -184,7 +196,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Folders of finished rounds, the oldest first."""
-        return sorted((self.path / "checkpoints").glob("round-*"))
+        return sorted((self.path / "checkpoints").glob("round-*"), key=lambda path: (len(path.name), path.name))
 
     def latest(self) -> Checkpoint:
         """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
@@ -226,7 +238,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError, KeyError, OSError: it is damaged.
     """
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if state.pop("sha256") != _digest(state):
+    if not isinstance(state, dict) or state.pop("sha256") != _digest(state):
         raise ValueError(f"{STATE} does not match its hash")
     if file_sha256(path / MODEL) != state["model_sha256"]:
         raise ModelFileError(f"{MODEL} does not match its hash")

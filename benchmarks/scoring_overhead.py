@@ -1,0 +1,55 @@
+"""Scoring and slicing all blocks against one plain forward pass of the same batch.  Target: at most 1.3.
+
+python benchmarks/scoring_overhead.py
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from timing import finish, interleaved, median_ratio
+
+from fedskew.config.schema import ModelConfig, PruneConfig
+from fedskew.model.families import dense_architecture
+from fedskew.model.swin import build
+from fedskew.pruning.slicing import slice_model
+from fedskew.pruning.step import make_plan
+
+TARGET = 1.3
+CASES = (("swin_small64_patch4_window4_64", 128), ("swin_tiny_patch4_window7_224", 8))
+READINGS = ("mean", "pool", "per-window")
+
+
+def measure(name: str, batch: int, reading: str, repeats: int = 9) -> dict[str, Any]:
+    """One model and batch: medians of CPU seconds and of their ratio."""
+    torch.manual_seed(0)
+    arch, config = dense_architecture(ModelConfig(name=name)), PruneConfig(reading=reading)
+    model = build(arch).eval()
+    images = torch.randn(batch, 3, arch.image_size, arch.image_size)
+    metadata = torch.zeros(batch, 3, dtype=torch.long)
+    stages = tuple(range(len(arch.stages)))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images, metadata)
+
+    def step() -> None:
+        plan = make_plan(model, images, metadata, config, stages, 0)
+        slice_model(model.state_dict(), arch, plan, config.mlp_group)
+
+    seconds = interleaved({"forward": forward, "step": step}, repeats)
+    return {
+        "model": name,
+        "batch": batch,
+        "reading": reading,
+        **{f"{case} s": statistics.median(values) for case, values in seconds.items()},
+        "ratio": median_ratio(seconds["step"], seconds["forward"]),
+        "target": TARGET,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    finish("scoring_overhead", [measure(*case, reading) for case in CASES for reading in READINGS])

@@ -1,0 +1,118 @@
+"""Peak memory of the server over one round with 5 and with 50 clients of Swin-T.  Target: at most 1.2 times.
+
+    python benchmarks/server_memory.py
+
+The replies are made on the spot, as if they came from a SuperLink; what counts them, checks them and averages them
+is the real path: `StreamingGrid` and `SkewPruning`. Flower's own `FedAvg` gets the same replies beside it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from timing import finish
+
+from fedskew.config.schema import Config, ModelConfig, PruneConfig
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, to_record
+from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.streaming import StreamingGrid
+from fedskew.model.families import dense_architecture
+from fedskew.model.swin import build
+
+TARGET = 1.2
+FEW, MANY = 5, 50
+MODEL = "swin_tiny_patch4_window7_224"
+
+
+class RepliesGrid(LocalGrid):
+    """Answers every task with the model it came with, slightly changed; gives all replies that are asked for."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """See `Grid`."""
+        return [self._reply(self._pending.pop(message_id)) for message_id in message_ids]
+
+    def _reply(self, task: Message) -> Message:
+        node = task.metadata.dst_node_id
+        arrays = {name: Array(array.numpy() + np.float32(1e-4 * node)) for name, array in task.content[ARRAYS].items()}
+        content = {ARRAYS: ArrayRecord(arrays), METRICS: MetricRecord({EXAMPLES: 100 + node, "loss": 1.0})}
+        return Message(RecordDict(content), reply_to=task)
+
+
+def fedskew_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecord | None:
+    """One round as `FedAvg.start` drives it."""
+    streaming = StreamingGrid(grid)
+    strategy = SkewPruning(config, dense_architecture(config.model), None, streaming)  # type: ignore[arg-type]
+    messages = strategy.configure_train(1, arrays, ConfigRecord(), streaming)
+    return strategy.aggregate_train(1, streaming.send_and_receive(messages))[0]
+
+
+def flower_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecord | None:
+    """The same with Flower's own strategy, which collects all replies."""
+    strategy = FedAvg(fraction_evaluate=0.0)
+    messages = strategy.configure_train(1, arrays, ConfigRecord(), grid)
+    return strategy.aggregate_train(1, grid.send_and_receive(messages))[0]
+
+
+ROUNDS = {"fedskew": fedskew_round, "flower FedAvg": flower_round}
+
+
+def peak_kilobytes() -> int:
+    """The highest resident memory of this process so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def one_case(name: str, clients: int) -> None:
+    """Run one round in this process and print its peak memory and seconds."""
+    torch.set_num_threads(1)
+    config = Config(model=ModelConfig(name=MODEL), prune=PruneConfig(method="none"))
+    arrays = to_record(build(dense_architecture(config.model)).state_dict())
+    before, start = peak_kilobytes(), time.process_time()
+    result = ROUNDS[name](RepliesGrid(None, clients), arrays, config)  # type: ignore[arg-type]
+    assert result is not None
+    print(before, peak_kilobytes(), time.process_time() - start)
+
+
+def run_case(name: str, clients: int) -> tuple[float, float, float]:
+    """(MB before the round, peak MB, CPU seconds) of a case in a fresh process."""
+    command = [sys.executable, __file__, name, str(clients)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    before, peak, seconds = out.split()[-3:]
+    return int(before) / 1024, int(peak) / 1024, float(seconds)
+
+
+def main() -> None:
+    """All cases, each in its own process."""
+    rows = []
+    for name in ROUNDS:
+        few, many = run_case(name, FEW), run_case(name, MANY)
+        rows.append(
+            {
+                "strategy": name,
+                "start MB": round(few[0]),
+                f"{FEW} clients MB": round(few[1]),
+                f"{MANY} clients MB": round(many[1]),
+                "ratio": many[1] / few[1],
+                "MB a client": round((many[1] - few[1]) / (MANY - FEW), 2),
+                "CPU s a client": round((many[2] - few[2]) / (MANY - FEW), 2),
+                "target": TARGET if name == "fedskew" else "",
+            }
+        )
+    finish("server_memory", rows)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        one_case(sys.argv[1], int(sys.argv[2]))
+    else:
+        main()

@@ -1,0 +1,87 @@
+"""What the benchmarks share: interleaved medians, the machine's description, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# before anything imports flwr
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of every case in every repetition, after one run of each that does not count.
+
+    The cases take turns, so that whatever else the machine does falls on all of them; the default clock counts
+    this process's CPU time only, which other processes disturb little.
+    """
+    for run in cases.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            start = clock()
+            run()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
+    """Median over the repetitions of the ratio within one repetition."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads, versions, date and load: what a figure needs to be read."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    model = fields.get("model name", platform.machine())
+    return f"{model}, AMX" if "amx_bf16" in fields.get("flags", "") else model
+
+
+def finish(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows as a table and as JSON, and keep them under `results/`."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_text(row.get(key, "")) for key in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    text = json.dumps({"benchmark": name, "machine": machine(), "rows": list(rows)}, indent=1)
+    print(text)
+    if "--no-save" not in sys.argv:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

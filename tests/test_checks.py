@@ -1,0 +1,299 @@
+"""A bad reply is refused with its reason, before it costs memory and before anything of it is averaged."""
+
+import io
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedskew.federation.checks import MAX_EXAMPLES, BadReply, Expected, check_answer, check_reply
+
+WANTED = {"w": Expected((4, 8), "float32"), "b": Expected((), "float32"), "n": Expected((3,), "int64")}
+REFERENCE = {
+    "w": np.zeros((4, 8), np.float32),
+    "b": np.zeros((), np.float32),
+    "n": np.zeros(3, np.int64),
+    "frozen": np.ones(5, np.float32),
+}
+METRICS = {"num-examples": 7, "loss": 0.5}
+
+
+def npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=values.dtype.hasobject)
+    return buffer.getvalue()
+
+
+def array(values, **labels):
+    """A Flower array; labels may say something else than its content."""
+    values = np.asarray(values)
+    labels = {"dtype": str(values.dtype), "shape": values.shape, "data": npy(values)} | labels
+    return Array(stype="numpy.ndarray", **labels)
+
+
+def good_arrays():
+    values = {"w": np.full((4, 8), 3, np.float32), "b": np.float32(4), "n": np.arange(3)}
+    return {name: array(value) for name, value in values.items()}
+
+
+def reply(arrays=None, metrics=METRICS, records=None):
+    content = {
+        "arrays": ArrayRecord(good_arrays() if arrays is None else arrays),
+        "metrics": MetricRecord(dict(metrics)),
+        "report": ConfigRecord({"node": "site-a", "notes": ["skipped x.jpg: truncated"]}),
+    }
+    content = {name: record for name, record in (content | (records or {})).items() if record is not None}
+    return Message(RecordDict(content), dst_node_id=1, message_type="train")
+
+
+def refused(message, *words):
+    with pytest.raises(BadReply) as error:
+        check_reply(message, WANTED, REFERENCE)
+    text = str(error.value)
+    assert all(word in text for word in words), text
+    assert len(text) < 500, "a reason for a log line"
+    return text
+
+
+def test_a_good_reply_is_accepted_as_it_is():
+    update = check_reply(reply(), WANTED, REFERENCE)
+    assert (update.examples, update.node, update.notes) == (7, "site-a", ("skipped x.jpg: truncated",))
+    assert update.metrics == METRICS
+    assert {name: value.tolist() for name, value in update.arrays.items()} == {
+        "w": [[3.0] * 8] * 4,
+        "b": 4.0,
+        "n": [0, 1, 2],
+    }
+    assert update.norm == pytest.approx((32 * 9 + 16 + 0 + 1 + 4) ** 0.5), "the norm of the difference"
+
+
+def test_fortran_order_and_torch_arrays_are_accepted():
+    arrays = good_arrays() | {"w": array(np.asfortranarray(np.arange(32, dtype=np.float32).reshape(4, 8)))}
+    assert check_reply(reply(arrays), WANTED, REFERENCE).arrays["w"][1, 2] == 10
+
+
+def test_a_reply_without_report_is_anonymous_but_good():
+    update = check_reply(reply(records={"report": None}), WANTED, REFERENCE)
+    assert (update.node, update.notes) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("w", np.full((4, 8), np.nan, np.float32), ("w", "not finite")),
+        ("w", np.where(np.eye(4, 8) > 0, np.inf, 0).astype(np.float32), ("w", "not finite")),
+        ("b", np.float32(-np.inf), ("b", "not finite")),
+        ("w", np.zeros((1, 8), np.float32), ("(1, 8)", "(4, 8)")),
+        ("w", np.zeros((8,), np.float32), ("(8,)", "(4, 8)")),
+        ("w", np.zeros((), np.float32), ("()", "(4, 8)")),
+        ("w", np.zeros((8, 4), np.float32), ("(8, 4)", "(4, 8)")),
+        ("b", np.zeros((1,), np.float32), ("(1,)", "()")),
+        ("w", np.zeros((4, 8), np.float64), ("float64", "float32")),
+        ("w", np.zeros((4, 8), np.float16), ("float16", "float32")),
+        ("w", np.zeros((4, 8), np.int32), ("int32", "float32")),
+        ("w", np.zeros((4, 8), ">f4"), ("w",)),
+        ("n", np.zeros(3, np.float32), ("float32", "int64")),
+        ("w", np.zeros((4, 8), "S4"), ("w",)),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else None,
+)
+def test_wrong_values_shapes_and_types_are_refused(name, value, words):
+    refused(reply(good_arrays() | {name: array(value)}), *words)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(np.zeros((1, 8), np.float32)),
+        npy(np.zeros((4, 8), np.float64)),
+        npy(np.zeros((32,), np.float32)),
+        npy(np.zeros((8, 4), np.float32)),
+        npy(np.zeros((4, 8), np.int32)),
+    ],
+    ids=["broadcastable", "float64", "flat", "transposed", "int32"],
+)
+def test_a_label_that_lies_about_the_content_is_refused(content):
+    lying = array(np.zeros((4, 8), np.float32), data=content)
+    refused(reply(good_arrays() | {"w": lying}), "w")
+
+
+def test_a_label_that_lies_about_good_content_is_refused_too():
+    values = np.zeros((4, 8), np.float32)
+    for label in ({"shape": (1, 8)}, {"shape": (32,)}, {"dtype": "float64"}, {"dtype": "<f4"}):
+        refused(reply(good_arrays() | {"w": array(values, **label)}), "w", "expected")
+
+
+def header(text, version=(1, 0), size=128):
+    body = text.encode()
+    return b"\x93NUMPY" + bytes(version) + len(body).to_bytes(2, "little") + body + b"\0" * size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8), }\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 99999999999999999999999), }\n"),
+        header("{'descr': '<V1000000000', 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (16,), }\n"),
+        header("{'descr': [('a', '<f4', (2000000000,))], 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }\n"),
+        header("{'descr': '<f4'}"),
+        header("[]"),
+        header("{("),
+        header("{'descr': '<f4"),
+        header("(" * 4000),
+        header("-" * 4000 + "1"),
+        header("[" * 90 + "]" * 90),
+        header("\t 1\n 2\n\t3"),
+        header("__import__('os').system('true')"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }\n", version=(2, 0)),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }\n", version=(9, 9)),
+        header("{'descr': '', 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': {}, 'fortran_order': False, 'shape': (4, 8), }\n"),
+        b"\x93NUMPY\x01\x00\xff\xff" + b"\0" * 200,
+        b"\x93NUMPY" + b"\0" * 200,
+        b"\0" * 256,
+        pickle.dumps(np.zeros((4, 8), np.float32)) + b"\0" * 100,
+    ],
+    ids=lambda content: repr(content[10:44]),
+)
+def test_a_lying_or_broken_header_is_refused_and_allocates_nothing(content):
+    lying = array(np.zeros((4, 8), np.float32), data=content)
+    message = reply(good_arrays() | {"w": lying})
+    tracemalloc.start()
+    try:
+        refused(message, "w")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000, "it must not allocate what the header claims"
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=120)
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\x93NUMPY\x01\x00\x40\x00", npy(np.zeros((4, 8), np.float32))[:100]]),
+)
+def test_garbage_is_refused_and_never_anything_else(garbage, prefix):
+    content = (prefix + garbage).ljust(140, b"\0")
+    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=content)}), "w")
+
+
+@settings(max_examples=120)
+@given(st.text(st.sampled_from("{}[](),:'\"<f4descrshape -\n\t#\\x1e9L"), max_size=60))
+def test_a_header_of_garbage_is_refused_and_never_anything_else(text):
+    content = header(text)
+    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=content)}), "w")
+
+
+class Bomb:
+    """Would create a file if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_pickle_in_an_array_is_never_opened(tmp_path):
+    values = np.empty((4, 8), dtype=object)
+    values[:] = Bomb(tmp_path / "executed")
+    content = npy(values)
+    for labels in ({}, {"dtype": "float32"}):
+        refused(reply(good_arrays() | {"w": array(values, **labels)}), "w")
+    bare = array(np.zeros((4, 8), np.float32), data=content.ljust(200, b"\0"))
+    refused(reply(good_arrays() | {"w": bare}), "w")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("size", [0, 10, 127, 10_000_000])
+def test_data_of_another_length_than_its_shape_has_is_refused_before_decoding(size):
+    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=b"\x93" * size)}), "w")
+
+
+def test_missing_and_extra_tensors_are_named():
+    arrays = good_arrays()
+    del arrays["n"]
+    refused(reply(arrays), "n")
+    refused(reply(good_arrays() | {"frozen": array(np.ones(5, np.float32))}), "frozen", "not asked for")
+    refused(reply(good_arrays() | {"backdoor": array(np.ones(5, np.float32))}), "backdoor")
+
+
+@pytest.mark.parametrize("records", [{"arrays": None}, {"more": ArrayRecord(good_arrays())}], ids=["none", "two"])
+def test_anything_but_one_record_of_arrays_is_refused(records):
+    refused(reply(records=records), "arrays")
+
+
+def test_an_array_record_under_another_name_is_refused():
+    refused(reply(records={"arrays": None, "weights": ArrayRecord(good_arrays())}), "arrays")
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [0, -1, -(2**40), 1.5, 7.0, float("nan"), MAX_EXAMPLES + 1, 2**70, 10**400, [7], [7, 7], None],
+    ids=lambda value: str(value)[:12],
+)
+def test_an_example_count_that_is_no_count_is_refused(examples):
+    metrics = {"loss": 0.5} | ({} if examples is None else {"num-examples": examples})
+    refused(reply(metrics=metrics), "num-examples")
+
+
+def test_a_boolean_example_count_is_refused():
+    with pytest.raises((BadReply, TypeError)):  # Flower itself refuses it
+        check_reply(reply(metrics={"num-examples": True}), WANTED, REFERENCE)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), [0.5], [1, 2]], ids=str)
+def test_a_metric_that_is_not_one_finite_number_is_refused(loss):
+    refused(reply(metrics={"num-examples": 7, "loss": loss}), "loss")
+
+
+@pytest.mark.parametrize(
+    "records",
+    [{"metrics": None}, {"more": MetricRecord(METRICS)}, {"metrics": None, "other": MetricRecord(METRICS)}],
+    ids=["none", "two", "another-name"],
+)
+def test_anything_but_one_record_of_metrics_is_refused(records):
+    refused(reply(records=records), "metrics")
+
+
+@pytest.mark.parametrize("report", [{"node": 3}, {"notes": "one"}, {"node": ["a"]}, {"notes": b"x"}], ids=str)
+def test_a_report_that_is_no_text_is_refused(report):
+    refused(reply(records={"report": ConfigRecord(report)}), "report")
+
+
+def test_a_long_report_is_cut():
+    report = ConfigRecord({"node": "n" * 5000, "notes": ["x" * 5000] * 5000})
+    update = check_reply(reply(records={"report": report}), WANTED, REFERENCE)
+    assert len(update.node) == 100
+    assert (len(update.notes), len(update.notes[0])) == (50, 500)
+
+
+def test_an_error_reply_is_refused_with_the_nodes_own_reason():
+    question = reply()
+    question.metadata.__dict__["_message_id"] = "1"
+    answer = Message(Error(400, "node site-a: no data set there"), reply_to=question)
+    refused(answer, "no data set there")
+    silent = Message(Error(17), reply_to=question)
+    refused(silent, "17")
+
+
+def test_an_evaluation_reply_needs_metrics_only():
+    answer = check_answer(reply(records={"arrays": None}))
+    assert (answer.examples, answer.metrics["loss"]) == (7, 0.5)
+
+
+def test_a_difference_too_large_for_a_number_is_refused():
+    large = np.full((4, 8), 3e38, np.float32)
+    assert check_reply(reply(good_arrays() | {"w": array(large)}), WANTED, REFERENCE).norm > 1e38
+    wanted, reference = {"w": Expected((2,), "float64")}, {"w": np.zeros(2)}
+    with pytest.raises(BadReply, match="too large"):
+        check_reply(reply({"w": array(np.full(2, 1e308))}), wanted, reference)

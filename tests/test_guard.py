@@ -1,0 +1,117 @@
+"""The guard gives units back, the best first, until accuracy on open data holds; or drops the step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import architecture, inputs, lively_model, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedskew.pruning.decide import Plan, lowest_first
+from fedskew.pruning.guard import TRIES, guard
+from fedskew.pruning.step import prune_step
+from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+
+FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)
+
+
+@st.composite
+def plans(draw):
+    """Plans over two sublayers that remove the lowest scores of each, as `decide` does."""
+    scores, remove = {}, {}
+    for key in (FIRST, SECOND):
+        count = draw(st.integers(1, 12))
+        scores[key] = torch.tensor(draw(st.lists(st.floats(-2, 2), min_size=count, max_size=count)))
+        remove[key] = tuple(sorted(lowest_first(scores[key])[: draw(st.integers(0, count))]))
+    return Plan(remove, scores)
+
+
+class Judge:
+    """Accuracy falls by `loss` a unit; counts how often it is asked."""
+
+    def __init__(self, loss, before=0.8):
+        self.loss, self.before, self.asked = loss, before, 0
+
+    def __call__(self, plan):
+        self.asked += 1
+        return self.before - self.loss * plan.units
+
+
+@settings(max_examples=200)
+@given(plans(), st.floats(0, 0.2), st.floats(0, 0.3))
+def test_the_guarded_plan_is_within_the_tolerance_and_part_of_the_plan(plan, loss, tolerance):
+    judge = Judge(loss)
+    result = guard(plan, judge, judge.before, tolerance)
+    assert result.after >= judge.before - tolerance
+    assert result.after == pytest.approx(judge.before - loss * result.plan.units)
+    assert result.given_back == plan.units - result.plan.units
+    assert judge.asked <= TRIES + 1
+    for key, gone in plan.remove.items():
+        kept = result.plan.remove[key]
+        assert set(kept) <= set(gone)
+        assert list(kept) == sorted(kept)
+        assert set(kept) == set(lowest_first(plan.scores[key])[: len(kept)]), "the highest scores come back first"
+
+
+@settings(max_examples=100)
+@given(plans(), st.integers(0, 20))
+def test_not_one_unit_more_than_needed_is_given_back(plan, bearable):
+    result = guard(plan, Judge(0.01), 0.8, 0.01 * bearable + 0.005)
+    assert result.plan.units == min(plan.units, bearable)
+
+
+def test_a_harmless_plan_goes_through_after_one_look():
+    plan = Plan({FIRST: (0, 1)}, {FIRST: torch.tensor([-1.0, -2.0, 3.0])})
+    judge = Judge(0.0)
+    result = guard(plan, judge, 0.8, 0.0)
+    assert result.plan is plan
+    assert (judge.asked, result.given_back) == (1, 0)
+
+
+def test_a_plan_of_which_no_part_helps_is_dropped():
+    plan = Plan({FIRST: (0, 1), SECOND: ()}, {FIRST: torch.zeros(3), SECOND: torch.zeros(2)})
+    result = guard(plan, lambda candidate: 0.1, 0.8, 0.05)
+    assert result.plan.remove == {FIRST: (), SECOND: ()}
+    assert (result.given_back, result.after) == (2, 0.8)
+
+
+def test_an_empty_plan_asks_nobody():
+    result = guard(Plan({FIRST: ()}, {FIRST: torch.zeros(3)}), lambda _: pytest.fail("asked"), 0.8, 0.0)
+    assert result.given_back == 0
+
+
+def test_a_step_judges_real_models_and_records_what_came_back():
+    arch = architecture()
+    model, (images, metadata) = lively_model(arch), inputs(arch)
+    seen = []
+
+    def judge(candidate):
+        seen.append(candidate.architecture)
+        heads = sum(len(candidate.architecture.block(i, j).heads) for i, j in arch.positions())
+        return heads / sum(len(arch.block(i, j).heads) for i, j in arch.positions())
+
+    prune = replace(tiny_config().prune, guard=0.1)
+    free = prune_step(model, images, metadata, replace(prune, guard=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
+    assert not seen, "without a guard nobody is asked"
+    step = prune_step(model, images, metadata, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
+    assert seen[0] == arch, "the model before"
+    assert step.given_back > 0
+    assert step.given_back == free.plan.units - step.plan.units
+    assert step.architecture in seen, "what was judged is what was done"
+
+
+def test_what_the_guard_gives_back_leaves_widths_aligned():
+    arch = architecture()
+    model, (images, metadata) = lively_model(arch), inputs(arch)
+    whole = sum(arch.block(i, j).hidden for i, j in arch.positions())
+
+    def judge(candidate):
+        return sum(candidate.architecture.block(i, j).hidden for i, j in arch.positions()) / whole
+
+    prune = replace(tiny_config().prune, guard=0.2, align=8)
+    step = prune_step(model, images, metadata, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
+    assert step.given_back > 0
+    assert step.plan.units > 0
+    widths = [step.architecture.block(i, j).hidden for i, j in arch.positions()]
+    assert all(width % 8 == 0 for width in widths), widths

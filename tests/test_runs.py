@@ -1,0 +1,275 @@
+"""The run folder: whole after a crash at any step, resumed from what is whole, compared and evaluated afterwards."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import architecture, lively_model, tiny_config
+
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.server import FederatedRun
+from fedskew.federation.simulation import make_client_app
+from fedskew.runs import atomic
+from fedskew.runs import folder as folder_module
+from fedskew.runs.folder import RunFolder, RunFolderError, read_checkpoint
+from fedskew.runs.modelfile import read_model
+from fedskew.runs.resume import differences, open_checkpoint, resume_config
+
+ARCH = architecture(stages=1, depth=1)
+
+
+def state_of(number):
+    """A model that can be told from others by its first weight."""
+    model = lively_model(ARCH)
+    with torch.no_grad():
+        model.classifier.weight.fill_(number)
+    return model.state_dict()
+
+
+def finish(folder, number, *, best=False, keep=2):
+    folder.finish_round(
+        number, ARCH, state_of(number), {"round": number, "accuracy": 0.5}, {"best": number}, is_best=best, keep=keep
+    )
+
+
+def number_in(path):
+    return read_model(path)[1]["classifier.weight"][0, 0].item()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path, "run")
+
+
+def test_folders_of_one_name_are_numbered(tmp_path):
+    names = [RunFolder.create(tmp_path / "deep" / "er", "run").path.name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_the_last_and_the_best_round_are_published(folder):
+    for number in range(4):
+        finish(folder, number, best=number == 1)
+    assert number_in(folder.path / "model.safetensors") == 3
+    assert number_in(folder.path / "best" / "model.safetensors") == 1
+    assert json.loads((folder.path / "architecture.json").read_text()) == json.loads(ARCH.to_json())
+    assert [path.name for path in folder.checkpoints()] == ["round-0002", "round-0003"], "older ones are forgotten"
+    latest = folder.latest()
+    assert (latest.round_number, latest.progress) == (3, {"best": 3})
+    assert all(torch.equal(tensor, state_of(3)[name]) for name, tensor in latest.weights.items())
+    assert folder.records()[2]["model_bytes"] == (folder.path / "model.safetensors").stat().st_size
+
+
+def test_rounds_beyond_9999_are_still_in_order(folder):
+    for number in (9998, 9999, 10000, 10001):
+        finish(folder, number)
+    assert folder.latest().round_number == 10001
+    assert [path.name for path in folder.checkpoints()] == ["round-10000", "round-10001"]
+
+
+class Killed(BaseException):
+    """A process that is ended here; not an error that code would handle."""
+
+
+STEPS = [("encode_model", 1), *(("write_bytes", call) for call in (1, 2, 3)), ("write_json", 1), ("sync_directory", 1),
+         ("link", 1), ("link", 2)]  # fmt: skip
+
+
+def kill_at(monkeypatch, step, call):
+    """Raise inside a step of saving, at its n-th call from now on."""
+    real, calls = getattr(folder_module, step), []
+
+    def maybe(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(folder_module, step, maybe)
+
+
+@pytest.mark.parametrize(("step", "call"), STEPS)
+def test_a_process_killed_at_any_step_leaves_a_folder_to_go_on_in(folder, monkeypatch, step, call):
+    for number in range(2):
+        finish(folder, number, best=True)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, call)
+        with pytest.raises(Killed):
+            finish(folder, 2, best=True)
+    after = RunFolder(folder.path)
+    latest = after.latest()
+    assert latest.round_number in (1, 2)
+    assert latest.weights["classifier.weight"][0, 0] == latest.round_number
+    assert number_in(folder.path / "model.safetensors") in (1, 2), "never half a model"
+    kept = after.rewind(latest.round_number)
+    assert [record["round"] for record in kept] == list(range(latest.round_number + 1))
+    finish(after, latest.round_number + 1, best=True)
+    assert number_in(folder.path / "model.safetensors") == latest.round_number + 1
+    assert [record["round"] for record in after.records()] == list(range(latest.round_number + 2))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    atomic.write_json(path, {"a": 1})
+
+    def fail(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(atomic.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"], "nothing else stays"
+
+
+def test_a_full_disk_is_said_with_the_way_to_go_on(folder, monkeypatch):
+    finish(folder, 0)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedskew.runs.folder.write_bytes", fail)
+    with pytest.raises(RunFolderError, match=r"round 1 .*No space left.*resume="):
+        finish(folder, 1)
+    monkeypatch.undo()
+    assert folder.latest().round_number == 0
+
+
+def test_a_file_system_without_hard_links_gets_copies(folder, monkeypatch):
+    def fail(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(atomic.os, "link", fail)
+    finish(folder, 0, best=True)
+    assert number_in(folder.path / "best" / "model.safetensors") == 0
+
+
+def damage_truncated_model(path):
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def damage_one_bit(path):
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+
+
+def damage_progress(path):
+    state = (path / "state.json").read_text()
+    (path / "state.json").write_text(state.replace('"best": 2', '"best": 9'))
+
+
+DAMAGE = {
+    "truncated": damage_truncated_model,
+    "one bit": damage_one_bit,
+    "progress": damage_progress,
+    "no model": lambda path: (path / "model.safetensors").unlink(),
+    "no state": lambda path: (path / "state.json").unlink(),
+    "empty": lambda path: [entry.unlink() for entry in path.iterdir()],
+    **{
+        f"state {text!r}": (lambda path, text=text: (path / "state.json").write_text(text))
+        for text in ("", "{", "[]", "null", "7", '"x"', "{}", "\x00")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_used(folder, kind, caplog):
+    for number in range(3):
+        finish(folder, number)
+    DAMAGE[kind](folder.checkpoints()[-1])
+    assert folder.latest().round_number == 1
+    assert "round-0002 is damaged" in caplog.text
+    finish(folder, 2)
+    assert folder.latest().round_number == 2, "it is written over"
+
+
+def test_without_a_whole_checkpoint_the_remedy_is_told(folder):
+    with pytest.raises(RunFolderError, match="start the run anew"):
+        folder.latest()
+
+
+def test_a_half_line_of_metrics_is_dropped_and_later_lines_rewound(folder):
+    for number in range(4):
+        finish(folder, number)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "accur')
+    assert [record["round"] for record in folder.records()] == [0, 1, 2, 3]
+    assert [record["round"] for record in folder.rewind(2)] == [0, 1, 2]
+    finish(folder, 3)
+    assert [record["round"] for record in folder.records()] == [0, 1, 2, 3]
+
+
+def test_a_folder_is_used_by_one_run_at_a_time(folder):
+    second = RunFolder(folder.path)
+    with folder.locked(), pytest.raises(RunFolderError, match="another run is using"), second.locked():
+        pass
+    with second.locked():
+        pass
+
+
+@pytest.fixture
+def interrupted(generated, tmp_path, monkeypatch):
+    """A run that was killed while it published its last round, after the checkpoint was whole."""
+    config = tiny_config(run={"output_dir": str(tmp_path)})
+    real = RunFolder._publish
+
+    def dies(self, checkpoint, arch, target):
+        if checkpoint.name == "round-0002":
+            raise Killed
+        real(self, checkpoint, arch, target)
+
+    folder = RunFolder.create(tmp_path, "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_publish", dies)
+        with pytest.raises(Killed):
+            FederatedRun(LocalGrid(make_client_app(), 3), config, folder).run()
+    return folder.path, config
+
+
+def test_a_run_that_resumes_after_its_last_round_publishes_it(interrupted, finished_run):
+    path, config = interrupted
+    folder, checkpoint = open_checkpoint(path)
+    assert checkpoint.round_number == 2
+    FederatedRun(LocalGrid(make_client_app(), 3), config, folder, checkpoint).run()
+    expected = finished_run.path / "model.safetensors"
+    assert (path / "model.safetensors").read_bytes() == expected.read_bytes()
+    architectures = [json.loads((place / "architecture.json").read_text()) for place in (path, finished_run.path)]
+    assert architectures[0] == architectures[1]
+    assert json.loads((path / "summary.json").read_text())["rounds"] == 2
+
+
+def test_a_run_resumed_in_the_middle_ends_with_the_same_model(finished_run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(finished_run.path, path)
+    shutil.rmtree(path / "checkpoints" / "round-0002")
+    folder, checkpoint = open_checkpoint(path)
+    FederatedRun(LocalGrid(make_client_app(), 3), resume_config(path), folder, checkpoint).run()
+    assert (path / "model.safetensors").read_bytes() == (finished_run.path / "model.safetensors").read_bytes()
+    lines = [record["round"] for record in folder.records()]
+    assert lines == [0, 1, 2], "no round is recorded twice"
+    totals = [f.records()[-1]["bytes_up_total"] for f in (folder, finished_run)]
+    assert totals[0] == totals[1], "the running sums go on"
+
+
+def test_what_may_not_change_in_a_resumed_run_is_named(finished_run):
+    path = finished_run.path
+    assert resume_config(path, overrides="federation.rounds=9 train.lr=1e-4").federation.rounds == 9
+    for setting in ("run.seed=5", "model.drop-path=0.2", "data.split-by=image", "prune.removed=skip"):
+        with pytest.raises(ValueError, match=setting.partition("=")[0]):
+            resume_config(path, overrides=setting)
+    assert differences(tiny_config(), tiny_config()) == []
+    with pytest.raises(RunFolderError, match="no run folder there"):
+        resume_config(path / "best")
+
+
+def test_the_checkpoint_of_another_round_is_whole_by_itself(folder):
+    finish(folder, 5)
+    assert read_checkpoint(folder.checkpoints()[0]).round_number == 5
+
+
+def test_what_is_recorded_is_the_resolved_configuration(finished_run):
+    config = resume_config(finished_run.path)
+    assert replace(config, run=replace(config.run, output_dir="")) == tiny_config()
