@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint format clean bench
 
 install: $(VENV)/.installed
 
@@ -31,3 +31,7 @@ format: install
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+bench: install
+	for name in scoring_overhead data_throughput round_overhead latency server_memory client_start; do \
+		$(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -170,6 +170,24 @@ def test_plain_fedavg_keeps_the_dense_model_in_the_same_code_path(dense_run, fin
     assert records[1]["train_loss"] == finished_run.records()[1]["train_loss"], "and the same first round"
 
 
+def test_the_global_model_is_the_mean_of_the_updates_weighted_by_examples(run):
+    replies, app = [], make_client_app()
+
+    def spy(message, context):
+        replies.append(app(message, context))
+        return replies[-1]
+
+    settings = {"prune": {"method": "none"}, "federation": {"rounds": 1}, "data": {"partition": "site"}}
+    folder, records = run(grid=LocalGrid(spy, 3), **settings)
+    counts = [reply.content["metrics"]["num-examples"] for reply in replies]
+    assert len(set(counts)) > 1, "the case is worth testing"
+    for name, found in tensors(folder).items():
+        updates = np.stack([reply.content["arrays"][name].numpy().astype(np.float64) for reply in replies])
+        np.testing.assert_allclose(found, np.average(updates, axis=0, weights=counts), rtol=1e-6, atol=1e-12)
+    losses = [reply.content["metrics"]["loss"] for reply in replies]
+    assert records[1]["train_loss"] == pytest.approx(np.average(losses, weights=counts))
+
+
 def test_frozen_stages_are_not_uploaded_and_keep_their_bits(run):
     prune = {"freeze": True, "first_round": 1}
     federation = {"rounds": 3}

@@ -66,6 +66,16 @@ def test_every_reading_equals_scipy(reading, seen):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_many_images_and_units_equal_scipy_too(reading):
+    """More than are worked on at once."""
+    generator = np.random.default_rng(3)
+    norms = generator.exponential(1, (9, 4, 16, 37)).astype(np.float32)
+    valid = generator.random((4, 16)) < 0.8
+    found = skewness(Observation(KEY, torch.from_numpy(norms), torch.from_numpy(valid), ()), reading=reading)
+    np.testing.assert_allclose(found.numpy(), oracle(norms, valid, reading), atol=1e-5)
+
+
 def test_what_lies_past_the_picture_does_not_count():
     norms, valid = torch.rand(2, 4, 9, 3), torch.rand(4, 9) > 0.4
     valid[:, 0] = True

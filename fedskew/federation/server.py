@@ -59,6 +59,8 @@ class FederatedRun:
         """Run all rounds that are left; returns the run folder."""
         with self.folder.locked():
             self._prepare_folder()
+            # a run killed before its first checkpoint may have left a line of metrics
+            self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
             state, arch, first = self._resumed() if self.checkpoint else self._round_zero()
             self.strategy = SkewPruning(
                 self.config, arch, self.server, self.grid,

@@ -220,6 +220,8 @@ class RunFolder:
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
+        if not (self.path / METRICS).is_file():
+            return []
         kept = [record for record in self.records() if record["round"] <= round_number]
         write_bytes(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return kept
