@@ -17,7 +17,7 @@ from fedskew.federation.simulation import simulate
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (
     "data.generated-images=160 data.open=0.2 model.name=swin_micro_patch4_window4_32 train.batch-size=16 "
-    "train.threads=1 run.threads=1 prune.batch-size=16 federation.rounds=2"
+    "train.threads=1 run.threads=1 prune.batch-size=16 prune.first-round=1 federation.rounds=2"
 )
 
 

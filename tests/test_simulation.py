@@ -294,12 +294,7 @@ def test_a_warm_start_has_as_many_epochs_as_asked_for(generated, monkeypatch):
     seen = []
     monkeypatch.setattr(server_model, "train", lambda model, data, config, **_: seen.append(config.local_epochs))
     config = tiny_config(prune={"warm_start_epochs": 3}, train={"local_epochs": 2})
-    data = server_model_data(config)
-    server = ServerModel(config, *data)
+    data = open_data(config.data, 32)
+    server = ServerModel(config, data, split_server(data, config.data))
     server.warm_start(*server.initial())
     assert sum(seen) == 3
-
-
-def server_model_data(config):
-    data = open_data(config.data, 32)
-    return data, split_server(data, config.data)
