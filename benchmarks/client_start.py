@@ -61,7 +61,8 @@ def prepared(app: Any, model: str, state: Path) -> tuple[Any, list[str]]:
 
     from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
     from fedskew.federation.local_grid import LocalGrid
-    from fedskew.federation.messages import Task, pack_task, to_record
+    from fedskew.federation.messages import Task, pack_task
+    from fedskew.federation.weights import to_record
     from fedskew.model.families import dense_architecture
     from fedskew.model.swin import build
 

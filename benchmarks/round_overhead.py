@@ -25,11 +25,11 @@ from fedskew.data.prepare import DataSet, batches, open_data, partitions, split_
 from fedskew.data.splits import Split
 from fedskew.federation.client import augmentation
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.messages import to_record
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
+from fedskew.federation.weights import to_record
 from fedskew.model.swin import build
 from fedskew.training import learning_rate, parameter_groups
 

@@ -23,9 +23,10 @@ from timing import finish
 
 from fedskew.config.schema import Config, ModelConfig, PruneConfig
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, to_record
+from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
+from fedskew.federation.weights import to_record
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
 

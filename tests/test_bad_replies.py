@@ -14,35 +14,42 @@ from fedskew.architecture import Architecture
 from fedskew.data.prepare import open_data
 from fedskew.data.synthetic import generate
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.messages import Task, pack_task, to_record
+from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.simulation import make_client_app
+from fedskew.federation.weights import layout, to_record, vector_layout
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
 
 app = make_client_app()
+CLASSES = 7
 
 
-def changed(reply, arrays=None, metrics=None):
-    """A reply with some tensors and metrics replaced."""
+def changed(reply, weights=lambda vector: vector, metrics=None, name=None, more=None):
+    """A reply with its vector of weights, the vector's name or some metrics replaced, or with one more vector."""
     old = reply.content
-    record = ArrayRecord(dict(old["arrays"].items()) | {name: Array(value) for name, value in (arrays or {}).items()})
+    ((own_name, vector),) = old["arrays"].items()
+    arrays = {name or own_name: Array(weights(vector.numpy().copy()))} | (more or {})
     values = MetricRecord(dict(old["metrics"].items()) | (metrics or {}))
-    reply.content = RecordDict({"arrays": record, "metrics": values, "report": old["report"]})
+    reply.content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": values, "report": old["report"]})
     return reply
 
 
 def not_a_number(reply):
-    weight = reply.content["arrays"]["classifier.weight"].numpy().copy()
-    weight[0, 0] = np.nan
-    return changed(reply, {"classifier.weight": weight})
+    def spoil(vector):
+        vector[CLASSES] = np.nan  # the tensors are in the order of their names: classifier.bias, classifier.weight, …
+        return vector
+
+    return changed(reply, spoil)
 
 
 BAD = {
     "NaN": (not_a_number, "classifier.weight holds values that are not finite"),
-    "broadcastable": (lambda r: changed(r, {"classifier.weight": np.zeros((1, 48), np.float32)}), "(1, 48)"),
-    "float64": (lambda r: changed(r, {"classifier.bias": np.zeros(7)}), "float64"),
-    "integers": (lambda r: changed(r, {"classifier.bias": np.zeros(7, np.int64)}), "int64"),
-    "extra": (lambda r: changed(r, {"backdoor": np.zeros(1, np.float32)}), "backdoor"),
+    "broadcastable": (lambda r: changed(r, lambda vector: vector[:1]), "float32 (1,), expected float32"),
+    "one short": (lambda r: changed(r, lambda vector: vector[:-1]), "expected float32"),
+    "float64": (lambda r: changed(r, lambda vector: vector.astype(np.float64)), "float64"),
+    "integers": (lambda r: changed(r, lambda vector: vector.astype(np.int64)), "int64"),
+    "another layout": (lambda r: changed(r, name="float32-0123456789abcdef"), "other names or shapes"),
+    "extra": (lambda r: changed(r, more={"backdoor": Array(np.zeros(1, np.float32))}), "float32 (1,)"),
     "no examples": (lambda r: changed(r, metrics={"num-examples": 0}), "num-examples"),
     "infinite loss": (lambda r: changed(r, metrics={"loss": float("inf")}), "loss"),
 }
@@ -263,10 +270,11 @@ def test_a_node_refuses_a_task_that_is_not_in_order_and_says_why(generated, over
 
 def test_a_node_refuses_weights_that_do_not_fit(generated):
     message = task_message(tiny_config())
-    arrays = dict(message.content["arrays"].items())
-    del arrays["classifier.bias"]
-    message.content["arrays"] = ArrayRecord(arrays)
-    assert "classifier.bias" in ask(message).error.reason
+    ((name, vector),) = message.content["arrays"].items()
+    message.content["arrays"] = ArrayRecord({name: Array(vector.numpy()[1:])})
+    assert "the weights do not fit the architecture: the weights are float32" in ask(message).error.reason
+    message.content["arrays"] = ArrayRecord({"float32-0": vector})
+    assert "the same versions of fedskew and timm" in ask(message).error.reason
     del message.content["arrays"]
     assert "arrays" in ask(message).error.reason
 
@@ -279,9 +287,9 @@ def test_a_node_trains_whatever_architecture_it_is_sent(generated):
     arch = Architecture.from_json(json.dumps(narrow))
     task = Task(1, 2, arch, config, frozen=(1,), not_uploaded=("encoder.layers.1.",))
     reply = ask(Message(pack_task(task, to_record(build(arch).state_dict())), dst_node_id=1, message_type="train"))
-    names = set(reply.content["arrays"])
-    assert "encoder.layers.0.blocks.0.attn.qkv.weight" in names
-    assert not any(name.startswith("encoder.layers.1.") for name in names)
+    kept = {name: spec for name, spec in layout(arch).items() if not name.startswith("encoder.layers.1.")}
+    assert list(reply.content["arrays"]) == list(vector_layout(kept))
+    assert 0 < len(kept) < len(layout(arch))
 
 
 FIELDS = st.sampled_from(["architecture", "run-config", "frozen-stages", "server-round", "rounds"])

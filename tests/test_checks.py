@@ -11,9 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.federation.checks import MAX_EXAMPLES, BadReply, Expected, check_answer, check_reply
+from fedskew.federation.checks import MAX_EXAMPLES, BadReply, check_answer, check_reply
+from fedskew.federation.weights import TensorSpec, vector_layout
 
-WANTED = {"w": Expected((4, 8), "float32"), "b": Expected((), "float32"), "n": Expected((3,), "int64")}
+WANTED = {"w": TensorSpec((4, 8), "float32"), "b": TensorSpec((), "float32"), "n": TensorSpec((3,), "int64")}
+FLOATS, INTS = vector_layout(WANTED)  # b and w end to end in one vector of 33 values, n in another
 REFERENCE = {
     "w": np.zeros((4, 8), np.float32),
     "b": np.zeros((), np.float32),
@@ -36,9 +38,13 @@ def array(values, **labels):
     return Array(stype="numpy.ndarray", **labels)
 
 
+def floats(w=3.0, b=4.0):
+    """The vector of floating-point values with w [32] and b [1] as given."""
+    return np.append(np.float32(b), np.broadcast_to(np.asarray(w, np.float32), 32))
+
+
 def good_arrays():
-    values = {"w": np.full((4, 8), 3, np.float32), "b": np.float32(4), "n": np.arange(3)}
-    return {name: array(value) for name, value in values.items()}
+    return {FLOATS: array(floats()), INTS: array(np.arange(3))}
 
 
 def reply(arrays=None, metrics=METRICS, records=None):
@@ -72,9 +78,11 @@ def test_a_good_reply_is_accepted_as_it_is():
     assert update.norm == pytest.approx((32 * 9 + 16 + 0 + 1 + 4) ** 0.5), "the norm of the difference"
 
 
-def test_fortran_order_and_torch_arrays_are_accepted():
-    arrays = good_arrays() | {"w": array(np.asfortranarray(np.arange(32, dtype=np.float32).reshape(4, 8)))}
-    assert check_reply(reply(arrays), WANTED, REFERENCE).arrays["w"][1, 2] == 10
+def test_each_value_comes_to_its_place():
+    arrays = good_arrays() | {FLOATS: array(floats(np.arange(32)))}
+    update = check_reply(reply(arrays), WANTED, REFERENCE)
+    assert update.arrays["w"][1, 2] == 10
+    assert update.arrays["b"] == 4
 
 
 def test_a_reply_without_report_is_anonymous_but_good():
@@ -83,49 +91,54 @@ def test_a_reply_without_report_is_anonymous_but_good():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("value", "words"),
     [
-        ("w", np.full((4, 8), np.nan, np.float32), ("w", "not finite")),
-        ("w", np.where(np.eye(4, 8) > 0, np.inf, 0).astype(np.float32), ("w", "not finite")),
-        ("b", np.float32(-np.inf), ("b", "not finite")),
-        ("w", np.zeros((1, 8), np.float32), ("(1, 8)", "(4, 8)")),
-        ("w", np.zeros((8,), np.float32), ("(8,)", "(4, 8)")),
-        ("w", np.zeros((), np.float32), ("()", "(4, 8)")),
-        ("w", np.zeros((8, 4), np.float32), ("(8, 4)", "(4, 8)")),
-        ("b", np.zeros((1,), np.float32), ("(1,)", "()")),
-        ("w", np.zeros((4, 8), np.float64), ("float64", "float32")),
-        ("w", np.zeros((4, 8), np.float16), ("float16", "float32")),
-        ("w", np.zeros((4, 8), np.int32), ("int32", "float32")),
-        ("w", np.zeros((4, 8), ">f4"), ("w",)),
-        ("n", np.zeros(3, np.float32), ("float32", "int64")),
-        ("w", np.zeros((4, 8), "S4"), ("w",)),
+        (floats(np.nan), ("tensor w", "not finite")),
+        (floats(np.where(np.eye(4, 8) > 0, np.inf, 0).ravel()), ("tensor w", "not finite")),
+        (floats(b=-np.inf), ("tensor b", "not finite")),
+        (np.zeros((1,), np.float32), ("(1,)", "(33,)")),
+        (np.zeros((32,), np.float32), ("(32,)", "(33,)")),
+        (np.zeros((), np.float32), ("()", "(33,)")),
+        (np.zeros((33, 1), np.float32), ("(33, 1)", "(33,)")),
+        (np.zeros((1, 33), np.float32), ("(1, 33)", "(33,)")),
+        (np.zeros(33, np.float64), ("float64", "float32")),
+        (np.zeros(33, np.float16), ("float16", "float32")),
+        (np.zeros(33, np.int32), ("int32", "float32")),
+        (np.zeros(33, ">f4"), (">f4",)),
+        (np.zeros(33, "S4"), ("S4",)),
     ],
     ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else None,
 )
-def test_wrong_values_shapes_and_types_are_refused(name, value, words):
-    refused(reply(good_arrays() | {name: array(value)}), *words)
+def test_wrong_values_shapes_and_types_are_refused(value, words):
+    refused(reply(good_arrays() | {FLOATS: array(value)}), *words)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        npy(np.zeros((1, 8), np.float32)),
-        npy(np.zeros((4, 8), np.float64)),
-        npy(np.zeros((32,), np.float32)),
-        npy(np.zeros((8, 4), np.float32)),
-        npy(np.zeros((4, 8), np.int32)),
+        npy(np.zeros((1,), np.float32)),
+        npy(np.zeros(33, np.float64)),
+        npy(np.zeros(34, np.float32)),
+        npy(np.zeros((33, 1), np.float32)),
+        npy(np.zeros(33, np.int32)),
+        npy(np.zeros(33, np.float32))[:-4],
     ],
-    ids=["broadcastable", "float64", "flat", "transposed", "int32"],
+    ids=["broadcastable", "float64", "longer", "column", "int32", "cut"],
 )
 def test_a_label_that_lies_about_the_content_is_refused(content):
-    lying = array(np.zeros((4, 8), np.float32), data=content)
-    refused(reply(good_arrays() | {"w": lying}), "w")
+    lying = array(floats(), data=content)
+    refused(reply(good_arrays() | {FLOATS: lying}), "weights")
 
 
 def test_a_label_that_lies_about_good_content_is_refused_too():
-    values = np.zeros((4, 8), np.float32)
-    for label in ({"shape": (1, 8)}, {"shape": (32,)}, {"dtype": "float64"}, {"dtype": "<f4"}):
-        refused(reply(good_arrays() | {"w": array(values, **label)}), "w", "expected")
+    for label in ({"shape": (1, 33)}, {"shape": (32,)}, {"dtype": "float64"}, {"dtype": "<f4"}):
+        refused(reply(good_arrays() | {FLOATS: array(floats(), **label)}), "weights", "expected")
+
+
+def test_tensors_of_other_names_or_shapes_are_refused_though_they_are_as_many_values():
+    other = vector_layout(WANTED | {"w": TensorSpec((8, 4), "float32")})
+    arrays = dict(zip(other, good_arrays().values(), strict=True))
+    refused(reply(arrays), "other names or shapes", "versions")
 
 
 def header(text, version=(1, 0), size=128):
@@ -140,10 +153,10 @@ def header(text, version=(1, 0), size=128):
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8), }\n"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 99999999999999999999999), }\n"),
-        header("{'descr': '<V1000000000', 'fortran_order': False, 'shape': (4, 8), }\n"),
-        header("{'descr': '|O', 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': '<V1000000000', 'fortran_order': False, 'shape': (33,), }\n"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (33,), }\n"),
         header("{'descr': '|O', 'fortran_order': False, 'shape': (16,), }\n"),
-        header("{'descr': [('a', '<f4', (2000000000,))], 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': [('a', '<f4', (2000000000,))], 'fortran_order': False, 'shape': (33,), }\n"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }\n"),
         header("{'descr': '<f4'}"),
         header("[]"),
@@ -154,23 +167,23 @@ def header(text, version=(1, 0), size=128):
         header("[" * 90 + "]" * 90),
         header("\t 1\n 2\n\t3"),
         header("__import__('os').system('true')"),
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }\n", version=(2, 0)),
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }\n", version=(9, 9)),
-        header("{'descr': '', 'fortran_order': False, 'shape': (4, 8), }\n"),
-        header("{'descr': {}, 'fortran_order': False, 'shape': (4, 8), }\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (33,), }\n", version=(2, 0)),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (33,), }\n", version=(9, 9)),
+        header("{'descr': '', 'fortran_order': False, 'shape': (33,), }\n"),
+        header("{'descr': {}, 'fortran_order': False, 'shape': (33,), }\n"),
         b"\x93NUMPY\x01\x00\xff\xff" + b"\0" * 200,
         b"\x93NUMPY" + b"\0" * 200,
         b"\0" * 256,
-        pickle.dumps(np.zeros((4, 8), np.float32)) + b"\0" * 100,
+        pickle.dumps(floats()) + b"\0" * 100,
     ],
     ids=lambda content: repr(content[10:44]),
 )
 def test_a_lying_or_broken_header_is_refused_and_allocates_nothing(content):
-    lying = array(np.zeros((4, 8), np.float32), data=content)
-    message = reply(good_arrays() | {"w": lying})
+    lying = array(floats(), data=content)
+    message = reply(good_arrays() | {FLOATS: lying})
     tracemalloc.start()
     try:
-        refused(message, "w")
+        refused(message, "weights")
         assert tracemalloc.get_traced_memory()[1] < 20_000_000, "it must not allocate what the header claims"
     finally:
         tracemalloc.stop()
@@ -179,18 +192,18 @@ def test_a_lying_or_broken_header_is_refused_and_allocates_nothing(content):
 @settings(max_examples=120)
 @given(
     st.binary(max_size=200),
-    st.sampled_from([b"", b"\x93NUMPY\x01\x00\x40\x00", npy(np.zeros((4, 8), np.float32))[:100]]),
+    st.sampled_from([b"", b"\x93NUMPY\x01\x00\x40\x00", npy(floats())[:100]]),
 )
 def test_garbage_is_refused_and_never_anything_else(garbage, prefix):
     content = (prefix + garbage).ljust(140, b"\0")
-    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=content)}), "w")
+    refused(reply(good_arrays() | {FLOATS: array(floats(), data=content)}), "weights")
 
 
 @settings(max_examples=120)
 @given(st.text(st.sampled_from("{}[](),:'\"<f4descrshape -\n\t#\\x1e9L"), max_size=60))
 def test_a_header_of_garbage_is_refused_and_never_anything_else(text):
     content = header(text)
-    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=content)}), "w")
+    refused(reply(good_arrays() | {FLOATS: array(floats(), data=content)}), "weights")
 
 
 class Bomb:
@@ -204,27 +217,28 @@ class Bomb:
 
 
 def test_a_pickle_in_an_array_is_never_opened(tmp_path):
-    values = np.empty((4, 8), dtype=object)
+    values = np.empty(33, dtype=object)
     values[:] = Bomb(tmp_path / "executed")
     content = npy(values)
     for labels in ({}, {"dtype": "float32"}):
-        refused(reply(good_arrays() | {"w": array(values, **labels)}), "w")
-    bare = array(np.zeros((4, 8), np.float32), data=content.ljust(200, b"\0"))
-    refused(reply(good_arrays() | {"w": bare}), "w")
+        refused(reply(good_arrays() | {FLOATS: array(values, **labels)}), "weights")
+    bare = array(floats(), data=content.ljust(200, b"\0"))
+    refused(reply(good_arrays() | {FLOATS: bare}), "weights")
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("size", [0, 10, 127, 10_000_000])
 def test_data_of_another_length_than_its_shape_has_is_refused_before_decoding(size):
-    refused(reply(good_arrays() | {"w": array(np.zeros((4, 8), np.float32), data=b"\x93" * size)}), "w")
+    refused(reply(good_arrays() | {FLOATS: array(floats(), data=b"\x93" * size)}), "weights")
 
 
-def test_missing_and_extra_tensors_are_named():
+def test_missing_and_extra_vectors_are_refused():
     arrays = good_arrays()
-    del arrays["n"]
-    refused(reply(arrays), "n")
-    refused(reply(good_arrays() | {"frozen": array(np.ones(5, np.float32))}), "frozen", "not asked for")
-    refused(reply(good_arrays() | {"backdoor": array(np.ones(5, np.float32))}), "backdoor")
+    del arrays[INTS]
+    refused(reply(arrays), "weights are float32 (33,), expected float32 (33,), int64 (3,)")
+    refused(reply({}), "weights are missing")
+    refused(reply(good_arrays() | {"frozen": array(np.ones(5, np.float32))}), "float32 (5,)")
+    refused(reply(good_arrays() | {str(i): array(np.ones(5, np.float32)) for i in range(1000)}), "float32 (5,)")
 
 
 @pytest.mark.parametrize("records", [{"arrays": None}, {"more": ArrayRecord(good_arrays())}], ids=["none", "two"])
@@ -292,8 +306,9 @@ def test_an_evaluation_reply_needs_metrics_only():
 
 
 def test_a_difference_too_large_for_a_number_is_refused():
-    large = np.full((4, 8), 3e38, np.float32)
-    assert check_reply(reply(good_arrays() | {"w": array(large)}), WANTED, REFERENCE).norm > 1e38
-    wanted, reference = {"w": Expected((2,), "float64")}, {"w": np.zeros(2)}
+    large = good_arrays() | {FLOATS: array(floats(3e38))}
+    assert check_reply(reply(large), WANTED, REFERENCE).norm > 1e38
+    wanted, reference = {"w": TensorSpec((2,), "float64")}, {"w": np.zeros(2)}
+    (name,) = vector_layout(wanted)
     with pytest.raises(BadReply, match="too large"):
-        check_reply(reply({"w": array(np.full(2, 1e308))}), wanted, reference)
+        check_reply(reply({name: array(np.full(2, 1e308))}), wanted, reference)

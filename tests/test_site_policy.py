@@ -164,7 +164,7 @@ def difference(reply, model):
 def test_an_update_of_part_of_the_model_is_clipped(exchange):
     task, reply, model, sent = exchange
     before = difference(reply, model)
-    protect(task, reply, ARRAYS, clipping_norm=1.0)
+    protect(task, reply, ARRAYS, task.content[ARRAYS], clipping_norm=1.0)
     after = difference(reply, model)
     assert np.linalg.norm(after) == pytest.approx(1.0, rel=1e-4)
     assert np.allclose(after, before / 10, atol=1e-6)  # same direction
@@ -176,14 +176,14 @@ def test_an_update_of_part_of_the_model_is_clipped(exchange):
 def test_a_small_update_is_left_alone(exchange):
     task, reply, model, _ = exchange
     before = difference(reply, model)
-    protect(task, reply, ARRAYS, clipping_norm=100.0)
+    protect(task, reply, ARRAYS, task.content[ARRAYS], clipping_norm=100.0)
     assert np.allclose(difference(reply, model), before, atol=1e-6)
 
 
 def test_noise_has_the_deviation_that_the_policy_tells(exchange):
     task, reply, model, _ = exchange
     noise = Noise(sensitivity=2.0, epsilon=0.5, delta=1e-5)
-    protect(task, reply, ARRAYS, 1.0, noise)
+    protect(task, reply, ARRAYS, task.content[ARRAYS], 1.0, noise)
     assert difference(reply, model).std() == pytest.approx(noise.deviation, rel=0.15)  # 250 values
     assert noise.deviation == pytest.approx(19.379, rel=1e-3)
 
@@ -191,9 +191,9 @@ def test_noise_has_the_deviation_that_the_policy_tells(exchange):
 def test_a_model_that_did_not_change_gets_noise_too(exchange):
     task, _, model, _ = exchange
     reply = Message(RecordDict({ARRAYS: record({"a": model["a"]})}), reply_to=task)
-    protect(task, reply, ARRAYS, 1.0)
+    protect(task, reply, ARRAYS, task.content[ARRAYS], 1.0)
     assert not difference(reply, model).any()
-    protect(task, reply, ARRAYS, 1.0, Noise(1.0, 1.0, 1e-5))
+    protect(task, reply, ARRAYS, task.content[ARRAYS], 1.0, Noise(1.0, 1.0, 1e-5))
     assert difference(reply, model).std() > 1
 
 
@@ -210,4 +210,4 @@ def test_what_cannot_be_clipped_must_not_leave(exchange, arrays, message):
     task, _, _, _ = exchange
     reply = Message(RecordDict({ARRAYS: record(arrays)}), reply_to=task)
     with pytest.raises(PrivacyError, match=message):
-        protect(task, reply, ARRAYS, 1.0)
+        protect(task, reply, ARRAYS, task.content[ARRAYS], 1.0)

@@ -8,27 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, Message
+from flwr.app import ArrayRecord, Message
 
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT
+from fedskew.federation.weights import Layout, TensorSpec, check_vectors, to_arrays, vector_layout
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
 CHUNK = 8192  # values compared at a time
 HEADER_BYTES = 4096  # what the serialised form of an array may add to its values
 MAGIC = b"\x93NUMPY\x01\x00"
-HEADER = re.compile(rb"\{'descr': '([<>|=]?\w{1,9})', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n")
+HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?\w{1,9})', 'fortran_order': (?:True|False), 'shape': \((\d{1,19}),\), \} *\n"
+)
 
 
 class BadReply(ValueError):
     """A reply that must not be averaged; the message is the reason for log and record."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Shape and dtype of one tensor that a node must send back."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -49,30 +44,28 @@ class Update(Answer):
     norm: float  # 2-norm of its difference to the global model
 
 
-def check_reply(message: Message, expected: Mapping[str, Expected], reference: Mapping[str, np.ndarray]) -> Update:
+def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.ndarray]) -> Update:
     """The update in a training reply.
 
     Sizes are compared before any array is decoded, so that garbage costs no memory.
 
     Args:
-        expected: name → shape and dtype of exactly the tensors asked for.
+        expected: exactly the tensors asked for.
         reference: the global model that the node started from.
 
     Raises:
-        BadReply: error reply; a record, key or metric is missing or too many; wrong shape or dtype; values that are
-            not finite; no examples.
+        BadReply: error reply; a record or metric is missing or too many; other tensors than those asked for; values
+            that are not finite; no examples.
     """
     answer = check_answer(message)
     record = message.content.array_records.get(ARRAYS)
     if record is None or len(message.content.array_records) != 1:
         raise BadReply(f"expected exactly one record of arrays named {ARRAYS!r}")
-    if set(record) != set(expected):
-        odd = sorted(set(record) ^ set(expected))
-        raise BadReply(f"{len(odd)} tensors are missing or were not asked for, e.g. {odd[0]}")
-    arrays, squares = {}, 0.0
-    for name, want in expected.items():
-        arrays[name] = array = _decode(record[name], name, want)
-        squares += _squared_distance(array, reference[name])
+    arrays = _decode(record, expected)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadReply(f"tensor {name} holds values that are not finite")
+    squares = sum(_squared_distance(array, reference[name]) for name, array in arrays.items())
     if not math.isfinite(squares):
         raise BadReply("its update is too large to be a number")
     return Update(**vars(answer), arrays=arrays, norm=math.sqrt(squares))
@@ -122,21 +115,23 @@ def check_report(message: Message) -> tuple[str, tuple[str, ...]]:
     return node[:100], tuple(str(note)[:500] for note in notes[:50])
 
 
-def _decode(array: Array, name: str, want: Expected) -> np.ndarray:
-    shape, dtype = tuple(array.shape), array.dtype
-    if shape != want.shape or dtype != want.dtype:
-        raise BadReply(f"tensor {name} is {dtype} {shape}, expected {want.dtype} {want.shape}")
-    size = math.prod(want.shape) * np.dtype(want.dtype).itemsize
-    if not size <= len(array.data) <= size + HEADER_BYTES:
-        raise BadReply(f"tensor {name} comes in {len(array.data)} bytes, expected about {size}")
-    values = _values(array.data, name, want)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadReply(f"tensor {name} holds values that are not finite")
-    return values
+def _decode(record: ArrayRecord, expected: Layout) -> dict[str, np.ndarray]:
+    """The tensors of a record, as views of its bytes."""
+    try:
+        check_vectors({name: TensorSpec(tuple(array.shape), array.dtype) for name, array in record.items()}, expected)
+    except ValueError as error:
+        raise BadReply(str(error)) from None
+    vectors = {}
+    for name, want in vector_layout(expected).items():
+        data, size = record[name].data, want.size * np.dtype(want.dtype).itemsize
+        if not size <= len(data) <= size + HEADER_BYTES:
+            raise BadReply(f"its weights come in {len(data)} bytes, expected about {size}")
+        vectors[name] = _values(data, want)
+    return to_arrays(vectors, expected)
 
 
-def _values(data: bytes, name: str, want: Expected) -> np.ndarray:
-    """Read-only view of a serialised array.
+def _values(data: bytes, want: TensorSpec) -> np.ndarray:
+    """Read-only view of a serialised vector.
 
     Its header is matched, never evaluated: NumPy's own reader parses it as Python, which a hostile header makes fail
     in many ways, and allocates what it claims.
@@ -144,13 +139,10 @@ def _values(data: bytes, name: str, want: Expected) -> np.ndarray:
     start = 10 + int.from_bytes(data[8:10], "little")
     header = HEADER.fullmatch(data[10:start])
     if data[:8] != MAGIC or header is None:
-        raise BadReply(f"tensor {name} cannot be decoded: its bytes are no array in NumPy's format 1.0")
-    kind, fortran, shape = (part.decode() for part in header.groups())
-    expected = ", ".join(str(size) for size in want.shape) + ("," if len(want.shape) == 1 else "")
-    if kind != np.dtype(want.dtype).str or shape != expected:  # the label may lie about the content
-        raise BadReply(f"tensor {name} holds {kind} ({shape:.80}), expected {want.dtype} {want.shape}")
-    try:
-        values = np.frombuffer(data, dtype=kind, offset=start)
-        return values.reshape(want.shape, order="F" if fortran == "True" else "C")
-    except ValueError as error:
-        raise BadReply(f"tensor {name} cannot be decoded: {error}") from None
+        raise BadReply("its weights cannot be decoded: their bytes are no vector in NumPy's format 1.0")
+    kind, values = (part.decode() for part in header.groups())
+    if kind != np.dtype(want.dtype).str or values != str(want.size):  # the label may lie about the content
+        raise BadReply(f"its weights hold {values:.40} values of {kind}, expected {want.size} of {want.dtype}")
+    if len(data) - start != want.size * np.dtype(want.dtype).itemsize:
+        raise BadReply(f"its weights cannot be decoded: {len(data) - start} bytes for {want.size} {want.dtype} values")
+    return np.frombuffer(data, dtype=kind, offset=start)

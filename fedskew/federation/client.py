@@ -15,7 +15,8 @@ from fedskew.config.schema import ConfigError, TrainConfig
 from fedskew.data.batches import Augmentation
 from fedskew.data.prepare import NodeData, batches, node_data, node_name
 from fedskew.data.samples import DataError, encode_labels
-from fedskew.federation.messages import EXAMPLES, REPORT, MessageError, Task, pack_reply, to_state, unpack_task
+from fedskew.federation.messages import EXAMPLES, REPORT, MessageError, Task, pack_reply, unpack_task
+from fedskew.federation.weights import to_state
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.training import (
@@ -84,7 +85,7 @@ def load_model(task: Task, arrays: ArrayRecord) -> MultimodalSwin:
         ArchitectureError: the weights do not fit the architecture.
     """
     try:
-        model = build(task.architecture, to_state(arrays), drop_path=task.config.model.drop_path)
+        model = build(task.architecture, to_state(arrays, task.architecture), drop_path=task.config.model.drop_path)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None
     return model.to(pick_device(task.config.train.device))

@@ -1,6 +1,7 @@
 """What travels between server and nodes, and nothing else: names of the records and their fields.
 
-A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report). The architecture, the frozen
+A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report); `weights` says what the arrays
+are. The architecture, the frozen
 stages and the tensors to leave out of the answer are part of the task, so a node needs to know nothing beforehand.
 """
 
@@ -11,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -19,6 +19,7 @@ from fedskew import __version__
 from fedskew.architecture import Architecture
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
+from fedskew.federation.weights import to_record
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
@@ -115,7 +116,7 @@ def pack_reply(
     """A node's answer; `arrays` is None for an evaluation."""
     content = RecordDict({METRICS: MetricRecord(dict(metrics)), REPORT: ConfigRecord(dict(report))})
     if arrays is not None:
-        content[ARRAYS] = ArrayRecord(dict(arrays))
+        content[ARRAYS] = to_record(arrays)
     return Message(content, reply_to=task_message)
 
 
@@ -130,13 +131,3 @@ def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return sum(_size(item) for item in value) if isinstance(value, list) else 8
-
-
-def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """A model's state as Flower arrays."""
-    return ArrayRecord({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-
-
-def to_state(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
-    """Flower arrays as a model's state."""
-    return {name: torch.from_numpy(np.require(array.numpy(), requirements="W")) for name, array in arrays.items()}

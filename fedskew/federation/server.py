@@ -14,11 +14,11 @@ from torch import Tensor
 from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
-from fedskew.federation.messages import to_record, to_state
 from fedskew.federation.selection import wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
+from fedskew.federation.weights import to_record, to_state
 from fedskew.model.families import image_size
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
@@ -129,7 +129,8 @@ class FederatedRun:
         """Flower's `evaluate_fn`: evaluate the new global model on the test set and record the finished round."""
         if flower_round == 0 and self.checkpoint:
             return None  # this round is on record already
-        start, state, arch = time.perf_counter(), to_state(arrays), self.strategy.architecture
+        start, arch = time.perf_counter(), self.strategy.architecture
+        state = to_state(arrays, arch)
         metrics = self.server.evaluate(state, arch)
         note = self.strategy.round
         note.seconds_evaluation = time.perf_counter() - start

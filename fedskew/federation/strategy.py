@@ -18,12 +18,13 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
-from fedskew.federation.checks import Answer, BadReply, Expected, check_answer, check_reply, check_report
+from fedskew.federation.checks import Answer, BadReply, check_answer, check_reply, check_report
 from fedskew.federation.folding import make_folding
-from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes, to_record
+from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.streaming import StreamingGrid
+from fedskew.federation.weights import layout, to_arrays, to_record
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.record import RoundLog
 from fedskew.training import frozen_prefixes
@@ -128,8 +129,9 @@ class SkewPruning(FedAvg):
         Below the quorum the global model stays as it is, unpruned, and the record says so.
         """
         task, settings = self.task(self.round.number), self.config.federation
-        reference = {name: array.numpy() for name, array in self._arrays.items()}
-        wanted = {name: Expected(a.shape, str(a.dtype)) for name, a in reference.items() if task.uploads(name)}
+        whole = layout(self.architecture)
+        reference = to_arrays({name: array.numpy() for name, array in self._arrays.items()}, whole)
+        wanted = {name: spec for name, spec in whole.items() if task.uploads(name)}
         folding = make_folding(settings, self.round.number, self._scratch)
         losses: dict[str, tuple[int, float]] = {}
         for reply in replies:

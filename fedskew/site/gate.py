@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedskew.data.prepare import NodeData
 from fedskew.data.samples import DataError
 from fedskew.data.units import class_counts
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT, MessageError, Task, payload_bytes
+from fedskew.federation.weights import to_record, to_state
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -54,6 +56,7 @@ class Gate:
         self._node, self._log = site_name(context.node_config), audit_path(context.node_config)
         self._policy = Policy(report_notes=True)  # until a file is read: only the log is wanted
         self._about: dict[str, Any] = {}
+        self._task: Task  # once it is admitted
 
     def admit(self, task: Task) -> None:
         """Check a task before any data is touched.
@@ -64,6 +67,7 @@ class Gate:
         """
         if not self.active:
             return
+        self._task = task
         self._about = {"round": task.round_number, "architecture": task.architecture.digest}
         if self._policy_file:
             self._policy = load_policy(self._policy_file)
@@ -100,7 +104,7 @@ class Gate:
             "examples": examples,
             "metrics": sorted(content.metric_records[METRICS]),
             "report": sorted(content.config_records.get(REPORT, {})),
-            "tensors": sum(len(record) for record in content.array_records.values()),
+            "values": sum(math.prod(array.shape) for r in content.array_records.values() for array in r.values()),
             "bytes": payload_bytes(content),
             "sha256": arrays_sha256(content.array_records.get(ARRAYS, {})),
         }
@@ -152,7 +156,10 @@ class Gate:
         clipping, noise = self._policy.clipping_norm, self._policy.noise
         if clipping is None or not reply.content.array_records:
             return {}
-        protect(self._message, reply, ARRAYS, clipping, noise)
+        task = self._task
+        state = to_state(self._message.content.array_records[ARRAYS], task.architecture)
+        received = to_record({name: tensor for name, tensor in state.items() if task.uploads(name)})
+        protect(self._message, reply, ARRAYS, received, clipping, noise)
         return {"clipping-norm": clipping} | ({"noise-deviation": noise.deviation} if noise else {})
 
     def _entry(self, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,22 +20,25 @@ class PrivacyError(ValueError):
     """An update that cannot be clipped; it must not leave."""
 
 
-def protect(task: Message, reply: Message, record: str, clipping_norm: float, noise: Noise | None = None) -> None:
+def protect(
+    task: Message, reply: Message, record: str, received: ArrayRecord, clipping_norm: float, noise: Noise | None = None
+) -> None:
     """Replace a reply's arrays by received model + clipped update + Gaussian noise, in place.
 
     Flower's mod wants the reply to hold the very arrays of the task. Frozen stages are not sent back, so the mod is
-    given a task with the arrays of the reply only. A mod lives for one task: shapes may change between rounds.
+    given a task with `received` only. A mod lives for one task: shapes may change between rounds.
 
     Args:
-        task: the message as it came; holds the model that training started from.
-        reply: float arrays under the key `record`, each also in the task's.
+        task: the message as it came.
+        reply: float arrays under the key `record`, each also in `received`.
+        received: what training started from, of the part of the model that is sent back.
         clipping_norm: largest 2-norm of the whole update.
         noise: None for clipping alone.
 
     Raises:
-        PrivacyError: the reply holds an array that the task does not, or one that is not floating point or finite.
+        PrivacyError: the reply holds an array that `received` does not, or one that is not floating point or finite.
     """
-    received, sent = task.content.array_records[record], reply.content.array_records[record]
+    sent = reply.content.array_records[record]
     reference = ArrayRecord({name: _same_kind(name, array, received.get(name)) for name, array in sent.items()})
     settings = noise or _NO_NOISE
     norm = get_norm([sent[name].numpy() - array.numpy() for name, array in reference.items()])

@@ -1,0 +1,123 @@
+"""How weights travel: all tensors of one dtype end to end in a single vector, in the order of their names.
+
+Flower moves every array of a message as objects of its own, with HTTP requests for each, whatever its size: a Swin-T of
+176 tensors would cost hundreds of requests a message and site. Both sides know the architecture, so names and shapes
+need not travel with the values; a hash of them in the vector's name shows whether both sides mean the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedskew.architecture import Architecture
+from fedskew.model.swin import MultimodalSwin
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+Layout = Mapping[str, TensorSpec]  # name → shape and dtype
+
+
+@lru_cache(maxsize=4)  # a run has one architecture a round; building a model to read its names takes some 15 ms
+def layout(arch: Architecture) -> Layout:
+    """Every tensor in the state of an architecture's model."""
+    with torch.random.fork_rng(devices=[]):
+        return layout_of(MultimodalSwin(arch, initialise=False).state_dict())
+
+
+def layout_of(state: Mapping[str, torch.Tensor]) -> Layout:
+    """The layout of given tensors."""
+    return {
+        name: TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in state.items()
+    }
+
+
+def vector_layout(wanted: Layout) -> Layout:
+    """The vectors in which tensors travel: one a dtype, named by it and a hash over the tensors' names and shapes."""
+    groups: dict[str, list[tuple[str, TensorSpec]]] = {}
+    for name, spec in sorted(wanted.items()):
+        groups.setdefault(spec.dtype, []).append((name, spec))
+    vectors = {}
+    for dtype, tensors in groups.items():
+        text = "\n".join(f"{name} {spec.shape}" for name, spec in tensors)
+        name = f"{dtype}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        vectors[name] = TensorSpec((sum(spec.size for _, spec in tensors),), dtype)
+    return vectors
+
+
+def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Tensors as Flower arrays."""
+    record = ArrayRecord()
+    for name, vector in vector_layout(layout_of(state)).items():
+        parts = [state[key].detach().cpu() for key in sorted(state)]
+        parts = [part.reshape(-1) for part in parts if str(part.dtype) == f"torch.{vector.dtype}"]
+        record[name] = Array(torch.cat(parts).numpy())
+    return record
+
+
+def to_arrays(vectors: Mapping[str, np.ndarray], wanted: Layout) -> dict[str, np.ndarray]:
+    """Vectors as the tensors they consist of, in the order of names; views.
+
+    Raises:
+        ValueError: they are not the vectors of `wanted`.
+    """
+    check_vectors({name: TensorSpec(vector.shape, str(vector.dtype)) for name, vector in vectors.items()}, wanted)
+    by_dtype = {str(vector.dtype): vector for vector in vectors.values()}
+    arrays, start = {}, dict.fromkeys(by_dtype, 0)
+    for name, spec in sorted(wanted.items()):
+        end = start[spec.dtype] + spec.size
+        arrays[name] = by_dtype[spec.dtype][start[spec.dtype] : end].reshape(spec.shape)
+        start[spec.dtype] = end
+    return arrays
+
+
+def to_state(record: ArrayRecord, arch: Architecture) -> dict[str, torch.Tensor]:
+    """The state of an architecture's model in a record; raises as `to_arrays`."""
+    arrays = to_arrays({name: array.numpy() for name, array in record.items()}, layout(arch))
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def check_vectors(found: Layout, wanted: Layout) -> None:
+    """Compare what a record says of its vectors with what the tensors that are wanted travel in.
+
+    Raises:
+        ValueError: says what the difference is.
+    """
+    expected = vector_layout(wanted)
+    if dict(found) == expected:
+        return
+    if sorted(map(_size, found.values())) != sorted(map(_size, expected.values())):
+        raise ValueError(f"the weights are {_words(found)}, expected {_words(expected)}")
+    raise ValueError(
+        f"the weights are as many as expected, of tensors with other names or shapes ({', '.join(found)}, expected "
+        f"{', '.join(expected)}): use the same versions of fedskew and timm on the server and all nodes"
+    )
+
+
+def _size(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+    return spec.dtype, spec.shape
+
+
+def _words(specs: Layout) -> str:
+    text = ", ".join(f"{spec.dtype} {tuple(spec.shape)}" for spec in specs.values())
+    return text[:200] or "missing"
