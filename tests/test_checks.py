@@ -279,7 +279,20 @@ def test_anything_but_one_record_of_metrics_is_refused(records):
     refused(reply(records=records), "metrics")
 
 
-@pytest.mark.parametrize("report", [{"node": 3}, {"notes": "one"}, {"node": ["a"]}, {"notes": b"x"}], ids=str)
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"node": 3},
+        {"notes": "one"},
+        {"node": ["a"]},
+        {"notes": b"x"},
+        {"classes": ["nv"]},
+        {"class-counts": 3},
+        {"classes": ["nv"], "class-counts": [-1]},
+        {"classes": ["nv"], "class-counts": [1.5]},
+    ],
+    ids=str,
+)
 def test_a_report_that_is_no_text_is_refused(report):
     refused(reply(records={"report": ConfigRecord(report)}), "report")
 

@@ -8,7 +8,7 @@ from builders import lively_model, run_here, tiny_config
 
 from fedskew.federation.client import REFUSED
 from fedskew.federation.local_grid import LOCAL_RUN_ID, LocalGrid
-from fedskew.federation.messages import ARRAYS, METRICS, REPORT, Task, pack_task
+from fedskew.federation.messages import ARRAYS, CLASS_COUNTS, CLASSES, METRICS, REPORT, Task, pack_task
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import layout, to_arrays, to_record
 from fedskew.model.families import dense_architecture
@@ -137,11 +137,23 @@ def test_metrics_stay_if_the_policy_says_so(site):
 
 def test_class_counts_leave_only_if_the_policy_says_so(site):
     with_policy, _, _, _ = site
-    assert gate.CLASS_COUNTS not in with_policy("min-examples: 1")().content[REPORT]
+    assert CLASS_COUNTS not in with_policy("min-examples: 1")().content[REPORT]
     reply = with_policy("report-class-counts: true")()
-    counts = dict(zip(reply.content[REPORT][gate.CLASSES], reply.content[REPORT][gate.CLASS_COUNTS], strict=True))
+    counts = dict(zip(reply.content[REPORT][CLASSES], reply.content[REPORT][CLASS_COUNTS], strict=True))
     assert sum(counts.values()) == reply.content[METRICS]["num-examples"]
     assert "nv" in counts
+
+
+def test_the_run_records_the_class_counts_of_the_sites_that_tell_them(generated, tmp_path):
+    (tmp_path / "open.yaml").write_text("report-class-counts: true")
+    nodes = {1: {"name": "open", "policy": str(tmp_path / "open.yaml")}, 2: {"name": "closed"}}
+    nodes = {
+        node: {"data-dir": str(generated), "audit-log": str(tmp_path / "log")} | more for node, more in nodes.items()
+    }
+    config = tiny_config(data={"clients": "own"}, federation={"rounds": 1}, run={"output_dir": str(tmp_path)})
+    last = run_here(config, grid=LocalGrid(make_client_app(), 2, node_configs=nodes)).records()[-1]
+    assert set(last["class_counts"]) == {"open"}
+    assert sum(last["class_counts"]["open"].values()) == last["nodes"]["open"]["num-examples"]
 
 
 @pytest.fixture

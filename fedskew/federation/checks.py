@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT
+from fedskew.federation.messages import ARRAYS, CLASS_COUNTS, CLASSES, EXAMPLES, METRICS, REPORT
 from fedskew.federation.weights import Layout, TensorSpec, check_vectors, to_arrays, vector_layout
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
@@ -27,13 +27,20 @@ class BadReply(ValueError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Report:
+    """What a node says in words."""
+
+    node: str  # its own name for itself, empty if it gave none
+    notes: tuple[str, ...]  # what it had to say (skipped images, unknown values)
+    class_counts: dict[str, int]  # training images of each class; empty unless the site's policy tells them
+
+
+@dataclass(frozen=True)
+class Answer(Report):
     """What every good reply tells."""
 
     metrics: dict[str, float]
     examples: int
-    node: str  # the node's own name for itself, empty if it gave none
-    notes: tuple[str, ...]  # what the node had to say (skipped images, unknown values)
 
 
 @dataclass(frozen=True)
@@ -101,18 +108,24 @@ def check_answer(message: Message, *, least: int = 1) -> Answer:
     examples = metrics.get(EXAMPLES)
     if not isinstance(examples, int) or not least <= examples <= MAX_EXAMPLES:
         raise BadReply(f"metric {EXAMPLES!r} is {examples!r:.40}, expected a whole number above {least - 1}")
-    return Answer(metrics, examples, *check_report(message))
+    return Answer(**vars(check_report(message)), metrics=metrics, examples=examples)
 
 
-def check_report(message: Message) -> tuple[str, tuple[str, ...]]:
-    """Node name and notes of any reply; raises `BadReply` if it is an error or they are no texts."""
+def check_report(message: Message) -> Report:
+    """What any reply says in words; raises `BadReply` if it is an error or its report is not in order."""
     if message.has_error():
         raise BadReply(message.error.reason or f"error code {message.error.code}")
     report = message.content.config_records.get(REPORT, {})
     node, notes = report.get("node", ""), report.get("notes", [])
     if not isinstance(node, str) or not isinstance(notes, list):
         raise BadReply("its report holds no node name and notes as text")
-    return node[:100], tuple(str(note)[:500] for note in notes[:50])
+    classes, counts = report.get(CLASSES, []), report.get(CLASS_COUNTS, [])
+    if not isinstance(classes, list) or not isinstance(counts, list) or len(classes) != len(counts):
+        raise BadReply("its report does not hold as many class counts as classes")
+    if not all(type(count) is int and 0 <= count <= MAX_EXAMPLES for count in counts):
+        raise BadReply("its report holds a class count that is no number of images")
+    told = {str(name)[:100]: count for name, count in zip(classes[:1000], counts, strict=False)}
+    return Report(node[:100], tuple(str(note)[:500] for note in notes[:50]), told)
 
 
 def _decode(record: ArrayRecord, expected: Layout) -> dict[str, np.ndarray]:

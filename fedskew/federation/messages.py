@@ -23,6 +23,7 @@ from fedskew.federation.weights import to_record
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
+CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
 
 
 class MessageError(ValueError):

@@ -117,7 +117,7 @@ class SkewPruning(FedAvg):
         messages = [Message(RecordDict(), node, MessageType.QUERY, ttl=wait) for node in unknown]
         for reply in self._grid.send_and_receive(messages, timeout=wait):
             try:
-                self._names[self._grid.destination(reply)] = check_report(reply)[0]
+                self._names[self._grid.destination(reply)] = check_report(reply).node
             except BadReply as reason:
                 log.warning("node %d does not say its name: %s", self._grid.destination(reply), reason)
 
@@ -200,6 +200,8 @@ class SkewPruning(FedAvg):
         self.round.nodes.setdefault(name, {}).update(told)
         if answer.notes:
             self.round.notes[name] = list(answer.notes)
+        if answer.class_counts:
+            self.round.class_counts[name] = answer.class_counts
         if name not in self.round.ok:
             self.round.ok.append(name)
         return name, answer

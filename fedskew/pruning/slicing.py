@@ -24,7 +24,7 @@ def slice_model(
     for key, gone in plan.remove.items():
         if gone:
             units = unit_count(arch, key, group)
-            kept = [unit for unit in range(units) if unit not in set(gone)]
+            kept = sorted(set(range(units)).difference(gone))
             slice_block = _slice_attention if key.kind == ATTENTION else _slice_mlp
             slice_block(result, arch, key, kept, group)
     return result, smaller

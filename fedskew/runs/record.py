@@ -23,6 +23,7 @@ class RoundLog:
     failed: dict[str, str] = field(default_factory=dict)  # node → reason
     notes: dict[str, list[str]] = field(default_factory=dict)  # node → what it reported
     nodes: dict[str, dict[str, float]] = field(default_factory=dict)  # node → its metrics
+    class_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # node → training images of each class
     train_loss: float | None = None
     validation: dict[str, float] | None = None
     seconds_training: float = 0.0
@@ -62,6 +63,7 @@ def round_record(
         "validation": log.validation,
         "nodes": log.nodes,
         "notes": log.notes,
+        "class_counts": log.class_counts,
         "seconds": round(log.seconds, 3),
         "seconds_training": round(log.seconds_training, 3),
         "seconds_scoring": round(log.seconds_scoring, 3),

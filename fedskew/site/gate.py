@@ -19,7 +19,17 @@ from fedskew.config.schema import ConfigError
 from fedskew.data.prepare import NodeData
 from fedskew.data.samples import DataError
 from fedskew.data.units import class_counts
-from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, REPORT, MessageError, Task, payload_bytes
+from fedskew.federation.messages import (
+    ARRAYS,
+    CLASS_COUNTS,
+    CLASSES,
+    EXAMPLES,
+    METRICS,
+    REPORT,
+    MessageError,
+    Task,
+    payload_bytes,
+)
 from fedskew.federation.weights import to_record, to_state
 from fedskew.site.audit import (
     ANSWERED,
@@ -39,7 +49,6 @@ from fedskew.training import TrainingError
 
 log = logging.getLogger("flwr.fedskew.site")
 
-CLASSES, CLASS_COUNTS = "classes", "class-counts"
 SITE_ERRORS = (PolicyError, PolicyRefusal, PrivacyError, AuditError)
 _ABOUT_THE_TASK = (MessageError, ArchitectureError, ConfigError, TrainingError, PolicyRefusal, PrivacyError)
 _TIMES = ("steps", "seconds", "seconds-train")
