@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test lint format clean bench
+.PHONY: install demo test test-deployment test-docker lint format clean bench
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Real SuperLink and SuperNodes, minutes. As root, with nginx, iproute2 and nftables, every site is a host of its own.
+test-deployment: install
+	$(BIN)/python -m pytest -m deployment --durations=0
+
+# The compose files on a Docker engine that is running: see tests/docker/start-engine.sh.
+test-docker: install
+	$(BIN)/python -m pytest -m docker --durations=0
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ Each test has a cluster of real processes of its own (tests/deployment/cluster.p
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 
@@ -69,6 +70,49 @@ def test_a_killed_site_and_a_cut_one_are_named_and_rejoin(tmp_path):
         assert run.wait(PATIENCE) == 0, run.tail()
         last = cluster.records()[-1]
         assert (last["round"], last["clients_ok"], last["failed"]) == (4, 3, {})
+
+
+@pytest.mark.skipif(bool(namespaces_work()), reason=f"sites as network namespaces: {namespaces_work()}")
+def test_a_site_on_a_slow_line_takes_part(tmp_path):
+    """2.3 MB at half a Mbit/s, in smaller parts as docs/deployment.md says: Flower gives a request 30 seconds."""
+    with Cluster(tmp_path / "cluster", sites=2) as cluster:
+        cluster.environment |= {
+            "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "524288",
+            "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES": "1",
+            "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS": "1",
+        }
+        cluster.start()
+        cluster.slow("site-b", "500kbit")
+        run = cluster.run("model.name=swin_mini_patch4_window4_64 federation.rounds=1 federation.min-nodes=2")
+        assert run.wait(PATIENCE) == 0, run.tail()
+        last = cluster.records()[-1]
+        assert set(last["nodes"]) == set(cluster.sites), last["failed"]
+        assert last["seconds"] > 2 * last["bytes_up"] / 2 * 8 / 500e3, "its line was as slow as that"
+
+
+def test_a_site_is_added_and_another_removed_while_a_run_is_on(tmp_path):
+    with Cluster(tmp_path / "cluster", sites=4) as cluster:
+        cluster.start_superlink()
+        if cluster.has_proxy:
+            cluster.start_proxy()
+        *first, late = cluster.sites
+        for site in first:
+            cluster.register(site)
+            cluster.start_site(site)
+        run = cluster.run("federation.rounds=12")
+        wait_until(lambda: len(cluster.records()) == 2, PATIENCE)
+        cluster.register(late)
+        cluster.start_site(late)
+        wait_until(lambda: late in cluster.records()[-1]["nodes"], PATIENCE)
+        assert cluster.records()[-1]["clients_ok"] == 4, "from the round after it came"
+
+        node_id = re.search(r"SuperNode ID: (\d+)", cluster.jobs[first[0]].text())[1]
+        done = cluster.flwr("supernode", "unregister", node_id, "hospital")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert run.wait(PATIENCE) == 0, run.tail()
+        last = cluster.records()[-1]
+        assert (last["round"], set(last["nodes"])) == (12, {*first[1:], late})
+        assert not last["kept_model"]
 
 
 def test_strangers_are_refused_while_training_works(tmp_path):

@@ -8,91 +8,37 @@ no registry of images answers. FEDSKEW_IMAGE_TAG names images that are built alr
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from docker.engine import Project, docker
 
 from fedskew.ops.bundle import bundle_hash
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD_SECONDS, DEMO_SECONDS = 1800, 1500
+DEMO_SECONDS = 1500
 SITES = ("site-a", "site-b", "site-c")
 
 pytestmark = pytest.mark.docker
 
 
-def _engine() -> str:
-    """Empty if an engine answers, else why the tests cannot run."""
-    if not shutil.which("docker"):
-        return "no docker command"
-    done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=60, check=False)
-    return "" if done.returncode == 0 else f"no Docker engine: {(done.stderr or done.stdout).strip()[-200:]}"
+class Demo(Project):
+    """docker/compose.yaml; `runs` is the results' folder on the host."""
 
-
-def _compose() -> list[str]:
-    """The plug-in, or docker-compose."""
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
-    return ["docker", "compose"] if plugin.returncode == 0 else ["docker-compose"]
-
-
-class Demo:
-    """docker/compose.yaml under a project name of its own."""
-
-    def __init__(self, tag: str, runs: Path) -> None:
+    def __init__(self, runs: Path) -> None:
+        super().__init__("compose.yaml", "demo", RUNS=str(runs), PORT="0", IMAGES="48")
         self.runs = runs
-        self._environment = os.environ | {"TAG": tag, "RUNS": str(runs), "PORT": "0", "IMAGES": "48"}
-        self._base = [
-            *_compose(),
-            "--file",
-            str(ROOT / "docker" / "compose.yaml"),
-            "--project-name",
-            f"fs{os.getpid()}",
-        ]
-
-    def __call__(self, *words: str, check: bool = True, seconds: float = 600) -> str:
-        done = subprocess.run([*self._base, *words], env=self._environment, capture_output=True, text=True,
-                              timeout=seconds, check=False)  # fmt: skip
-        assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
-
-    def container(self, service: str) -> str:
-        """Its id."""
-        return self("ps", "-q", service).split()[-1]
-
-    def inside(self, service: str, code: str) -> str:
-        """What Python code prints in a running container."""
-        return docker("exec", self.container(service), "python", "-c", code)
-
-
-def docker(*words: str) -> str:
-    """Output of a docker command."""
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True, timeout=600).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo, running."""
-    if why := _engine():
-        pytest.skip(why)
-    tag = os.environ.get("FEDSKEW_IMAGE_TAG", "")
-    if not tag:
-        tag, script = "test", ROOT / "tests" / "docker" / "build-images.sh"
-        built = subprocess.run([script, tag], env=os.environ | {"PYTHON": sys.executable}, capture_output=True,
-                               text=True, timeout=BUILD_SECONDS, check=False)  # fmt: skip
-        assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
-    runs = tmp_path_factory.mktemp("runs")
-    demo = Demo(tag, runs)
+    demo = Demo(tmp_path_factory.mktemp("runs"))
     try:
         demo("up", "--detach", "--no-build", seconds=DEMO_SECONDS)
         yield demo
     finally:
-        demo("logs", "--no-color", check=False)
-        demo("down", "--volumes", "--timeout", "5", check=False)
+        demo.down()
 
 
 def test_the_demo_runs_to_its_end_and_leaves_its_results_on_the_host(demo):

@@ -289,6 +289,10 @@ class Cluster:
         """Plug it in again."""
         subprocess.run([NETNS, self.prefix, "mend", str(self.sites.index(site) + 1)], check=True)
 
+    def slow(self, site: str, rate: str) -> None:
+        """Let a site's cable carry no more than a rate (`500kbit`) in each direction."""
+        subprocess.run([NETNS, self.prefix, "slow", str(self.sites.index(site) + 1), rate], check=True)
+
     def spawn(self, name: str, place: str, command: list[str], **more: str) -> Job:
         """Start a process at the coordinator or at a site."""
         self._started[name] = number = self._started.get(name, 0) + 1

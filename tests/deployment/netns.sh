@@ -1,6 +1,6 @@
 #!/bin/bash
 # One coordinator and N sites as network namespaces on a bridge: real addresses, real firewalls, cables that can be pulled.
-#   netns.sh PREFIX up N | down N | cut I | mend I
+#   netns.sh PREFIX up N | down N | cut I | mend I | slow I RATE
 # The coordinator is 10.77.0.1 in namespace PREFIX-coord, site I is 10.77.0.(10+I) in PREFIX-site-I.
 set -eu
 prefix=$1 action=$2 number=$3 net=10.77.0 switch=$1-sw
@@ -34,4 +34,8 @@ RULES
     for name in "$prefix-coord" $(seq -f "$prefix-site-%g" "$number") "$switch"; do ip netns del "$name" 2>/dev/null || true; done ;;
   cut)  ip -n "$switch" link set "s$number" down ;;
   mend) ip -n "$switch" link set "s$number" up ;;
+  slow)  # both directions, with the queue of a home router
+    for place in "$prefix-site-$number eth0" "$switch s$number"; do
+      ip netns exec ${place% *} tc qdisc replace dev "${place#* }" root tbf rate "$4" burst 32kbit latency 400ms
+    done ;;
 esac

@@ -1,0 +1,107 @@
+"""Separate machines: compose.coordinator.yaml and, on two others, compose.site.yaml, to the end of a run.
+
+Marked `docker`; see test_docker_demo.py for what it needs. The "machines" share one engine and nothing else: a site
+reaches the coordinator's published port at the address of the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from docker.engine import Project, docker
+
+from fedskew.data.synthetic import generate
+from fedskew.ops.credentials import make_credentials
+
+COORDINATOR, SITES, USER = "fl.example.org", ("site-a", "site-b"), 10001
+SECONDS = 900
+SETTINGS = (
+    "model.name=swin_micro_patch4_window4_32 train.batch-size=16 train.local-epochs=1 train.lr=1e-3 train.threads=1 "
+    "run.threads=1 prune.first-round=1 prune.steps-per-stage=1 prune.calibrate=true prune.batch-size=16 "
+    "federation.rounds=2 federation.min-nodes=2 federation.grace=0"
+)
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    """Coordinator and sites, running, the sites registered; and the folder with everybody's files."""
+    folder = tmp_path_factory.mktemp("machines")
+    port = _free_port()
+    make_credentials(folder / "pki", hosts=[COORDINATOR, "superlink", "localhost"], sites=SITES, days=2)
+    for number, place in enumerate(("public", *SITES)):
+        generate(folder / "data" / place, images=48, seed=number)
+    (folder / "runs").mkdir()
+    address = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    coordinator = Project("compose.coordinator.yaml", "hub", PKI=str(folder / "pki" / "coordinator"), PORT=str(port),
+                          DATA=str(folder / "data" / "public"), RUNS=str(folder / "runs"))  # fmt: skip
+    sites = {}
+    for site in SITES:
+        (folder / "pki" / site / "policy.yaml").write_text("min-examples: 5\n")
+        sites[site] = Project("compose.site.yaml", site, NAME=site, COORDINATOR=COORDINATOR,
+                              COORDINATOR_ADDRESS=f"{address}:{port}", SITE=str(folder / "pki" / site),
+                              DATA=str(folder / "data" / site))  # fmt: skip
+    _give(folder)
+    try:
+        coordinator("up", "--detach", "--no-build", seconds=SECONDS)
+        coordinator.wait_healthy("proxy", SECONDS)
+        for site in SITES:
+            coordinator("run", "--rm", "admin", "flwr", "supernode", "register", f"/pki/{site}.pub", "hospital",
+                        "--name", site)  # fmt: skip
+            sites[site]("up", "--detach", "--no-build", seconds=SECONDS)
+        for site in SITES:
+            sites[site].wait_healthy("site", SECONDS)
+        yield coordinator, sites, folder
+    finally:
+        for project in (coordinator, *sites.values()):
+            project.down()
+
+
+def test_a_run_over_separate_machines(machines):
+    coordinator, sites, folder = machines
+    coordinator("run", "--rm", "admin", "fedskew", "run", "--preset", "hospitals", "--connection", "hospital",
+                "--supervise", "--data-dir", "/data", "--output-dir", "/runs", "--set", SETTINGS,
+                seconds=SECONDS)  # fmt: skip
+    (run,) = (folder / "runs").iterdir()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert all(set(record["nodes"]) == set(SITES) and not record["failed"] for record in records[1:])
+    assert records[-1]["parameters"] < records[0]["parameters"]
+    log = docker("exec", sites["site-b"].container("site"), "cat", "/state/audit.jsonl").splitlines()
+    assert [json.loads(line)["kind"] for line in log] == ["train", "train"]
+
+
+def test_the_gate_is_a_sites_only_way_out_and_leads_to_the_fleet_routes_only(machines):
+    _, sites, _ = machines
+    code = (
+        "import socket, ssl, urllib.request, urllib.error\n"
+        "def tcp(host, port):\n"
+        "    try: socket.create_connection((host, port), 4).close(); return 'open'\n"
+        "    except OSError: return 'closed'\n"
+        "def post(path):\n"
+        f"    request = urllib.request.Request('https://{COORDINATOR}:8443' + path, method='POST', data=b'')\n"
+        "    context = ssl.create_default_context(cafile='/site/ca.crt')\n"
+        "    try: return urllib.request.urlopen(request, timeout=9, context=context).status\n"
+        "    except urllib.error.HTTPError as error: return error.code\n"
+        f"print(tcp('{COORDINATOR}', 8443), tcp('1.1.1.1', 443), tcp('pypi.org', 443), tcp('172.17.0.1', 8000),\n"
+        "      post('/v1/control/start-run'), post('/v1/control/register-node'))\n"
+    )
+    assert sites["site-a"].inside("site", code).split() == ["open", "closed", "closed", "closed", "403", "403"]
+
+
+def _give(folder: Path) -> None:
+    """Everything below belongs to the containers' user, and the way to it is open."""
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, USER, USER)
+    folder.chmod(0o755)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
