@@ -109,7 +109,7 @@ def test_policies(policy):
     found = check_policy(policy(pinned + "min-examples: 50\nmax-rounds: 9\nclipping-norm: 2"), lambda: 50)
     assert statuses(found) == {"policy": OK}
     assert found[0].message.endswith(
-        "answers any run of 1 pinned apps; at least 50 images; at most 9 rounds of a run; updates clipped to norm 2; "
+        "answers any run of pinned apps (1); at least 50 images; at most 9 rounds of a run; updates clipped to norm 2; "
         "reports metrics"
     )
     assert "any app and any run" in check_policy(policy(""))[1].message

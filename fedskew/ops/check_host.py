@@ -9,10 +9,12 @@ import re
 import shutil
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import psutil
 
+import fedskew
 from fedskew.ops.findings import Finding, fail, ok, warn
 
 STARTED_BY_NAME = ("flower-superexec", "flwr-serverapp", "flwr-clientapp")
@@ -23,21 +25,26 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def check_versions() -> list[Finding]:
-    """Python and the packages that matter, against the floors that fedskew was installed with."""
-    try:
-        metadata = importlib.metadata.metadata("fedskew")
-        requirements = importlib.metadata.requires("fedskew") or []
-    except importlib.metadata.PackageNotFoundError:
-        text = "fedskew is not installed as a package, so its requirements are unknown"
-        return [warn("versions", text, "install it: pip install --editable . in its folder")]
-    found = [_compared("python", platform.python_version(), _floor(metadata.get("Requires-Python", "")))]
+    """Python and the packages that matter, against the floors that fedskew asks for."""
+    python, requirements = _requirements()
+    found = [_compared("python", platform.python_version(), _floor(python))]
     for name in CHECKED:
         requirement = next((text for text in requirements if re.match(rf"{name}\b", text)), "")
         try:
             found.append(_compared(name, importlib.metadata.version(name), _floor(requirement)))
         except importlib.metadata.PackageNotFoundError:
             found.append(fail(name, "is not installed", f"pip install '{requirement or name}'"))
-    return [*found, ok("fedskew", f"{importlib.metadata.version('fedskew')}; every site needs the same version")]
+    return [*found, ok("fedskew", f"{fedskew.__version__}; every site needs the same version")]
+
+
+def _requirements() -> tuple[str, list[str]]:
+    """What fedskew asks of Python and of packages: from its checkout (the container image has one), or as installed."""
+    project = Path(fedskew.__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file():
+        stated = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        return stated["requires-python"], stated["dependencies"]
+    stated = importlib.metadata.metadata("fedskew")
+    return stated["Requires-Python"], importlib.metadata.requires("fedskew") or []
 
 
 def check_commands() -> list[Finding]:

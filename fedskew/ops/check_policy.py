@@ -51,7 +51,7 @@ def check_audit(path: Path) -> list[Finding]:
 def summary(policy: Policy) -> list[str]:
     """A policy in words."""
     runs = "any run" if policy.allowed_runs is None else f"{len(policy.allowed_runs)} runs"
-    apps = "any app" if policy.app_hashes is None else f"{len(policy.app_hashes)} pinned apps"
+    apps = "any app" if policy.app_hashes is None else f"pinned apps ({len(policy.app_hashes)})"
     words = [f"answers {runs} of {apps}"]
     words += [f"at least {policy.min_examples} images"] if policy.min_examples > 1 else []
     words += [f"at most {policy.max_rounds} rounds of a run"] if policy.max_rounds else []
