@@ -57,22 +57,11 @@ def test_the_demo_runs_to_its_end_and_leaves_its_results_on_the_host(demo):
 
 
 def test_sites_have_no_way_out_but_the_coordinators_fleet_routes(demo):
-    code = (
-        "import socket, ssl, urllib.request, urllib.error\n"
-        "def tcp(host, port):\n"
-        "    try: socket.create_connection((host, port), 4).close(); return 'open'\n"
-        "    except OSError as error: return 'closed'\n"
-        "def post(path):\n"
-        "    request = urllib.request.Request('https://proxy:8443' + path, method='POST', data=b'')\n"
-        "    context = ssl.create_default_context(cafile='/site/ca.crt')\n"
-        "    try: return urllib.request.urlopen(request, timeout=9, context=context).status\n"
-        "    except urllib.error.HTTPError as error: return error.code\n"
-        f"print(tcp('proxy', 8443), tcp('superlink', 8000), tcp('{_address(demo, 'superlink', 'control')}', 8000),\n"
-        "      tcp('192.0.2.1', 443), tcp('1.1.1.1', 443), tcp('pypi.org', 443), tcp('site-b', 9094),\n"
-        "      post('/v1/control/start-run'), post('/v1/control/register-node'), post('/v1/runtime/pull-task-input'))\n"
-    )
-    words = demo.inside("site-a", code).split()
-    assert words == ["open", *["closed"] * 6, "403", "403", "403"]
+    superlink = _address(demo, "superlink", "control")
+    addresses = [("proxy", 8443), ("superlink", 8000), (superlink, 8000), ("192.0.2.1", 443), ("1.1.1.1", 443),
+                 ("pypi.org", 443), ("site-b", 9094)]  # fmt: skip
+    paths = ["/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/pull-task-input"]
+    assert demo.reach("site-a", "proxy", addresses, paths) == ["open", *["closed"] * 6, 403, 403, 403]
 
 
 def test_containers_have_no_rights(demo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SECONDS = 1800
+REACH = """
+import json, socket, ssl, sys, urllib.error, urllib.request
+coordinator, addresses, paths = json.loads(sys.argv[1])
+def tcp(host, port):
+    try: socket.create_connection((host, port), 4).close(); return "open"
+    except OSError: return "closed"
+def post(path):
+    request = urllib.request.Request(f"https://{coordinator}:8443{path}", method="POST", data=b"")
+    context = ssl.create_default_context(cafile="/site/ca.crt")
+    try: return urllib.request.urlopen(request, timeout=9, context=context).status
+    except urllib.error.HTTPError as error: return error.code
+print(json.dumps([tcp(*address) for address in addresses] + [post(path) for path in paths]))
+"""
 
 
 def docker(*words: str) -> str:
@@ -67,9 +81,13 @@ class Project:
         """Its id."""
         return self("ps", "-q", service).split()[-1]
 
-    def inside(self, service: str, code: str) -> str:
+    def inside(self, service: str, code: str, *words: str) -> str:
         """What Python code prints in a running container."""
-        return docker("exec", self.container(service), "python", "-c", code)
+        return docker("exec", self.container(service), "python", "-c", code, *words)
+
+    def reach(self, service: str, coordinator: str, addresses: list[tuple[str, int]], paths: list[str]) -> list:
+        """From a site: `open` or `closed` for addresses, the status of POST for paths at the coordinator."""
+        return json.loads(self.inside(service, REACH, json.dumps([coordinator, addresses, paths])))
 
     def wait_healthy(self, service: str, seconds: float) -> None:
         """Wait until a service's health check passes."""
