@@ -25,7 +25,7 @@ test: install
 test-deployment: install
 	$(BIN)/python -m pytest -m deployment -n 3 --dist worksteal --durations=0
 
-# The compose files on a Docker engine that is running: see tests/docker/start-engine.sh.
+# The compose files on a Docker engine that is running: see tests/containers/start-engine.sh.
 test-docker: install
 	$(BIN)/python -m pytest -m docker --durations=0
 

@@ -313,6 +313,27 @@ def test_an_error_reply_is_refused_with_the_nodes_own_reason():
     refused(silent, "17")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arrays": {"float32-0\nround 7: site-b set aside " * 50_000: array(floats()), INTS: array(np.arange(3))}},
+        {"arrays": {FLOATS: array(floats(), dtype="float32\nround 7: " * 1000), INTS: array(np.arange(3))}},
+        {"metrics": METRICS | {"loss\nround 7: " * 50_000: float("nan")}},
+    ],
+    ids=["vector name", "dtype", "metric name"],
+)
+def test_a_reply_writes_neither_lines_nor_megabytes_into_the_log(change):
+    assert "\n" not in refused(reply(**change))
+
+
+def test_what_a_node_says_is_one_line():
+    report = ConfigRecord(
+        {"node": "site-b\nround 7: site-a", "notes": ["a\nb"], "classes": ["n\nv"], "class-counts": [1]}
+    )
+    update = check_reply(reply(records={"report": ConfigRecord(report)}), WANTED, REFERENCE)
+    assert (update.node, update.notes, update.class_counts) == ("site-b round 7: site-a", ("a b",), {"n v": 1})
+
+
 def test_an_evaluation_reply_needs_metrics_only():
     answer = check_answer(reply(records={"arrays": None}))
     assert (answer.examples, answer.metrics["loss"]) == (7, 0.5)

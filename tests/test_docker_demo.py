@@ -1,8 +1,8 @@
 """The compose demo to its end: credentials, SuperLink, proxy, three sites, a run with pruning, results on the host.
 
 Marked `docker`. Needs a Docker engine (DOCKER_HOST, or the default socket) and docker-compose or the compose plug-in;
-tests/docker/start-engine.sh starts an engine, tests/docker/build-images.sh builds the images on a base made here where
-no registry of images answers. FEDSKEW_IMAGE_TAG names images that are built already.
+tests/containers/start-engine.sh starts an engine, tests/containers/build-images.sh builds the images, on a base made
+here where no registry of images answers. FEDSKEW_IMAGE_TAG names images that are built already.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from docker.engine import Project, docker
+from containers.engine import Project, docker
 
 from fedskew.ops.bundle import bundle_hash
 

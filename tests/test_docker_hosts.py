@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from docker.engine import Project, docker
+from containers.engine import Project, docker
 
 from fedskew.data.synthetic import generate
 from fedskew.ops.credentials import make_credentials

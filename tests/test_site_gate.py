@@ -4,14 +4,27 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from builders import lively_model, run_here, tiny_config
+from flwr.app import Context, RecordDict
 
+from fedskew.config.schema import ModelConfig
 from fedskew.federation.client import REFUSED
 from fedskew.federation.local_grid import LOCAL_RUN_ID, LocalGrid
-from fedskew.federation.messages import ARRAYS, CLASS_COUNTS, CLASSES, METRICS, REPORT, Task, pack_task
+from fedskew.federation.messages import (
+    ARRAYS,
+    CLASS_COUNTS,
+    CLASSES,
+    METRICS,
+    REPORT,
+    Task,
+    pack_reply,
+    pack_task,
+)
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import layout, to_arrays, to_record
 from fedskew.model.families import dense_architecture
+from fedskew.model.swin import build
 from fedskew.site import gate
 from fedskew.site.audit import read_entries
 
@@ -43,9 +56,9 @@ def site(generated, tmp_path):
     return with_policy, log, arch, arrays
 
 
-def norm_of(reply, arrays, without=()):
+def norm_of(reply, arrays, without=(), arch=ARCHITECTURE):
     """2-norm of the update in a reply, which is all of the model but the tensors with these name prefixes."""
-    wanted = {name: spec for name, spec in layout(ARCHITECTURE).items() if not name.startswith(tuple(without))}
+    wanted = {name: spec for name, spec in layout(arch).items() if not name.startswith(tuple(without))}
     sent = to_arrays({name: array.numpy() for name, array in reply.content[ARRAYS].items()}, wanted)
     return sum(np.square(value.astype(float) - arrays[name].numpy()).sum() for name, value in sent.items()) ** 0.5
 
@@ -117,6 +130,24 @@ def test_the_update_is_clipped_as_the_policy_says(site):
     assert entry["clipping-norm"] == 0.01
     assert entry["values"] == vector.shape[0]
     assert entry["architecture"] == arch.digest
+
+
+def test_the_bound_holds_to_the_last_digits_for_millions_of_values(tmp_path):
+    """A norm taken in float32 over all values at once would let more pass: the large ones swallow the small ones."""
+    arch = dense_architecture(ModelConfig(name="swin_small64_patch4_window4_64"))
+    model = build(arch).state_dict()
+    (tmp_path / "policy.yaml").write_text("clipping-norm: 0.1")
+    site = {"policy": str(tmp_path / "policy.yaml"), "audit-log": str(tmp_path / "log")}
+    task = Task(1, 9, arch, tiny_config())
+    message = LocalGrid(make_client_app(), 1).create_message(pack_task(task, to_record(model)), "train", 1, "group")
+    message.metadata.__dict__["_message_id"] = "1"
+    scale = {name: 0.02 if name.startswith("classifier") else 1e-4 for name in model}
+    trained = {name: tensor + scale[name] * torch.randn_like(tensor) for name, tensor in model.items()}
+    reply = pack_reply(message, trained, {"num-examples": 9}, {})
+    opened = gate.Gate(message, Context(1, 1, site, RecordDict(), {}))
+    opened.admit(task)
+    opened._protect(reply)
+    assert norm_of(reply, model, arch=arch) == pytest.approx(0.1, rel=1e-5)
 
 
 def test_noise_is_added_and_recorded(site):

@@ -38,6 +38,13 @@ def test_any_state_arrives_as_it_was_sent_whatever_its_order(shapes, random):
         np.testing.assert_array_equal(array, state[name].numpy())
 
 
+def test_the_bytes_are_those_that_flower_makes_of_one_array():
+    state = {"b": torch.randn(3, 2), "a": torch.randn(4).half(), "c": torch.zeros(0, 2), "d": torch.randn(2, 5).T}
+    for array in to_record(state).values():
+        parts = [state[name].numpy().ravel() for name in sorted(state) if state[name].numpy().dtype == array.dtype]
+        assert array.data == Array(np.concatenate(parts)).data
+
+
 def test_a_model_arrives_as_it_was_sent():
     arch = dense_architecture(tiny_config().model)
     model = build(arch)

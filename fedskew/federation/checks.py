@@ -23,7 +23,10 @@ HEADER = re.compile(
 
 
 class BadReply(ValueError):
-    """A reply that must not be averaged; the message is the reason for log and record."""
+    """A reply that must not be averaged; the message is the reason for log and record, one line whatever the reply."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason, 400))
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,13 @@ def check_report(message: Message) -> Report:
         raise BadReply("its report does not hold as many class counts as classes")
     if not all(type(count) is int and 0 <= count <= MAX_EXAMPLES for count in counts):
         raise BadReply("its report holds a class count that is no number of images")
-    told = {str(name)[:100]: count for name, count in zip(classes[:1000], counts, strict=False)}
-    return Report(node[:100], tuple(str(note)[:500] for note in notes[:50]), told)
+    told = {one_line(name, 100): count for name, count in zip(classes[:1000], counts, strict=False)}
+    return Report(one_line(node, 100), tuple(one_line(note, 500) for note in notes[:50]), told)
+
+
+def one_line(text: object, most: int) -> str:
+    """Text of a node as it may stand in log and record: nobody writes lines there that look like ours, or megabytes."""
+    return " ".join(str(text)[: 4 * most].split())[:most]
 
 
 def _decode(record: ArrayRecord, expected: Layout) -> dict[str, np.ndarray]:

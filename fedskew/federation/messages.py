@@ -1,8 +1,8 @@
 """What travels between server and nodes, and nothing else: names of the records and their fields.
 
-A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report); `weights` says what the arrays
-are. The architecture, the frozen
-stages and the tensors to leave out of the answer are part of the task, so a node needs to know nothing beforehand.
+A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report); for the arrays see `weights`. The
+architecture, the frozen stages and the tensors to leave out of the answer are part of the task, so a node needs to know
+nothing beforehand.
 """
 
 from __future__ import annotations

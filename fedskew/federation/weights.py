@@ -8,14 +8,17 @@ need not travel with the values; a hash of them in the vector's name shows wheth
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
+from flwr.common.constant import SType
 
 from fedskew.architecture import Architecture
 from fedskew.model.swin import MultimodalSwin
@@ -35,13 +38,14 @@ class TensorSpec:
 
 
 Layout = Mapping[str, TensorSpec]  # name → shape and dtype
+REMEDY = "use the same versions of fedskew and timm on the server and all nodes"
 
 
-@lru_cache(maxsize=4)  # a run has one architecture a round; building a model to read its names takes some 15 ms
+@lru_cache(maxsize=4)  # a run has one architecture a round; building a model to read its names takes 15 to 70 ms
 def layout(arch: Architecture) -> Layout:
     """Every tensor in the state of an architecture's model."""
     with torch.random.fork_rng(devices=[]):
-        return layout_of(MultimodalSwin(arch, initialise=False).state_dict())
+        return MappingProxyType(layout_of(MultimodalSwin(arch, initialise=False).state_dict()))
 
 
 def layout_of(state: Mapping[str, torch.Tensor]) -> Layout:
@@ -67,12 +71,19 @@ def vector_layout(wanted: Layout) -> Layout:
 
 def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Tensors as Flower arrays."""
-    record = ArrayRecord()
-    for name, vector in vector_layout(layout_of(state)).items():
-        parts = [state[key].detach().cpu() for key in sorted(state)]
-        parts = [part.reshape(-1) for part in parts if str(part.dtype) == f"torch.{vector.dtype}"]
-        record[name] = Array(torch.cat(parts).numpy())
-    return record
+    parts: dict[str, list[np.ndarray]] = {}
+    for key in sorted(state):
+        values = state[key].detach().cpu().contiguous().numpy()
+        parts.setdefault(str(values.dtype), []).append(values)
+    vectors = vector_layout(layout_of(state))
+    return ArrayRecord({name: _joined(parts[vector.dtype], vector) for name, vector in vectors.items()})
+
+
+def _joined(parts: list[np.ndarray], vector: TensorSpec) -> Array:
+    """What Flower makes of the concatenated parts, without the copies that concatenating and serialising would be."""
+    header, values = io.BytesIO(), np.dtype(vector.dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": values.str, "fortran_order": False, "shape": vector.shape})
+    return Array(vector.dtype, vector.shape, SType.NUMPY, b"".join([header.getvalue(), *parts]))
 
 
 def to_arrays(vectors: Mapping[str, np.ndarray], wanted: Layout) -> dict[str, np.ndarray]:
@@ -107,10 +118,10 @@ def check_vectors(found: Layout, wanted: Layout) -> None:
     if dict(found) == expected:
         return
     if sorted(map(_size, found.values())) != sorted(map(_size, expected.values())):
-        raise ValueError(f"the weights are {_words(found)}, expected {_words(expected)}")
+        raise ValueError(f"the weights are {_words(found)}, expected {_words(expected)}: {REMEDY}")
     raise ValueError(
-        f"the weights are as many as expected, of tensors with other names or shapes ({', '.join(found)}, expected "
-        f"{', '.join(expected)}): use the same versions of fedskew and timm on the server and all nodes"
+        "the weights are as many as expected, of tensors with other names or shapes (expected the vectors "
+        f"{', '.join(expected)}): {REMEDY}"
     )
 
 
@@ -120,4 +131,4 @@ def _size(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
 
 def _words(specs: Layout) -> str:
     text = ", ".join(f"{spec.dtype} {tuple(spec.shape)}" for spec in specs.values())
-    return text[:200] or "missing"
+    return text[:100] or "missing"

@@ -40,11 +40,10 @@ def check_versions() -> list[Finding]:
 def _requirements() -> tuple[str, list[str]]:
     """What fedskew asks of Python and of packages: from its checkout (the container image has one), or as installed."""
     project = Path(fedskew.__file__).resolve().parents[1] / "pyproject.toml"
-    if project.is_file():
-        stated = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    stated = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {}) if project.is_file() else {}
+    if stated.get("name") == "fedskew":
         return stated["requires-python"], stated["dependencies"]
-    stated = importlib.metadata.metadata("fedskew")
-    return stated["Requires-Python"], importlib.metadata.requires("fedskew") or []
+    return importlib.metadata.metadata("fedskew")["Requires-Python"], importlib.metadata.requires("fedskew") or []
 
 
 def check_commands() -> list[Finding]:

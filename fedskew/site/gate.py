@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
 import fedskew
 from fedskew.architecture import ArchitectureError
@@ -30,7 +31,7 @@ from fedskew.federation.messages import (
     Task,
     payload_bytes,
 )
-from fedskew.federation.weights import to_record, to_state
+from fedskew.federation.weights import Layout, layout, to_arrays, to_record
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -165,16 +166,26 @@ class Gate:
         clipping, noise = self._policy.clipping_norm, self._policy.noise
         if clipping is None or not reply.content.array_records:
             return {}
-        task = self._task
-        state = to_state(self._message.content.array_records[ARRAYS], task.architecture)
-        received = to_record({name: tensor for name, tensor in state.items() if task.uploads(name)})
-        protect(self._message, reply, ARRAYS, received, clipping, noise)
+        whole = layout(self._task.architecture)
+        part = {name: spec for name, spec in whole.items() if self._task.uploads(name)}
+        received = _tensors(self._message, whole)
+        # tensor by tensor: a norm over all values at once, in float32 as Flower takes it, comes out too small
+        reply.content[ARRAYS] = _tensors(reply, part)
+        protect(self._message, reply, ARRAYS, ArrayRecord({name: received[name] for name in part}), clipping, noise)
+        protected = reply.content.array_records[ARRAYS]
+        reply.content[ARRAYS] = to_record({name: torch.from_numpy(protected[name].numpy()) for name in part})
         return {"clipping-norm": clipping} | ({"noise-deviation": noise.deviation} if noise else {})
 
     def _entry(self, more: Mapping[str, Any]) -> dict[str, Any]:
         about = {"node": self._node, "run": self._run, "kind": self._kind}
         app_hash = installed_app_hash(fedskew.__file__)
         return about | ({"app": app_hash} if app_hash else {}) | self._about | dict(more)
+
+
+def _tensors(message: Message, wanted: Layout) -> ArrayRecord:
+    """The weights of a message as one array a tensor."""
+    vectors = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
+    return ArrayRecord({name: Array(array) for name, array in to_arrays(vectors, wanted).items()})
 
 
 def arrays_sha256(arrays: ArrayRecord | Mapping[str, Any]) -> str:

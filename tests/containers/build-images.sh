@@ -1,6 +1,6 @@
 #!/bin/bash
 # Build the two images for the tests: as a person would where an image registry answers, else on a base made here.
-#   tests/docker/build-images.sh TAG
+#   tests/containers/build-images.sh TAG
 # Needs DOCKER_HOST. Uses PYTHON's pip for the wheels where the registry does not answer.
 set -euo pipefail
 tag=${1:?usage: build-images.sh TAG} root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -14,7 +14,7 @@ if ! docker pull --quiet python:3.11.14-slim-bookworm 2> /dev/null; then
   docker image inspect "$base" > /dev/null 2>&1 || docker/local-base.sh "$base"
   "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-cache-dir --dest "$context/docker/wheels" torch==2.13.0
   compgen -G "$context/docker/wheels/torch-2.13.0+cpu-*" > /dev/null || { echo "no CPU build of torch at hand" >&2; exit 3; }
-  "${PYTHON:-python3}" tests/docker/torchvision_wheel.py 0.28.0 "$context/docker/wheels"
+  "${PYTHON:-python3}" tests/containers/torchvision_wheel.py 0.28.0 "$context/docker/wheels"
   arguments=(--build-arg "BASE_IMAGE=$base" --build-arg TORCH_VERSION=2.13.0 --build-arg TORCHVISION_VERSION=0.28.0
              --build-arg TORCH_INDEX=)
 fi

@@ -45,6 +45,8 @@ def image_tag() -> str:
     script = ROOT / "tests" / "docker" / "build-images.sh"
     built = subprocess.run([script, "test"], env=os.environ | {"PYTHON": sys.executable}, capture_output=True,
                            text=True, timeout=BUILD_SECONDS, check=False)  # fmt: skip
+    if built.returncode == 3:
+        pytest.skip(built.stderr.strip().splitlines()[-1])
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     return "test"
 
@@ -75,7 +77,7 @@ class Project:
         done = subprocess.run([*self._base, *words], env=self._environment, capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=seconds, check=False)  # fmt: skip
         assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
+        return done.stdout
 
     def container(self, service: str) -> str:
         """Its id."""

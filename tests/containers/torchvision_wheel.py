@@ -1,6 +1,6 @@
 """Make a torchvision wheel that imports beside a CPU-only torch, where PyTorch's own index cannot be reached.
 
-    python tests/docker/torchvision_wheel.py 0.28.0 WHEELS     writes torchvision-0.28.0+cpu-….whl
+    python tests/containers/torchvision_wheel.py 0.28.0 WHEELS     writes torchvision-0.28.0+cpu-….whl
 
 PyPI's torchvision is built for CUDA: beside torch+cpu its C++ part does not load, and it stops at two operators that it
 wants to describe. timm needs its Python part only, so declaring the two is enough. For test images: real ones take both

@@ -1,10 +1,14 @@
 #!/bin/bash
 # Start a Docker engine for the tests where none runs: as root, with Debian's docker.io, or with one that is there.
-#   eval "$(tests/docker/start-engine.sh DIRECTORY)"     prints DOCKER_HOST and FEDSKEW_DOCKERD_PID as assignments
-# Stop it with: kill "$FEDSKEW_DOCKERD_PID"
+#   eval "$(tests/containers/start-engine.sh DIRECTORY)"     prints DOCKER_HOST and FEDSKEW_DOCKERD_PID as assignments
+# Stop it with: kill "$FEDSKEW_DOCKERD_PID" (empty if an engine was running already)
 set -euo pipefail
+if docker info > /dev/null 2>&1; then
+  echo "export FEDSKEW_DOCKERD_PID="
+  exit 0
+fi
 folder=$(mkdir -p "${1:?usage: start-engine.sh DIRECTORY}" && cd "$1" && pwd)
-if ! command -v dockerd > /dev/null || ! command -v docker-compose > /dev/null; then
+if ! command -v dockerd > /dev/null || ! command -v docker-compose > /dev/null || ! command -v debootstrap > /dev/null; then
   apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io docker-compose iptables debootstrap >&2
 fi
