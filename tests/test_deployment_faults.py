@@ -10,7 +10,8 @@ import shutil
 import time
 
 import pytest
-from deployment.cluster import Cluster, namespaces_work, wait_until
+from deployment.cluster import Cluster, namespaces_work
+from deployment.processes import wait_until
 
 from fedskew.ops.credentials import new_authority
 

@@ -171,21 +171,23 @@ def test_plain_fedavg_keeps_the_dense_model_in_the_same_code_path(dense_run, fin
 
 
 def test_the_global_model_is_the_mean_of_the_updates_weighted_by_examples(run):
-    replies, app = [], make_client_app()
+    vectors, metrics, app = [], [], make_client_app()
 
     def spy(message, context):
-        replies.append(app(message, context))
-        return replies[-1]
+        reply = app(message, context)
+        (vector,) = reply.content["arrays"].values()
+        vectors.append(vector.numpy().astype(np.float64))
+        metrics.append(dict(reply.content["metrics"]))
+        return reply
 
     settings = {"prune": {"method": "none"}, "federation": {"rounds": 1}, "data": {"partition": "site"}}
     folder, records = run(grid=LocalGrid(spy, 3), **settings)
-    counts = [reply.content["metrics"]["num-examples"] for reply in replies]
+    counts = [metric["num-examples"] for metric in metrics]
     assert len(set(counts)) > 1, "the case is worth testing"
     found = tensors(folder)
-    vectors = [next(iter(reply.content["arrays"].values())).numpy().astype(np.float64) for reply in replies]
     found = np.concatenate([np.ravel(found[name]) for name in sorted(found)])
     np.testing.assert_allclose(found, np.average(vectors, axis=0, weights=counts), rtol=1e-6, atol=1e-12)
-    losses = [reply.content["metrics"]["loss"] for reply in replies]
+    losses = [metric["loss"] for metric in metrics]
     assert records[1]["train_loss"] == pytest.approx(np.average(losses, weights=counts))
 
 

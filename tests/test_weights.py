@@ -1,13 +1,18 @@
 """Weights travel as one vector a dtype and arrive as they were sent."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from builders import tiny_config
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import TensorSpec, layout, layout_of, to_arrays, to_record, to_state, vector_layout
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
@@ -87,3 +92,25 @@ def test_another_layout_of_as_many_values_is_refused_with_the_remedy():
     several = ArrayRecord({"one": Array(np.zeros(6, np.float32)), "two": Array(np.zeros(6, np.float32))})
     with pytest.raises(ValueError, match="expected float32"):
         to_arrays(numpy_of(several), {"a": TensorSpec((2, 3), "float32")})
+
+
+def test_the_arrays_of_a_reply_are_freed_before_the_next_one_is_asked_for():
+    """Not left to Python's search for reference cycles: the server's memory would grow with the number of nodes."""
+    alive = []
+
+    def app(message, context):
+        reply = Message(RecordDict({"arrays": to_record({"w": torch.zeros(9)})}), reply_to=message)
+        alive.append(weakref.ref(next(iter(reply.content["arrays"].values()))))
+        return reply
+
+    grid = StreamingGrid(LocalGrid(app, 3))
+    gc.collect()
+    gc.disable()
+    try:
+        messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+        for count, reply in enumerate(grid.send_and_receive(messages)):
+            assert reply.content.array_records["arrays"], "whole while it is looked at"
+            assert sum(array() is not None for array in alive[:count]) == 0
+        assert count == 2
+    finally:
+        gc.enable()

@@ -14,7 +14,10 @@ PULL_AT_ONCE = 2  # replies in memory at most, however many are waiting
 
 
 class StreamingGrid(Grid):
-    """Wraps any Flower grid. Only `send_and_receive` differs: it yields instead of collecting."""
+    """Wraps any Flower grid. Only `send_and_receive` differs: it yields instead of collecting.
+
+    A reply's arrays are gone when the next one is asked for.
+    """
 
     def __init__(self, inner: Grid, pull_interval: float = 0.2) -> None:
         self._inner = inner
@@ -90,9 +93,18 @@ class StreamingGrid(Grid):
                 arrived += len(replies)
                 answered = {reply.metadata.reply_to_message_id for reply in replies}
                 while replies:
-                    yield replies.pop(0)
+                    reply = replies.pop(0)
+                    yield reply
+                    _release(reply)  # whoever asks for the next has done with this one
                 if answered:  # the list has changed: begin again with what is left of it
                     waiting = [message_id for message_id in waiting if message_id not in answered]
                     break
             if waiting and not arrived:
                 time.sleep(self._pull_interval)
+
+
+def _release(reply: Message) -> None:
+    """Free a reply's arrays now: Flower's records are reference cycles, which live on until Python looks for such."""
+    if reply.has_content():
+        for record in reply.content.array_records.values():
+            record.clear()

@@ -14,19 +14,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import yaml
+from deployment.processes import Job, default_signals, free_port, user_name, wait_until
 
 from fedskew.data.synthetic import generate
 from fedskew.ops.bundle import bundle_hash
@@ -64,40 +61,6 @@ def namespaces_work() -> str:
     return ""
 
 
-@dataclass
-class Job:
-    """A process that the cluster started; its output goes to a file."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def wait(self, seconds: float) -> int:
-        """Its exit status; fails with the end of its output if it takes longer."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} still runs after {seconds} s:\n{self.tail()}") from None
-
-    def kill(self, *, children: bool = False) -> None:
-        """SIGKILL, with all that it started if asked for."""
-        family = [self.process.pid]
-        if children:
-            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
-
-    def text(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def tail(self) -> str:
-        """The end of what it has printed."""
-        return self.text()[-3000:]
-
-
 class Cluster:
     """The processes of one coordinator and its sites, below one folder.
 
@@ -119,7 +82,7 @@ class Cluster:
         self._started: dict[str, int] = {}
         self.app, self.runs = folder / "app", folder / "runs"
         self.has_proxy = bool(shutil.which("nginx"))
-        self._ports = {name: _free_port() for name in ("superlink", "proxy", *self.sites)} if self.why_loopback else {}
+        self._ports = {name: free_port() for name in ("superlink", "proxy", *self.sites)} if self.why_loopback else {}
         self._make_app()
         for number, site in enumerate(self.sites, start=1):
             generate(folder / "data" / site, images=images, seed=number, size=size)
@@ -187,7 +150,7 @@ class Cluster:
             text = text.replace(old, new)
         (home / "nginx.conf").write_text(text, encoding="utf-8")
         command = ["nginx", "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")]
-        job = self.spawn("proxy", "coordinator", [*command, "-g", f"daemon off; user {_user()};"])
+        job = self.spawn("proxy", "coordinator", [*command, "-g", f"daemon off; user {user_name()};"])
         self._wait_for_health(f"https://{self.public}", job)
         return job
 
@@ -303,7 +266,7 @@ class Cluster:
             process = subprocess.Popen(
                 [*self._inside(place), *command], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=self._environment(place) | more, cwd=self.folder, start_new_session=True,
-                preexec_fn=_default_signals,
+                preexec_fn=default_signals,
             )  # fmt: skip
         self._sessions.append(process.pid)
         self.jobs[name] = Job(name, process, log)
@@ -377,31 +340,3 @@ class Cluster:
             (shutil.copytree if source.is_dir() else shutil.copy)(
                 source, self.app / name, **({"ignore": ignored} if source.is_dir() else {})
             )
-
-
-def wait_until(true: Callable[[], object], seconds: float, *, every: float = 0.1) -> None:
-    """Wait for a condition; AssertionError when the time is over."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(every)
-
-
-def _default_signals() -> None:
-    """Flower ends its processes with SIGINT, which the children of a shell's background job would ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _free_port() -> int:
-    """A port below those that the system gives to outgoing connections: it is bound only later."""
-    while True:
-        port = random.SystemRandom().randrange(12_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def _user() -> str:
-    import pwd  # noqa: PLC0415  # not on Windows
-
-    return pwd.getpwuid(os.geteuid()).pw_name
