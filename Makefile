@@ -23,7 +23,7 @@ test: install
 
 # Real SuperLink and SuperNodes, minutes. As root, with nginx, iproute2 and nftables, every site is a host of its own.
 test-deployment: install
-	$(BIN)/python -m pytest -m deployment -n 3 --dist worksteal --durations=0
+	$(BIN)/python -m pytest -m deployment -n 2 --dist worksteal --durations=0
 
 # The compose files on a Docker engine that is running: see tests/containers/start-engine.sh.
 test-docker: install

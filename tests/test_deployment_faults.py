@@ -57,7 +57,7 @@ def test_a_killed_site_and_a_cut_one_are_named_and_rejoin(tmp_path):
         first = cluster.records()[1]
         assert set(first["failed"]) == {"site-b"}, first["failed"]
         assert first["clients_ok"] == 2
-        assert time.monotonic() - killed < 120, "the round did not wait for its deadline of 300 s"
+        assert time.monotonic() - killed < 240, "the round did not wait for its deadline of 300 s"
 
         cluster.restart_site("site-b")
         wait_until(lambda: cluster.task_seconds("site-c") > 1, PATIENCE)

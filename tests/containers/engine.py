@@ -42,7 +42,7 @@ def image_tag() -> str:
         pytest.skip(why)
     if tag := os.environ.get("FEDSKEW_IMAGE_TAG", ""):
         return tag
-    script = ROOT / "tests" / "docker" / "build-images.sh"
+    script = Path(__file__).with_name("build-images.sh")
     built = subprocess.run([script, "test"], env=os.environ | {"PYTHON": sys.executable}, capture_output=True,
                            text=True, timeout=BUILD_SECONDS, check=False)  # fmt: skip
     if built.returncode == 3:
