@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 from containers.engine import Project, docker
+from deployment.processes import free_port
 
 from fedskew.data.synthetic import generate
 from fedskew.ops.credentials import make_credentials
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.docker
 def machines(tmp_path_factory):
     """Coordinator and sites, running, the sites registered; and the folder with everybody's files."""
     folder = tmp_path_factory.mktemp("machines")
-    port = _free_port()
+    port = free_port()
     make_credentials(folder / "pki", hosts=[COORDINATOR, "superlink", "localhost"], sites=SITES, days=2)
     for number, place in enumerate(("public", *SITES)):
         generate(folder / "data" / place, images=48, seed=number)
@@ -91,9 +91,3 @@ def _give(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, USER, USER)
     folder.chmod(0o755)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

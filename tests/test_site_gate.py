@@ -22,7 +22,7 @@ from fedskew.federation.messages import (
     pack_task,
 )
 from fedskew.federation.simulation import make_client_app
-from fedskew.federation.weights import layout, to_arrays, to_record
+from fedskew.federation.weights import from_record, layout, to_record
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
 from fedskew.site import gate
@@ -59,7 +59,7 @@ def site(generated, tmp_path):
 def norm_of(reply, arrays, without=(), arch=ARCHITECTURE):
     """2-norm of the update in a reply, which is all of the model but the tensors with these name prefixes."""
     wanted = {name: spec for name, spec in layout(arch).items() if not name.startswith(tuple(without))}
-    sent = to_arrays({name: array.numpy() for name, array in reply.content[ARRAYS].items()}, wanted)
+    sent = from_record(reply.content[ARRAYS], wanted)
     return sum(np.square(value.astype(float) - arrays[name].numpy()).sum() for name, value in sent.items()) ** 0.5
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.federation.weights import TensorSpec, layout, layout_of, to_arrays, to_record, to_state, vector_layout
+from fedskew.federation.weights import TensorSpec, from_record, layout, layout_of, to_record, to_state, vector_layout
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
 
@@ -24,10 +24,6 @@ STATES = st.dictionaries(
 )
 
 
-def numpy_of(record):
-    return {name: array.numpy() for name, array in record.items()}
-
-
 @given(STATES, st.randoms(use_true_random=False))
 def test_any_state_arrives_as_it_was_sent_whatever_its_order(shapes, random):
     state = {name: torch.randint(-9, 9, shape).to(dtype) for name, (shape, dtype) in shapes.items()}
@@ -35,7 +31,7 @@ def test_any_state_arrives_as_it_was_sent_whatever_its_order(shapes, random):
     random.shuffle(names)
     record = to_record({name: state[name] for name in names})
     assert len(record) == len({tensor.dtype for tensor in state.values()}), "one vector a dtype"
-    back = to_arrays(numpy_of(record), layout_of(state))
+    back = from_record(record, layout_of(state))
     assert set(back) == set(state)
     for name, array in back.items():
         assert array.dtype == state[name].numpy().dtype
@@ -84,14 +80,14 @@ def test_different_tensors_never_pass_for_each_other(some, other):
 def test_another_layout_of_as_many_values_is_refused_with_the_remedy():
     record = to_record({"a": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="the same versions of fedskew and timm"):
-        to_arrays(numpy_of(record), {"a": TensorSpec((3, 2), "float32")})
+        from_record(record, {"a": TensorSpec((3, 2), "float32")})
     with pytest.raises(ValueError, match=r"the weights are float32 \(6,\), expected float32 \(7,\)"):
-        to_arrays(numpy_of(record), {"a": TensorSpec((7,), "float32")})
+        from_record(record, {"a": TensorSpec((7,), "float32")})
     with pytest.raises(ValueError, match="the weights are missing"):
-        to_arrays(numpy_of(ArrayRecord()), {"a": TensorSpec((7,), "float32")})
+        from_record(ArrayRecord(), {"a": TensorSpec((7,), "float32")})
     several = ArrayRecord({"one": Array(np.zeros(6, np.float32)), "two": Array(np.zeros(6, np.float32))})
     with pytest.raises(ValueError, match="expected float32"):
-        to_arrays(numpy_of(several), {"a": TensorSpec((2, 3), "float32")})
+        from_record(several, {"a": TensorSpec((2, 3), "float32")})
 
 
 def test_the_arrays_of_a_reply_are_freed_before_the_next_one_is_asked_for():

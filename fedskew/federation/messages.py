@@ -19,7 +19,7 @@ from fedskew import __version__
 from fedskew.architecture import Architecture
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
-from fedskew.federation.weights import to_record
+from fedskew.federation.weights import Layout, layout, to_record
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
@@ -45,6 +45,10 @@ class Task:
     def uploads(self, name: str) -> bool:
         """Whether a tensor belongs into the answer."""
         return not name.startswith(self.not_uploaded) if self.not_uploaded else True
+
+    def uploaded(self) -> Layout:
+        """The tensors of the answer."""
+        return {name: spec for name, spec in layout(self.architecture).items() if self.uploads(name)}
 
 
 def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:

@@ -24,7 +24,7 @@ from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.federation.weights import layout, to_arrays, to_record
+from fedskew.federation.weights import from_record, layout, to_record
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.record import RoundLog
 from fedskew.training import frozen_prefixes
@@ -129,9 +129,8 @@ class SkewPruning(FedAvg):
         Below the quorum the global model stays as it is, unpruned, and the record says so.
         """
         task, settings = self.task(self.round.number), self.config.federation
-        whole = layout(self.architecture)
-        reference = to_arrays({name: array.numpy() for name, array in self._arrays.items()}, whole)
-        wanted = {name: spec for name, spec in whole.items() if task.uploads(name)}
+        reference = from_record(self._arrays, layout(task.architecture))
+        wanted = task.uploaded()
         folding = make_folding(settings, self.round.number, self._scratch)
         losses: dict[str, tuple[int, float]] = {}
         for reply in replies:

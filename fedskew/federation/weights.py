@@ -102,10 +102,14 @@ def to_arrays(vectors: Mapping[str, np.ndarray], wanted: Layout) -> dict[str, np
     return arrays
 
 
+def from_record(record: ArrayRecord, wanted: Layout) -> dict[str, np.ndarray]:
+    """The tensors in a record that is trusted (`checks` decodes those of replies); raises as `to_arrays`."""
+    return to_arrays({name: array.numpy() for name, array in record.items()}, wanted)
+
+
 def to_state(record: ArrayRecord, arch: Architecture) -> dict[str, torch.Tensor]:
     """The state of an architecture's model in a record; raises as `to_arrays`."""
-    arrays = to_arrays({name: array.numpy() for name, array in record.items()}, layout(arch))
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array.copy()) for name, array in from_record(record, layout(arch)).items()}
 
 
 def check_vectors(found: Layout, wanted: Layout) -> None:

@@ -31,7 +31,7 @@ from fedskew.federation.messages import (
     Task,
     payload_bytes,
 )
-from fedskew.federation.weights import Layout, layout, to_arrays, to_record
+from fedskew.federation.weights import Layout, from_record, layout, to_record
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -166,9 +166,8 @@ class Gate:
         clipping, noise = self._policy.clipping_norm, self._policy.noise
         if clipping is None or not reply.content.array_records:
             return {}
-        whole = layout(self._task.architecture)
-        part = {name: spec for name, spec in whole.items() if self._task.uploads(name)}
-        received = _tensors(self._message, whole)
+        part = self._task.uploaded()
+        received = _tensors(self._message, layout(self._task.architecture))
         # tensor by tensor: a norm over all values at once, in float32 as Flower takes it, comes out too small
         reply.content[ARRAYS] = _tensors(reply, part)
         protect(self._message, reply, ARRAYS, ArrayRecord({name: received[name] for name in part}), clipping, noise)
@@ -184,8 +183,8 @@ class Gate:
 
 def _tensors(message: Message, wanted: Layout) -> ArrayRecord:
     """The weights of a message as one array a tensor."""
-    vectors = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
-    return ArrayRecord({name: Array(array) for name, array in to_arrays(vectors, wanted).items()})
+    arrays = from_record(message.content.array_records[ARRAYS], wanted)
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def arrays_sha256(arrays: ArrayRecord | Mapping[str, Any]) -> str:
