@@ -20,6 +20,7 @@ MAX_JSON_BYTES = 1_000_000
 MAX_PARAMETERS = 1_000_000_000
 MAX_BYTES = 4_000_000_000
 REMOVED_MODES = ("norm", "skip")
+STEMS = ("patch", "conv")
 RESERVED = frozenset(dir(ModuleDict()))
 
 
@@ -63,6 +64,7 @@ class Architecture:
     vocabularies: tuple[tuple[str, tuple[str, ...]], ...] = ()
     weights: tuple[float, ...] = (1.0,)
     removed: str = "norm"
+    stem: str = "patch"  # see `model.swin`; files from before there was a choice lack it
     version: int = field(default=1)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,8 @@ class Architecture:
     def to_json(self) -> str:
         """Canonical JSON: equal architectures give equal text."""
         value = asdict(self) | {"weights": [float(weight) for weight in self.weights]}  # 1 and 1.0 are equal
+        if self.stem == "patch":
+            del value["stem"]  # the text, and so the digest, of a model from before there was a choice
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
     @cached_property
@@ -136,6 +140,8 @@ class Architecture:
 
 
 def _from_mapping(value: Any) -> Architecture:
+    if isinstance(value, dict):
+        value = {"stem": "patch"} | value
     top = _checked_keys(value, Architecture, "architecture")
     stages = []
     for i, stage in enumerate(_checked_list(top["stages"], "stages")):
@@ -185,6 +191,10 @@ def _validate(arch: Architecture) -> None:
         raise ArchitectureError(f"image_size {arch.image_size} is no multiple of patch_size {arch.patch_size}")
     if arch.removed not in REMOVED_MODES:
         raise ArchitectureError(f"removed is {arch.removed!r:.40}, expected one of {', '.join(REMOVED_MODES)}")
+    if arch.stem not in STEMS:
+        raise ArchitectureError(f"stem is {arch.stem!r:.40}, expected one of {', '.join(STEMS)}")
+    if arch.stem == "conv" and arch.patch_size != 4:
+        raise ArchitectureError(f"stem `conv` makes patches of 4 pixels, patch_size is {arch.patch_size}")
     _names((arch.name,), "name", 1)
     _names(arch.classes, "classes", 2)
     _validate_metadata(arch)

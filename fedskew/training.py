@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,16 @@ from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import ImageBatches
+from fedskew.learning.imbalance import class_weights, logit_offsets
+from fedskew.learning.mixing import Mixing
+from fedskew.learning.optimiser import (
+    Moments,
+    Proximal,
+    get_moments,
+    learning_rate,
+    parameter_groups,
+    set_moments,
+)
 from fedskew.metrics import classification_metrics
 from fedskew.model.swin import MultimodalSwin
 
@@ -31,6 +41,7 @@ class TrainResult:
     first_loss: float  # mean over the first epoch
     steps: int
     seconds: float
+    moments: Moments  # of the optimiser, where it stopped
 
 
 def pick_device(setting: str) -> torch.device:
@@ -58,47 +69,29 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def class_weights(labels: np.ndarray, classes: int, setting: str) -> Tensor | None:
-    """Loss weight of each class [classes] from the label counts; mean 1 over the examples, 0 for a missing class."""
-    if setting == "none":
-        return None
-    counts = np.bincount(labels, minlength=classes).astype(np.float64)
-    power = {"sqrt": 0.5, "inverse": 1.0}[setting]
-    weights = np.divide(1.0, counts**power, out=np.zeros(classes), where=counts > 0)
-    return torch.tensor(weights * len(labels) / max((weights * counts).sum(), 1e-12), dtype=torch.float32)
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch: class weights, logit offsets and soft targets where the configuration asks for them."""
+
+    weights: Tensor | None  # [classes]
+    offsets: Tensor | None  # [classes], added to the logits in training only
+    smoothing: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of logits [B, classes] and labels [B] or soft targets [B, classes]."""
+        logits = logits.float() if self.offsets is None else logits.float() + self.offsets
+        smoothing = self.smoothing if targets.ndim == 1 else 0.0  # soft targets are smoothed already
+        return nn.functional.cross_entropy(logits, targets, weight=self.weights, label_smoothing=smoothing)
 
 
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up, then cosine to the floor; `progress` runs from 0 to 1 over all rounds."""
-    if progress < config.warmup:
-        return config.lr * max(progress / config.warmup, 1e-3)
-    phase = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
-    return config.lr * (config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
-    decay, plain = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            skip = parameter.ndim < 2 or "relative_position_bias_table" in name or name.startswith("embeddings.")
-            (plain if skip else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def freeze_stages(model: MultimodalSwin, stages: Iterable[int]) -> tuple[str, ...]:
-    """Stop gradients of whole stages; returns the names of the frozen tensors. Stage 0 takes the stem with it."""
-    prefixes = tuple(frozen_prefixes(stages))
-    frozen = [name for name in model.state_dict() if name.startswith(prefixes)] if prefixes else []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in set(frozen))
-    return tuple(frozen)
-
-
-def frozen_prefixes(stages: Iterable[int]) -> list[str]:
-    """Name prefixes of the tensors that belong to frozen stages."""
-    stages = sorted(stages)
-    return [f"encoder.layers.{stage}." for stage in stages] + (["encoder.patch_embed."] if 0 in stages else [])
+def make_objective(config: TrainConfig, counts: np.ndarray | None, device: torch.device) -> Objective:
+    """The loss that the configuration asks for; `counts` are images of each class [classes]."""
+    if counts is None:
+        return Objective(None, None, config.label_smoothing)
+    weights, offsets = class_weights(counts, config.class_weights), logit_offsets(counts, config.logit_adjustment)
+    return Objective(
+        *(None if part is None else part.to(device) for part in (weights, offsets)), config.label_smoothing
+    )
 
 
 def train(
@@ -109,12 +102,17 @@ def train(
     round_number: int,
     rounds: int,
     seed: int,
-    weights: Tensor | None = None,
+    counts: np.ndarray | None = None,
+    moments: Moments | None = None,
 ) -> TrainResult:
-    """Train in place for `config.local_epochs` passes with AdamW that starts afresh.
+    """Train in place for `config.local_epochs` passes with AdamW.
 
     The learning rate follows one warm-up and cosine over all rounds. With the same seed, threads and machine, the
     result is the same bit for bit.
+
+    Args:
+        counts: images of each class [classes], for class weights and logit adjustment; None for neither.
+        moments: where the optimiser goes on; None starts it afresh.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -123,9 +121,12 @@ def train(
     torch.manual_seed(seed)  # stochastic depth
     groups = parameter_groups(model, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    criterion = nn.CrossEntropyLoss(weight=weights.to(device) if weights is not None else None,
-                                    label_smoothing=config.label_smoothing)  # fmt: skip
+    if moments is not None:
+        set_moments(optimiser, model, moments)
     trained = [parameter for group in groups for parameter in group["params"]]
+    proximal, objective = Proximal(trained, config.proximal), make_objective(config, counts, device)
+    mixing = Mixing(config.mixup, config.cutmix, classes=len(model.architecture.classes),
+                    smoothing=config.label_smoothing, seed=seed)  # fmt: skip
     steps, means = 0, []
     total = max(1, config.local_epochs * len(batches))
     model.train()
@@ -133,14 +134,16 @@ def train(
         batches.set_epoch(epoch)
         losses = torch.zeros((), device=device)
         for images, metadata, labels in batches:
-            rate = learning_rate(config, (round_number - 1 + steps / total) / max(1, rounds))
+            rate = learning_rate(config, (round_number - 1 + steps / total) / max(1, rounds), steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
+            mixed, targets = mixing(images, labels)
             with autocast(config, device):
-                logits = model(images.to(device), metadata.to(device))
-            loss = criterion(logits.float(), labels.to(device))
+                logits = model(mixed.to(device), metadata.to(device))
+            loss = objective(logits, targets.to(device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            proximal.add()
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(trained, config.clip_norm)
             optimiser.step()
@@ -149,7 +152,7 @@ def train(
         means.append(float(losses) / max(1, len(batches)))
         if not math.isfinite(means[-1]):
             raise TrainingError(f"the training loss is {means[-1]} in local epoch {epoch + 1}; lower train.lr")
-    return TrainResult(means[-1], means[0], steps, time.perf_counter() - start)
+    return TrainResult(means[-1], means[0], steps, time.perf_counter() - start, get_moments(optimiser, model))
 
 
 @torch.no_grad()

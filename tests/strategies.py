@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from fedskew.architecture import REMOVED_MODES, RESERVED, Architecture, BlockShape, StageShape
+from fedskew.architecture import REMOVED_MODES, RESERVED, STEMS, Architecture, BlockShape, StageShape
 
 NAMES = st.text(min_size=1, max_size=8)
 VOCABULARY_NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,7}", fullmatch=True).filter(lambda name: name not in RESERVED)
@@ -49,4 +49,5 @@ def architectures(draw, max_side: int = 12) -> Architecture:
         vocabularies=tuple((name, tuple(values)) for name, values in vocabularies),
         weights=tuple(weights),
         removed=draw(st.sampled_from(REMOVED_MODES)),
+        stem=draw(st.sampled_from(STEMS if patch == 4 else STEMS[:1])),
     )

@@ -58,40 +58,34 @@ def test_stages_beyond_the_max_stage_are_never_frozen():
     assert frozen_stages(PruneConfig(freeze=True, max_stage=1), 50, STAGES) == (0, 1)
 
 
-def test_a_warm_start_is_the_first_step():
-    config = PruneConfig(warm_start_epochs=2)
+def test_the_initial_model_can_be_the_first_to_be_pruned():
+    config = PruneConfig(first_round=0)
     assert timeline(config, 3, first=0) == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]
-    assert stages_to_prune(PruneConfig(), 0, STAGES) == (), "without a warm start nothing is pruned before round 1"
+    assert stages_to_prune(PruneConfig(), 0, STAGES) == (), "by default nothing is pruned before round 1"
 
 
-def test_a_warm_start_prunes_its_stage_before_it_freezes_it():
-    config = PruneConfig(warm_start_epochs=1, freeze=True)
+def test_the_initial_model_s_stage_is_pruned_before_it_is_frozen():
+    config = PruneConfig(first_round=0, freeze=True)
     assert timeline(config, 4, first=0) == [(0,), (1,), (2,), (3,), ()]
     assert frozen_stages(config, 0, STAGES) == (0,)
 
 
-def test_a_warm_start_with_a_late_first_round_waits_for_it():
-    config = PruneConfig(warm_start_epochs=1, first_round=3)
-    assert timeline(config, 4, first=0) == [(0,), (), (), (0, 1), (0, 1, 2)]
-
-
-@pytest.mark.parametrize("warm", [0, 3])
-def test_plain_fedavg_never_prunes_nor_freezes(warm):
-    config = PruneConfig(method="none", freeze=True, warm_start_epochs=warm)
+@pytest.mark.parametrize("first", [0, 1])
+def test_plain_fedavg_never_prunes_nor_freezes(first):
+    config = PruneConfig(method="none", freeze=True, first_round=first)
     assert timeline(config, 20, first=0) == [()] * 21
     assert frozen_stages(config, 20, STAGES) == ()
 
 
 configs = st.builds(
     PruneConfig,
-    first_round=st.integers(1, 6),
+    first_round=st.integers(0, 6),
     last_round=st.integers(0, 12),
     interval=st.integers(1, 4),
     steps_per_stage=st.integers(1, 3),
     max_stage=st.integers(0, 5),
     calibrate=st.booleans(),
     freeze=st.booleans(),
-    warm_start_epochs=st.integers(0, 2),
 )
 
 

@@ -18,6 +18,7 @@ from fedskew.federation.server_model import ServerModel
 from fedskew.federation.simulation import make_client_app, simulate
 from fedskew.model import cost
 from fedskew.runs.modelfile import load_model, read_model
+from fedskew.training import TrainResult
 
 EVERY_ROUND = {
     "round", "accuracy", "f1_macro", "balanced_accuracy", "auroc_macro", "recall", "loss", "parameters", "macs",
@@ -210,7 +211,9 @@ def test_frozen_stages_are_not_uploaded_and_keep_their_bits(run):
 
 def test_a_warm_start_trains_and_prunes_on_open_data_before_the_first_round(run, finished_run):
     _folder, records = run(
-        prune={"warm_start_epochs": 2, "freeze": True}, train={"local_epochs": 3}, federation={"rounds": 1}
+        prune={"first_round": 0, "freeze": True},
+        train={"warm_start_epochs": 2, "local_epochs": 3},
+        federation={"rounds": 1},
     )
     assert records[0]["parameters"] < records[0]["dense_parameters"]
     assert "attention_scores" in records[0]["blocks"][0]
@@ -295,8 +298,9 @@ def test_what_flower_passes_on_is_what_runs(generated, tmp_path):
 
 def test_a_warm_start_has_as_many_epochs_as_asked_for(generated, monkeypatch):
     seen = []
-    monkeypatch.setattr(server_model, "train", lambda model, data, config, **_: seen.append(config.local_epochs))
-    config = tiny_config(prune={"warm_start_epochs": 3}, train={"local_epochs": 2})
+    result = TrainResult(0.0, 0.0, 0, 0.0, {})
+    monkeypatch.setattr(server_model, "train", lambda _, __, config, **___: seen.append(config.local_epochs) or result)
+    config = tiny_config(train={"warm_start_epochs": 3, "local_epochs": 2})
     data = open_data(config.data, 32)
     server = ServerModel(config, data, split_server(data, config.data))
     server.warm_start(*server.initial())

@@ -11,14 +11,13 @@ from fedskew import training
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import ImageBatches
 from fedskew.federation.client import local_seed
+from fedskew.learning.freezing import freeze_stages
+from fedskew.learning.imbalance import class_counts, class_weights
+from fedskew.learning.optimiser import learning_rate, parameter_groups
 from fedskew.training import (
     TrainingError,
-    class_weights,
     cpu_threads,
     evaluate,
-    freeze_stages,
-    learning_rate,
-    parameter_groups,
     pick_device,
     train,
 )
@@ -54,7 +53,7 @@ def test_the_learning_rate_is_one_curve_over_all_rounds():
 
 def test_training_follows_that_curve_from_round_to_round(monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "learning_rate", lambda config, progress: seen.append(progress) or 1e-4)
+    monkeypatch.setattr(training, "learning_rate", lambda config, progress, step: seen.append(progress) or 1e-4)
     config = TrainConfig(device="cpu", local_epochs=2)
     for number in (1, 2, 3):
         train(lively_model(ARCH), batches(seed=0), config, round_number=number, rounds=3, seed=0)
@@ -100,13 +99,14 @@ def test_weight_decay_is_for_matrices_only():
 
 def test_class_weights_average_to_one_over_the_examples():
     labels = np.array([0, 0, 0, 0, 1, 3])
+    counts = class_counts(labels, 5)
     for setting in ("sqrt", "inverse"):
-        weights = class_weights(labels, 5, setting)
+        weights = class_weights(counts, setting)
         assert weights[labels].mean().item() == pytest.approx(1.0)
         assert weights[2] == weights[4] == 0, "a class that the node does not have"
         assert weights[1] > weights[0]
-    assert class_weights(labels, 5, "inverse")[1] == pytest.approx(4 * class_weights(labels, 5, "inverse")[0])
-    assert class_weights(labels, 5, "none") is None
+    assert class_weights(counts, "inverse")[1] == pytest.approx(4 * class_weights(counts, "inverse")[0])
+    assert class_weights(counts, "none") is None
 
 
 def test_training_that_diverges_says_what_to_change():

@@ -18,6 +18,8 @@ import yaml
 
 from fedskew.config.schema import Config, ConfigError
 
+RENAMED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
+
 
 def preset_directory() -> Path:
     """Where the presets lie: inside an installed wheel, or beside the package in a checkout or app bundle."""
@@ -133,9 +135,9 @@ def _sections() -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
 
-def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], new: Mapping[str, Any], where: str) -> None:
+def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
     sections = _sections()
-    for section, content in new.items():
+    for section, content in more.items():
         if section not in sections:
             raise ConfigError(f"{where}: unknown section {section!r}{_nearest(str(section), sections)}")
         if not isinstance(content, Mapping):
@@ -143,6 +145,8 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], new: Mappi
         known = {spec.name.replace("_", "-"): spec.name for spec in fields(sections[section])}
         for key, value in content.items():
             name = str(key).replace("_", "-")
+            if new := RENAMED.get(f"{section}.{name}"):
+                raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{_nearest(name, known, section + '.')}")
             values.setdefault(section, {})[known[name]] = value

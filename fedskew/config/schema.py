@@ -99,6 +99,14 @@ class ModelConfig(Section):
     pretrained: str = option("", "a timm tag, the path of a .safetensors/.pth file, or empty for random weights")
     pretrained_sha256: str = option("", "expected hash of the local file; required for .pth")
     drop_path: float = option(0.1, "stochastic depth in training", low=0.0, high=0.9)
+    stem: str = option(
+        "patch",
+        "`patch`: one convolution a patch, as in timm; `conv`: two overlapping 3 x 3 convolutions (patch size 4 only)",
+        choices=("patch", "conv"),
+    )
+    embedding_std: float = option(
+        1.0, "deviation of the metadata embeddings at the start; timm's 0.02 leaves them without effect", low=0.0
+    )
 
     _name = "model"
 
@@ -110,23 +118,59 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
-    """Local training on a node. The optimiser starts afresh in every round."""
+    """Local training on a node, and the warm start on the server."""
 
     local_epochs: int = option(1, "passes over a node's training images in one round", low=1, high=1000)
     batch_size: int = option(64, "images a step", low=1, high=4096)
     lr: float = option(3e-4, "peak learning rate of AdamW", low=0.0, high=1.0)
     lr_floor: float = option(0.02, "share of the peak that the cosine ends at", low=0.0, high=1.0)
     warmup: float = option(0.05, "share of all rounds spent warming up", low=0.0, high=0.9)
+    round_warmup: int = option(
+        0, "steps at the start of every round in which the learning rate climbs: a fresh AdamW's first steps are wild",
+        low=0, high=100_000,
+    )  # fmt: skip
+    warm_start_epochs: int = option(
+        0, "epochs on the server's open data before round 1, whatever the method; held-back images are left out",
+        low=0, high=1000,
+    )  # fmt: skip
+    warm_start_lr: float = option(0.0, "peak learning rate of the warm start; 0: train.lr", low=0.0, high=1.0)
+    moments: str = option(
+        "fresh",
+        "AdamW's moments in a round: `fresh`, or `averaged` over nodes and cut with the model (3 times the bytes)",
+        choices=("fresh", "averaged"),
+    )
     weight_decay: float = option(0.05, "AdamW weight decay (not on biases, norms and bias tables)", low=0.0, high=1.0)
     clip_norm: float = option(1.0, "gradient norm limit; 0: none", low=0.0)
-    class_weights: str = option(
-        "none", "loss weights from the node's own class counts", choices=("none", "sqrt", "inverse")
+    proximal: float = option(
+        0.0, "FedProx: pull towards the global model with half this times the squared distance; 0: off", low=0.0
+    )
+    class_weights: str = option("none", "loss weights from class counts", choices=("none", "sqrt", "inverse"))
+    logit_adjustment: float = option(
+        0.0, "add this times the log of the class shares to the logits in training; 1: a balanced classifier",
+        low=0.0, high=4.0,
+    )  # fmt: skip
+    sampling: str = option(
+        "natural",
+        "how an epoch draws images: `natural` (each once), or by class so that rare ones come more often",
+        choices=("natural", "sqrt", "balanced"),
+    )
+    class_counts: str = option(
+        "local",
+        "counts behind weights and adjustment: the node's own, or `global` ones of the nodes whose policy tells them",
+        choices=("local", "global"),
     )
     label_smoothing: float = option(0.0, "of the cross entropy", low=0.0, high=0.9)
     flips: bool = option(True, "random mirror images")
     quarter_turns: bool = option(True, "random turns by 90 degrees: a lesion has no upright")
     colour: float = option(0.1, "strength of brightness, contrast and saturation changes; 0: none", low=0.0, high=0.99)
     crop: bool = option(True, "random crops out of a slightly larger picture")
+    zoom: float = option(
+        0.0, "turn by any angle and scale by up to e^±zoom, beyond turns and crops; 0: off", low=0.0, high=1.0
+    )
+    rand_augment: str = option("", "timm's RandAugment, as rand-m5-n2-mstd0.5; empty: off")
+    mixup: float = option(0.0, "alpha of timm's mixup; 0: off", low=0.0, high=10.0)
+    cutmix: float = option(0.0, "alpha of timm's cutmix, half of the batches if mixup is on too; 0: off",
+                           low=0.0, high=10.0)  # fmt: skip
     precision: str = option(
         "auto", "`auto`: bfloat16 autocast on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
     )
@@ -171,10 +215,7 @@ class PruneConfig(Section):
     )
     heads: bool = option(True, "prune attention heads")
     mlp: bool = option(True, "prune MLP groups")
-    warm_start_epochs: int = option(
-        0, "epochs on open data before round 1, followed by one pruning step", low=0, high=1000
-    )
-    first_round: int = option(1, "first round with a pruning step", low=1)
+    first_round: int = option(1, "first round with a pruning step; 0: the initial model, after its warm start", low=0)
     last_round: int = option(0, "last round with a pruning step; 0: no limit", low=0)
     interval: int = option(1, "a pruning step every so many rounds", low=1)
     steps_per_stage: int = option(1, "pruning steps after which the next stage unlocks (Algorithm 1)", low=1)
@@ -226,6 +267,19 @@ class FederationConfig(Section):
         "mean",
         "`mean` is FedAvg; the others are Flower's robust ones",
         choices=("mean", "median", "trimmed-mean", "krum"),
+    )
+    weighting: str = option(
+        "examples", "weights of the mean: a node's `examples`, or `equal` ones", choices=("examples", "equal")
+    )
+    server_optimiser: str = option(
+        "none",
+        "what the server does with the mean update: take it, or Flower's `avgm` (momentum), `adam`, `yogi`",
+        choices=("none", "avgm", "adam", "yogi"),
+    )
+    server_lr: float = option(1.0, "learning rate of the server optimiser", low=0.0, high=100.0)
+    server_momentum: float = option(0.9, "momentum of `avgm`, first beta of `adam` and `yogi`", low=0.0, high=0.999)
+    server_tau: float = option(
+        1e-3, "what `adam` and `yogi` add to the root of the second moment: larger is less adaptive", low=1e-12
     )
     trim: float = option(0.2, "share that `trimmed-mean` cuts off at both ends", low=0.0, high=0.49)
     malicious_nodes: int = option(0, "bad nodes that `krum` is to withstand", low=0)

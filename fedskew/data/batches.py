@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedskew.data.augment import RandAugment, turn_and_zoom
 from fedskew.data.samples import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,12 +29,16 @@ class Augmentation:
         colour: strength in [0, 1) of the jitter of brightness, contrast and saturation, each scaled by a
             factor from [1 - colour, 1 + colour]; 0 is off.
         crop: cut the image out at a random place of the (larger) cached one, not at its centre.
+        zoom: turn by any angle and scale by up to e^±zoom; 0 is off.
+        rand_augment: policy of timm's RandAugment; empty is off.
     """
 
     flips: bool = True
     quarter_turns: bool = True
     colour: float = 0.2
     crop: bool = True
+    zoom: float = 0.0
+    rand_augment: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.colour < 1:
@@ -73,6 +78,7 @@ class ImageBatches:
         seed: int | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
+        drawing: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -85,6 +91,7 @@ class ImageBatches:
             seed: None for evaluation.
             augmentation: None for none; needs a seed.
             drop_last: leave out the last batch if it is not full.
+            drawing: probabilities [n] with which an epoch draws n indices, with repetition; None: each once.
 
         Raises:
             DataError: shapes, sizes or indices do not fit together.
@@ -92,7 +99,10 @@ class ImageBatches:
         self._images, self._metadata, self._labels = images, metadata, labels
         self._indices = np.asarray(indices, dtype=np.int64)  # [n]
         self._batch_size, self._image_size, self._drop_last = batch_size, image_size, drop_last
-        self._seed, self._augmentation = seed, augmentation
+        self._seed, self._augmentation, self._drawing = seed, augmentation, drawing
+        self._rand_augment = (
+            RandAugment(augmentation.rand_augment) if augmentation and augmentation.rand_augment else None
+        )
         self._epoch = 0
         self._check()
 
@@ -109,6 +119,8 @@ class ImageBatches:
             raise DataError(f"batch size {self._batch_size} must be at least 1")
         if self._indices.size and not (self._indices.min() >= 0 and self._indices.max() < shape[0]):
             raise DataError(f"indices must lie in 0..{shape[0] - 1}")
+        if self._drawing is not None and self._drawing.shape != self._indices.shape:
+            raise DataError(f"{len(self._indices)} indices need as many probabilities, got {list(self._drawing.shape)}")
         if self._augmentation is not None and self._seed is None:
             raise DataError("augmentation needs a seed; without one, batches are for evaluation")
 
@@ -126,16 +138,29 @@ class ImageBatches:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         generator = None if self._seed is None else np.random.default_rng([self._seed, epoch])
-        order = self._indices if generator is None else generator.permutation(self._indices)
+        order = self._order(generator)
         for number in range(len(self)):
             rows = order[number * self._batch_size : (number + 1) * self._batch_size]  # [B]
-            pixels = torch.from_numpy(self._cut(rows, generator))  # uint8 [B, S, S, 3]
-            strength = self._augmentation.colour if self._augmentation else 0.0
-            yield Batch(
-                normalise(pixels, strength, generator),
-                torch.from_numpy(self._metadata[rows]),
-                torch.from_numpy(self._labels[rows]),
-            )
+            images = self._images_of(rows, generator)
+            yield Batch(images, torch.from_numpy(self._metadata[rows]), torch.from_numpy(self._labels[rows]))
+
+    def _order(self, generator: np.random.Generator | None) -> np.ndarray:
+        if generator is None:
+            return self._indices
+        if self._drawing is None:
+            return generator.permutation(self._indices)
+        return generator.choice(self._indices, len(self._indices), p=self._drawing)
+
+    def _images_of(self, rows: np.ndarray, generator: np.random.Generator | None) -> Tensor:
+        """Augmented, normalised images: float32 [B, 3, S, S]."""
+        cut = self._cut(rows, generator)  # uint8 [B, S, S, 3]
+        changes = self._augmentation
+        if changes is None or generator is None:
+            return normalise(torch.from_numpy(cut))
+        if self._rand_augment is not None:
+            cut = self._rand_augment(cut, int(generator.integers(2**32)))
+        images = normalise(torch.from_numpy(cut), changes.colour, generator)
+        return turn_and_zoom(images, changes.zoom, generator) if changes.zoom else images
 
     def _cut(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         """Crop, turn and flip: uint8 [B, S, S, 3]. Touches only the pixels that are used, and those once."""

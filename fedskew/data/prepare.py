@@ -170,6 +170,7 @@ def batches(
     batch_size: int,
     seed: int | None = None,
     augmentation: Augmentation | None = None,
+    drawing: np.ndarray | None = None,
 ) -> ImageBatches:
     """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies."""
     vocabularies = dict(arch.vocabularies) or VOCABULARIES  # an image-only model ignores the metadata
@@ -182,4 +183,5 @@ def batches(
         image_size=arch.image_size,
         seed=seed,
         augmentation=augmentation,
+        drawing=drawing,
     )

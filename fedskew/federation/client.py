@@ -5,35 +5,41 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
-from fedskew.architecture import ArchitectureError
+from fedskew.architecture import Architecture, ArchitectureError
 from fedskew.config.schema import ConfigError, TrainConfig
-from fedskew.data.batches import Augmentation
-from fedskew.data.prepare import NodeData, batches, node_data, node_name
+from fedskew.data.batches import Augmentation, ImageBatches
+from fedskew.data.prepare import DataSet, NodeData, batches, node_data, node_name
 from fedskew.data.samples import DataError, encode_labels
-from fedskew.federation.messages import EXAMPLES, REPORT, MessageError, Task, pack_reply, unpack_task
-from fedskew.federation.weights import to_state
+from fedskew.federation.messages import (
+    CLASS_COUNTS,
+    CLASSES,
+    EXAMPLES,
+    MOMENTS,
+    REPORT,
+    MessageError,
+    Task,
+    pack_reply,
+    unpack_task,
+)
+from fedskew.federation.weights import layout, to_tensors
+from fedskew.learning.freezing import freeze_stages
+from fedskew.learning.imbalance import class_counts, drawing_weights
+from fedskew.learning.optimiser import Moments
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
-from fedskew.training import (
-    TrainingError,
-    class_weights,
-    cpu_threads,
-    evaluate,
-    freeze_stages,
-    pick_device,
-    train,
-)
+from fedskew.training import TrainingError, cpu_threads, evaluate, pick_device, train
 
 log = logging.getLogger("flwr.fedskew.client")
 
 REFUSED = 400  # application error code of a reply that says why a task was not done
 
-Answer = Callable[[Task, MultimodalSwin, NodeData, Message], Message]
+Answer = Callable[[Task, MultimodalSwin, Moments, NodeData, Message], Message]
 
 
 def handle_train(message: Message, context: Context) -> Message:
@@ -62,7 +68,7 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
         with cpu_threads(config.train.threads):
             data = node_data(config.data, task.architecture.image_size, context.node_config, task.split_hash)
             gate.check_data(data)
-            return gate.release(answer(task, load_model(task, arrays), data, message), data)
+            return gate.release(answer(task, *load_model(task, arrays), data, message), data)
     except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError, *SITE_ERRORS) as error:
         return _refusal(message, context, error, gate.refuse(error))
     except Exception as error:
@@ -78,26 +84,28 @@ def _refusal(message: Message, context: Context, error: Exception, told: str) ->
     return Message(Error(REFUSED, f"node {name}: {told}"), reply_to=message)
 
 
-def load_model(task: Task, arrays: ArrayRecord) -> MultimodalSwin:
-    """The model of a task on the configured device.
+def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments]:
+    """The model of a task on the configured device, and the moments that came with it.
 
     Raises:
         ArchitectureError: the weights do not fit the architecture.
     """
     try:
-        model = build(task.architecture, to_state(arrays, task.architecture), drop_path=task.config.model.drop_path)
+        tensors = to_tensors(arrays, task.downloaded())
+        state = {name: tensors.pop(name) for name in layout(task.architecture)}
+        model = build(task.architecture, state, drop_path=task.config.model.drop_path)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None
-    return model.to(pick_device(task.config.train.device))
+    return model.to(pick_device(task.config.train.device)), tensors
 
 
-def _train(task: Task, model: MultimodalSwin, node: NodeData, message: Message) -> Message:
+def _train(task: Task, model: MultimodalSwin, moments: Moments, node: NodeData, message: Message) -> Message:
     start, config = time.perf_counter(), task.config
     freeze_stages(model, task.frozen)
     seed = local_seed(config.run.seed, task.round_number, node.name)
-    data = batches(node.data, node.train, task.architecture, batch_size=config.train.batch_size, seed=seed,
-                   augmentation=augmentation(config.train))  # fmt: skip
-    labels = encode_labels(tuple(node.data.samples[i] for i in node.train), task.architecture.classes)
+    data = training_batches(node.data, node.train, task.architecture, config.train, seed)
+    counts = count_classes(node.data, node.train, task.architecture)
+    everywhere = config.train.class_counts == "global" and task.class_counts
     result = train(
         model,
         data,
@@ -105,7 +113,8 @@ def _train(task: Task, model: MultimodalSwin, node: NodeData, message: Message) 
         round_number=task.round_number,
         rounds=task.rounds,
         seed=seed,
-        weights=class_weights(labels, len(task.architecture.classes), config.train.class_weights),
+        counts=np.array(task.class_counts) if everywhere else counts,
+        moments=moments or None,
     )
     metrics = {
         EXAMPLES: len(node.train),
@@ -116,10 +125,13 @@ def _train(task: Task, model: MultimodalSwin, node: NodeData, message: Message) 
         "seconds": time.perf_counter() - start,
     }
     update = {name: tensor for name, tensor in model.state_dict().items() if task.uploads(name)}
-    return pack_reply(message, update, metrics, _report(node))
+    report = _report(node)
+    if config.train.class_counts == "global":  # a site's policy may take them out again
+        report |= {CLASSES: list(task.architecture.classes), CLASS_COUNTS: counts.tolist()}
+    return pack_reply(message, update | (result.moments if MOMENTS in task.extras else {}), metrics, report)
 
 
-def _evaluate(task: Task, model: MultimodalSwin, node: NodeData, message: Message) -> Message:
+def _evaluate(task: Task, model: MultimodalSwin, _: Moments, node: NodeData, message: Message) -> Message:
     if not len(node.validation):
         note = f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
         return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})
@@ -129,13 +141,30 @@ def _evaluate(task: Task, model: MultimodalSwin, node: NodeData, message: Messag
     return pack_reply(message, None, {EXAMPLES: found["examples"], **metrics}, _report(node))
 
 
-def _report(node: NodeData) -> Mapping[str, str | list[str]]:
+def _report(node: NodeData) -> dict[str, Any]:
     return {"node": node.name, "notes": list(node.data.notes)}
+
+
+def training_batches(
+    data: DataSet, indices: np.ndarray, arch: Architecture, config: TrainConfig, seed: int
+) -> ImageBatches:
+    """Batches for training, drawn and augmented as the configuration asks."""
+    labels = encode_labels(tuple(data.samples[i] for i in indices), arch.classes)
+    return batches(data, indices, arch, batch_size=config.batch_size, seed=seed, augmentation=augmentation(config),
+                   drawing=drawing_weights(labels, config.sampling))  # fmt: skip
+
+
+def count_classes(data: DataSet, indices: np.ndarray, arch: Architecture) -> np.ndarray:
+    """Images of each class of the model: int64 [classes]."""
+    labels = encode_labels(tuple(data.samples[i] for i in indices), arch.classes)
+    return class_counts(labels, len(arch.classes))
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
     """The augmentation that the configuration asks for."""
-    return Augmentation(config.flips, config.quarter_turns, config.colour, config.crop)
+    return Augmentation(
+        config.flips, config.quarter_turns, config.colour, config.crop, config.zoom, config.rand_augment
+    )
 
 
 def local_seed(seed: int, round_number: int, node: str) -> int:

@@ -27,19 +27,19 @@ class Folding(Protocol):
 def make_folding(config: FederationConfig, number: int, scratch: Path | None) -> Folding:
     """The folding that the configuration asks for; `scratch` is where updates are spooled if they must be."""
     if config.aggregation == "mean" and not config.norm_bound:
-        return MeanFolding()
+        return MeanFolding(config)
     return SpooledFolding(config, number, scratch)
 
 
 class MeanFolding:
     """FedAvg: each update is folded in and freed; memory does not grow with the number of nodes."""
 
-    def __init__(self) -> None:
-        self._mean = RunningMean()
+    def __init__(self, config: FederationConfig) -> None:
+        self._config, self._mean = config, RunningMean()
 
     def add(self, node: str, update: Update) -> None:
         """See `Folding`."""
-        self._mean.add(_floats(update.arrays), update.examples)
+        self._mean.add(_floats(update.arrays), _weight(self._config, update.examples))
 
     def result(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """See `Folding`."""
@@ -72,12 +72,16 @@ class SpooledFolding:
                         "the median of the round"
                     )
                 elif self._config.aggregation == "mean":
-                    mean.add(_floats(arrays), examples)
+                    mean.add(_floats(arrays), _weight(self._config, examples))
                 else:
                     kept.append((examples, _floats(arrays)))
             if self._config.aggregation == "mean":
                 return mean.result(), aside
             return (robust_aggregate(self._config, kept, self._number) if kept else {}), aside
+
+
+def _weight(config: FederationConfig, examples: int) -> int:
+    return examples if config.weighting == "examples" else 1
 
 
 def _floats(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

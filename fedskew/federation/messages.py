@@ -19,10 +19,13 @@ from fedskew import __version__
 from fedskew.architecture import Architecture
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
+from fedskew.federation.companions import moments_layout
 from fedskew.federation.weights import Layout, layout, to_record
+from fedskew.learning.freezing import frozen_prefixes
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
+MOMENTS = "moments"  # the one kind of extras there is: of the optimiser, both ways
 CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
 
 
@@ -41,6 +44,8 @@ class Task:
     frozen: tuple[int, ...] = ()
     not_uploaded: tuple[str, ...] = ()  # name prefixes of tensors that the node leaves out of its answer
     split_hash: str = ""
+    class_counts: tuple[int, ...] = ()  # images of each class at all nodes that tell; empty: unknown
+    extras: tuple[str, ...] = ()  # what travels beside the weights
 
     def uploads(self, name: str) -> bool:
         """Whether a tensor belongs into the answer."""
@@ -48,7 +53,19 @@ class Task:
 
     def uploaded(self) -> Layout:
         """The tensors of the answer."""
-        return {name: spec for name, spec in layout(self.architecture).items() if self.uploads(name)}
+        weights = {name: spec for name, spec in layout(self.architecture).items() if self.uploads(name)}
+        return weights | self._moments()
+
+    def downloaded(self) -> Layout:
+        """The tensors of the task."""
+        return dict(layout(self.architecture)) | self._moments()
+
+    def _moments(self) -> Layout:
+        if MOMENTS not in self.extras:
+            return {}
+        frozen = tuple(frozen_prefixes(self.frozen))
+        return moments_layout({name: spec for name, spec in layout(self.architecture).items()
+                               if not (frozen and name.startswith(frozen))})  # fmt: skip
 
 
 def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:
@@ -63,6 +80,8 @@ def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:
             "frozen-stages": list(task.frozen),
             "not-uploaded": list(task.not_uploaded),
             "split-hash": task.split_hash,
+            "class-counts": list(task.class_counts),
+            "extras": list(task.extras),
         }
     )
     return RecordDict({ARRAYS: arrays, CONFIG: config})
@@ -94,8 +113,22 @@ def unpack_task(message: Message) -> tuple[Task, ArrayRecord]:
         frozen=_items(config, "frozen-stages", int),
         not_uploaded=_items(config, "not-uploaded", str),
         split_hash=_field(config, "split-hash", str),
+        class_counts=_items(config, "class-counts", int),
+        extras=_items(config, "extras", str),
     )
+    _check_extras(task)
     return task, arrays
+
+
+def _check_extras(task: Task) -> None:
+    if unknown := set(task.extras) - {MOMENTS}:
+        raise MessageError(f"the task asks for extras that this version does not know: {sorted(unknown)!r:.80}")
+    classes = len(task.architecture.classes)
+    if task.class_counts and (
+        len(task.class_counts) != classes or min(task.class_counts) < 0 or not any(task.class_counts)
+    ):
+        raise MessageError(f"field 'class-counts' of the task is {list(task.class_counts)!r:.80}, "
+                           f"expected {classes} numbers of images")  # fmt: skip
 
 
 def _field(config: ConfigRecord, name: str, kind: type) -> Any:

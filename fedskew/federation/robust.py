@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -28,12 +28,13 @@ def robust_aggregate(
 
     The order of the pairs should not depend on arrival, so that ties are broken the same way in every run.
     """
-    messages = [_as_message(examples, arrays) for examples, arrays in updates]
+    messages = [as_message(examples, arrays) for examples, arrays in updates]
     record, _ = robust_strategy(config).aggregate_train(number, messages)
     return {name: array.numpy().astype(np.float32) for name, array in (record or {}).items()}
 
 
-def _as_message(examples: int, arrays: dict[str, np.ndarray]) -> Message:
+def as_message(examples: int, arrays: Mapping[str, np.ndarray]) -> Message:
+    """Arrays as a node's reply, which is what Flower's strategies aggregate."""
     content = RecordDict(
         {
             ARRAYS: ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()}),

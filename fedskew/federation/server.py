@@ -14,6 +14,7 @@ from torch import Tensor
 from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
+from fedskew.federation.companions import cut
 from fedskew.federation.selection import wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.strategy import SkewPruning
@@ -28,6 +29,7 @@ from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, s
 log = logging.getLogger("flwr.fedskew.server")
 
 SUMS = ("bytes_down", "bytes_up")
+Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
 
 class RunStopped(RuntimeError):
@@ -52,6 +54,7 @@ class FederatedRun:
         self.server = ServerModel(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "best_round": None, "missed": 0, "seconds": 0.0,
+            "class_counts": {},
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -61,12 +64,13 @@ class FederatedRun:
             self._prepare_folder()
             # a run killed before its first checkpoint may have left a line of metrics
             self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
-            state, arch, first = self._resumed() if self.checkpoint else self._round_zero()
+            state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
             self.strategy = SkewPruning(
                 self.config, arch, self.server, self.grid,
                 split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
             )  # fmt: skip
-            self.strategy.round = first
+            self.strategy.round, self.strategy.companions = first, companions
+            self.strategy.class_counts = self.progress["class_counts"]
             self._rounds(state)
             return self._finish()
 
@@ -98,7 +102,7 @@ class FederatedRun:
         for line in head_lines(self.folder.path, settings, self.data, self.split, nodes):
             log.info(line)
 
-    def _resumed(self) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
+    def _resumed(self) -> Start:
         assert self.checkpoint is not None
         number = self.checkpoint.round_number
         self.folder.rewind(number)
@@ -108,22 +112,25 @@ class FederatedRun:
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         log.info(COLUMNS)
-        return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number)
+        return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
 
-    def _round_zero(self) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
+    def _round_zero(self) -> Start:
         """The initial model; after a warm start on open data and its pruning step if the configuration asks."""
         state, arch = self.server.initial()
-        note, prune = RoundLog(0, before=arch), self.config.prune
-        if prune.warm_start_epochs:
-            log.info("warm start: %d epochs on %d open images", prune.warm_start_epochs, len(self.split.open))
+        note, prune, epochs = RoundLog(0, before=arch), self.config.prune, self.config.train.warm_start_epochs
+        moments: dict[str, Tensor] = {}
+        if epochs:
+            log.info("warm start: %d epochs on %d open images", epochs, len(self.server.training))
             start = time.perf_counter()
-            state = self.server.warm_start(state, arch)
+            state, moments = self.server.warm_start(state, arch)
             note.seconds_training = time.perf_counter() - start
+        companions = moments if self.config.train.moments == "averaged" else {}
         if stages := stages_to_prune(prune, 0, len(arch.stages)):
             note.step = self.server.prune(state, arch, stages, 0)
+            companions = cut(companions, arch, note.step.plan, prune.mlp_group)
             state, arch = note.step.state, note.step.architecture
             note.seconds_scoring = note.step.seconds_total
-        return state, arch, note
+        return state, arch, note, companions
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the test set and record the finished round."""
@@ -139,8 +146,9 @@ class FederatedRun:
         sums = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS}
         record = round_record(note, arch, metrics, sums)
         self.folder.finish_round(
-            note.number, arch, state, record, self.progress, is_best=is_best, keep=self.config.run.keep_checkpoints
-        )
+            note.number, arch, state, record, self.progress, is_best=is_best,
+            keep=self.config.run.keep_checkpoints, companions=self.strategy.companions,
+        )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"]):
             log.info(line)
         self._stop_if_hopeless()

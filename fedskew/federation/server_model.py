@@ -15,7 +15,7 @@ from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import Split
-from fedskew.federation.client import augmentation, local_seed
+from fedskew.federation.client import count_classes, local_seed, training_batches
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
@@ -40,6 +40,7 @@ class ServerModel:
         order = np.random.default_rng(config.run.seed).permutation(split.open)
         self._scoring = order[: config.prune.batch_size]
         self._guarding = order[config.prune.batch_size :]
+        self.training = np.sort(order)
         self._device = pick_device(config.train.device)
         self._check_pruning()
 
@@ -64,22 +65,28 @@ class ServerModel:
         """The dense model that the run starts from: seeded random weights, or pretrained ones."""
         arch = dense_architecture(self.config.model, removed=self.config.prune.removed)
         torch.manual_seed(self.config.run.seed)
-        model = build(arch)
+        model = build(arch, embedding_std=self.config.model.embedding_std)
         if self.config.model.pretrained:
             load_pretrained(model, self.config.model)
         return model.state_dict(), arch
 
-    def warm_start(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
-        """Train on the open data for `prune.warm-start-epochs`, before the first round."""
-        config = self.config.train
+    def warm_start(
+        self, state: Mapping[str, Tensor], arch: Architecture
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Train on the open data for `train.warm-start-epochs`, before the first round, with the nodes' own recipe.
+
+        Returns:
+            The model's state, and the optimiser's moments.
+        """
+        settings = self.config.train
+        once = replace(settings, local_epochs=settings.warm_start_epochs, lr=settings.warm_start_lr or settings.lr)
         model = self._model(state, arch, drop_path=self.config.model.drop_path)
         seed = local_seed(self.config.run.seed, 0, "server")
-        data = batches(self._data, self._split.open, arch, batch_size=config.batch_size, seed=seed,
-                       augmentation=augmentation(config))  # fmt: skip
+        data = training_batches(self._data, self.training, arch, settings, seed)
+        counts = count_classes(self._data, self.training, arch)
         with cpu_threads(self.config.run.threads):
-            once = replace(config, local_epochs=self.config.prune.warm_start_epochs)
-            train(model, data, once, round_number=1, rounds=1, seed=seed)
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            result = train(model, data, once, round_number=1, rounds=1, seed=seed, counts=counts)
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
 
     def prune(
         self, state: Mapping[str, Tensor], arch: Architecture, stages: tuple[int, ...], number: int

@@ -19,15 +19,18 @@ from flwr.serverapp.strategy import FedAvg
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
 from fedskew.federation.checks import Answer, BadReply, check_answer, check_reply, check_report
+from fedskew.federation.companions import cut
 from fedskew.federation.folding import make_folding
-from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes
+from fedskew.federation.messages import EXAMPLES, MOMENTS, Task, pack_task, payload_bytes
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
+from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.federation.weights import from_record, layout, to_record
+from fedskew.federation.weights import from_record, layout, to_record, to_state
+from fedskew.learning.freezing import frozen_prefixes
+from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.record import RoundLog
-from fedskew.training import frozen_prefixes
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -65,18 +68,30 @@ class SkewPruning(FedAvg):
         self._grid, self._scratch = grid, scratch
         self._names: dict[int, str] = {}  # of every node seen so far
         self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
+        self.companions: dict[str, torch.Tensor] = {}  # of the model, see `companions`
+        self.class_counts: dict[str, dict[str, int]] = {}  # node → images of each class, of all that ever told
         self._arrays = ArrayRecord()
         self._phase_started = 0.0
 
     def summary(self) -> None:
         """Log nothing: the run's own head lines say it better."""
 
-    def task(self, round_number: int) -> Task:
+    def task(self, round_number: int, kind: str = MessageType.TRAIN) -> Task:
         """What the nodes are asked in a round."""
         frozen = frozen_stages(self.config.prune, round_number - 1, len(self.architecture.stages))
         skipped = tuple(frozen_prefixes(frozen)) if self.config.federation.upload == "trained" else ()
         rounds = self.config.federation.rounds
-        return Task(round_number, rounds, self.architecture, self.config, frozen, skipped, self.split_hash)
+        extras = (MOMENTS,) if self.config.train.moments == "averaged" and kind == MessageType.TRAIN else ()
+        return Task(
+            round_number, rounds, self.architecture, self.config, frozen, skipped, self.split_hash,
+            self._total_counts(), extras,
+        )  # fmt: skip
+
+    def _total_counts(self) -> tuple[int, ...]:
+        """Images of each class at all nodes that told; empty while nobody did."""
+        told = [self.class_counts[node] for node in sorted(self.class_counts)]
+        total = tuple(sum(counts.get(name, 0) for counts in told) for name in self.architecture.classes)
+        return total if any(total) and self.config.train.class_counts == "global" else ()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -104,11 +119,24 @@ class SkewPruning(FedAvg):
         named = {node: name or self._names.get(node, f"node {node}") for node, name in connected.items()}
         self._asked = chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
         self._names.update(chosen)
-        content = pack_task(self.task(number), arrays)
+        task = self.task(number, kind)
+        content = pack_task(task, self._with_moments(arrays, task))
         self.round.bytes_down += payload_bytes(content) * len(chosen)
         self._phase_started = time.perf_counter()
         # a task that outlives its round would keep a slow node from the next one
         return [Message(content, node, kind, ttl=settings.round_deadline) for node in chosen]
+
+    def _with_moments(self, arrays: ArrayRecord, task: Task) -> ArrayRecord:
+        """The arrays of a task: the weights, and the moments where nodes are to go on with them."""
+        if not task.extras:
+            return arrays
+        state = to_state(arrays, task.architecture)
+        return to_record(state | {name: self._moments(state)[name] for name in task.downloaded() if name not in state})
+
+    def _moments(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The moments that the next round goes on with, of all tensors."""
+        known = {name: tensor for name, tensor in self.companions.items() if name.startswith((FIRST, SECOND, STEPS))}
+        return known or no_moments(state)
 
     def _introduce(self, connected: dict[int, str]) -> None:
         """Ask nodes without a name for theirs: a choice by node ids, which simulations draw anew, is not repeatable."""
@@ -129,7 +157,7 @@ class SkewPruning(FedAvg):
         Below the quorum the global model stays as it is, unpruned, and the record says so.
         """
         task, settings = self.task(self.round.number), self.config.federation
-        reference = from_record(self._arrays, layout(task.architecture))
+        reference = from_record(self._with_moments(self._arrays, task), task.downloaded())
         wanted = task.uploaded()
         folding = make_folding(settings, self.round.number, self._scratch)
         losses: dict[str, tuple[int, float]] = {}
@@ -152,17 +180,30 @@ class SkewPruning(FedAvg):
                         self.round.number, len(losses), settings.quorum)  # fmt: skip
             return self._arrays, None
         self.round.train_loss = loss = _weighted_loss(losses)
-        return self._prune(reference | averaged), MetricRecord({} if loss is None else {"loss": loss})
+        return self._prune(self._advance(reference, averaged)), MetricRecord({} if loss is None else {"loss": loss})
 
-    def _prune(self, averaged: dict[str, np.ndarray]) -> ArrayRecord:
+    def _advance(self, reference: dict[str, np.ndarray], averaged: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """The new global model before it is pruned; keeps what the optimisers remember."""
+        names = layout(self.architecture)
+        mean = {name: array for name, array in averaged.items() if name in names}
+        memory = {name: tensor for name, tensor in self.companions.items() if name.startswith("server-")}
+        after, memory = server_step(self.config.federation, self.round.number, reference, mean, memory)
+        state = {name: _tensor((reference | after)[name]) for name in names}
+        if len(averaged) > len(mean):
+            moments = {name: _tensor(array) for name, array in averaged.items() if name not in names}
+            memory |= self._moments(state) | moments
+        self.companions = memory
+        return state
+
+    def _prune(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
         number = self.round.number
-        self.round.before = self.architecture
+        self.round.before = before = self.architecture
         stages = stages_to_prune(self.config.prune, number, len(self.architecture.stages))
-        state = {name: torch.from_numpy(np.array(array)) for name, array in averaged.items()}
         if stages:
             step = self.server.prune(state, self.architecture, stages, number)
             self.round.step, self.round.seconds_scoring = step, step.seconds_total
             self.architecture, state = step.architecture, step.state
+            self.companions = cut(self.companions, before, step.plan, self.config.prune.mlp_group)
         return to_record(state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -200,7 +241,7 @@ class SkewPruning(FedAvg):
         if answer.notes:
             self.round.notes[name] = list(answer.notes)
         if answer.class_counts:
-            self.round.class_counts[name] = answer.class_counts
+            self.round.class_counts[name] = self.class_counts[name] = answer.class_counts
         if name not in self.round.ok:
             self.round.ok.append(name)
         return name, answer
@@ -224,6 +265,10 @@ class SkewPruning(FedAvg):
         for name in self._asked.values():
             self._fail(name, f"no reply within {waited:.0f} s")
         self._asked = {}
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
 
 
 def _weighted_loss(losses: dict[str, tuple[int, float]]) -> float | None:

@@ -107,9 +107,14 @@ def from_record(record: ArrayRecord, wanted: Layout) -> dict[str, np.ndarray]:
     return to_arrays({name: array.numpy() for name, array in record.items()}, wanted)
 
 
+def to_tensors(record: ArrayRecord, wanted: Layout) -> dict[str, torch.Tensor]:
+    """As `from_record`, as tensors of their own."""
+    return {name: torch.from_numpy(array.copy()) for name, array in from_record(record, wanted).items()}
+
+
 def to_state(record: ArrayRecord, arch: Architecture) -> dict[str, torch.Tensor]:
     """The state of an architecture's model in a record; raises as `to_arrays`."""
-    return {name: torch.from_numpy(array.copy()) for name, array in from_record(record, layout(arch)).items()}
+    return to_tensors(record, layout(arch))
 
 
 def check_vectors(found: Layout, wanted: Layout) -> None:

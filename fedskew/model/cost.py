@@ -25,8 +25,8 @@ class Macs:
 
 def parameters(arch: Architecture) -> int:
     """Trainable values of the whole model, embeddings and classifier included."""
-    first, last = arch.stages[0], arch.stages[-1]
-    count = (3 * arch.patch_size**2 + 1) * first.width + 2 * first.width  # patch embedding and its norm
+    last = arch.stages[-1]
+    count = stem_parameters(arch)
     for i, stage in enumerate(arch.stages):
         if i:
             merged = 4 * arch.stages[i - 1].width
@@ -34,6 +34,23 @@ def parameters(arch: Architecture) -> int:
         count += sum(sum(block_parameters(arch, i, block)) for block in stage.blocks)
     count += 2 * last.width + (last.width + 1) * len(arch.classes)  # final norm and classifier
     return count + sum(len(values) for _, values in arch.vocabularies) * last.width
+
+
+def stem_parameters(arch: Architecture) -> int:
+    """Parameters of the patch embedding and its norm."""
+    width = arch.stages[0].width
+    if arch.stem == "conv":
+        half = width // 2
+        return (27 + 1) * half + 2 * half + (9 * half + 1) * width + 2 * width
+    return (3 * arch.patch_size**2 + 1) * width + 2 * width
+
+
+def stem_macs(arch: Architecture) -> int:
+    """MACs of the patch embedding."""
+    width, tokens = arch.stages[0].width, arch.resolution(0) ** 2
+    if arch.stem == "conv":
+        return 4 * tokens * 27 * (width // 2) + tokens * 9 * (width // 2) * width
+    return tokens * 3 * arch.patch_size**2 * width
 
 
 def block_parameters(arch: Architecture, stage: int, block: BlockShape) -> tuple[int, int]:
@@ -50,9 +67,7 @@ def block_parameters(arch: Architecture, stage: int, block: BlockShape) -> tuple
 
 def macs(arch: Architecture) -> Macs:
     """Multiply-accumulates of one image, without and with the attention products."""
-    side = arch.resolution(0)
-    linear = side**2 * 3 * arch.patch_size**2 * arch.stages[0].width
-    products = 0
+    linear, products = stem_macs(arch), 0
     for i, stage in enumerate(arch.stages):
         tokens = arch.resolution(i) ** 2
         if i:

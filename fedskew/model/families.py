@@ -55,6 +55,7 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
             vocabularies=tuple((name, tuple(VOCABULARIES[name])) for name in names),
             weights=(1.0,) if model.image_only else (model.image_weight, *(metadata[name] for name in names)),
             removed=removed,
+            stem=model.stem,
         )
     except ArchitectureError as error:
         raise ConfigError(f"model: {error}") from None

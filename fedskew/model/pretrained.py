@@ -33,6 +33,8 @@ def load_pretrained(model: MultimodalSwin, config: ModelConfig) -> tuple[str, ..
             hub that cannot be reached (names the local-file option).
     """
     name = config.pretrained
+    if config.stem != "patch":
+        raise ConfigError(f"model.pretrained: {name} has timm's stem; set model.stem=patch (it is {config.stem})")
     path = Path(name)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_absolute():
         state: Mapping[str, Tensor] = _read_file(path, config.pretrained_sha256)

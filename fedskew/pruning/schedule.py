@@ -6,18 +6,15 @@ from fedskew.config.schema import PruneConfig
 
 
 def steps_until(config: PruneConfig, round_number: int) -> int:
-    """Pruning steps from the first round up to and including this one (a warm start's step counts as one)."""
+    """Pruning steps up to and including this round; round 0 is the initial model."""
     if config.method == "none":
         return 0
     last = min(round_number, config.last_round) if config.last_round else round_number
-    rounds = max(0, (last - config.first_round) // config.interval + 1) if last >= config.first_round else 0
-    return rounds + (1 if config.warm_start_epochs and round_number >= 0 else 0)
+    return (last - config.first_round) // config.interval + 1 if last >= config.first_round else 0
 
 
 def is_pruning_round(config: PruneConfig, round_number: int) -> bool:
-    """Whether a pruning step follows the aggregation of this round; round 0 is the warm start on open data."""
-    if round_number == 0:
-        return config.method != "none" and config.warm_start_epochs > 0
+    """Whether a pruning step follows the aggregation of this round; round 0 is the initial model."""
     return steps_until(config, round_number) > steps_until(config, round_number - 1)
 
 

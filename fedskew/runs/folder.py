@@ -3,7 +3,8 @@
     config.yaml  split.json  metrics.jsonl  summary.json
     architecture.json  model.safetensors      the latest finished round
     best/architecture.json  best/model.safetensors
-    checkpoints/round-0007/                   model.safetensors and state.json, complete or absent
+    checkpoints/round-0007/                   model.safetensors, state.json and, where a run has them,
+                                              companions.safetensors; complete or absent
 
 A round counts when its checkpoint folder has been renamed into place; everything else can be derived from it.
 """
@@ -17,11 +18,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedskew.architecture import Architecture
@@ -32,6 +34,7 @@ from fedskew.runs.modelfile import ModelFileError, encode_model, read_model
 log = logging.getLogger("flwr.fedskew.runs")
 
 MODEL, ARCHITECTURE, STATE = "model.safetensors", "architecture.json", "state.json"
+COMPANIONS = "companions.safetensors"
 METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
 
 
@@ -47,6 +50,7 @@ class Checkpoint:
     architecture: Architecture
     weights: dict[str, Tensor]
     progress: dict[str, Any]  # running sums, best metric, rounds below quorum
+    companions: dict[str, Tensor] = field(default_factory=dict)  # optimisers' moments
 
 
 class RunFolder:
@@ -123,6 +127,7 @@ class RunFolder:
         *,
         is_best: bool,
         keep: int,
+        companions: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
 
@@ -133,7 +138,7 @@ class RunFolder:
         record = record | {"model_bytes": len(content)}
         try:
             self._append_metrics(record)
-            folder = self._write_checkpoint(round_number, content, record, progress)
+            folder = self._write_checkpoint(round_number, content, record, progress, companions or {})
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
         except OSError as error:
@@ -143,7 +148,12 @@ class RunFolder:
             ) from error
 
     def _write_checkpoint(
-        self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]
+        self,
+        number: int,
+        content: bytes,
+        record: dict[str, Any],
+        progress: Mapping[str, Any],
+        companions: Mapping[str, Tensor],
     ) -> Path:
         final = self._checkpoint_path(number)
         scratch = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -157,6 +167,10 @@ class RunFolder:
                 "progress": dict(progress),
                 "record": record,
             }
+            if companions:
+                beside = save({name: tensor.contiguous() for name, tensor in companions.items()})
+                write_bytes(scratch / COMPANIONS, beside)
+                state["companions_sha256"] = hashlib.sha256(beside).hexdigest()
             write_json(scratch / STATE, state | {"sha256": _digest(state)})
             shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same round
             os.replace(scratch, final)
@@ -245,7 +259,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if file_sha256(path / MODEL) != state["model_sha256"]:
         raise ModelFileError(f"{MODEL} does not match its hash")
     arch, weights = read_model(path / MODEL)
-    return Checkpoint(state["round"], arch, weights, state["progress"])
+    companions = {}
+    if expected := state.get("companions_sha256"):
+        content = (path / COMPANIONS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError(f"{COMPANIONS} does not match its hash")
+        companions = load(content)
+    return Checkpoint(state["round"], arch, weights, state["progress"], companions)
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from fedskew.federation.messages import (
     Task,
     payload_bytes,
 )
-from fedskew.federation.weights import Layout, from_record, layout, to_record
+from fedskew.federation.weights import Layout, from_record, to_record
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -81,6 +81,11 @@ class Gate:
         self._about = {"round": task.round_number, "architecture": task.architecture.digest}
         if self._policy_file:
             self._policy = load_policy(self._policy_file)
+        if self._policy.noise and task.extras:
+            raise PolicyRefusal(
+                f"site policy forbids: its noise would drown the {', '.join(task.extras)} that the task asks for; "
+                "the coordinator should set train.moments=fresh"
+            )
         self._check(read_entries(self._log) if self._policy.max_rounds else ())
         if self._kind == "evaluate" and not self._policy.report_metrics:
             raise PolicyRefusal("site policy forbids: an evaluation tells metrics, and its report-metrics is false")
@@ -154,6 +159,8 @@ class Gate:
     def _filter(self, reply: Message) -> None:
         """Take out what the policy keeps at the site."""
         report = dict(reply.content.config_records.get(REPORT, {}))
+        for key in (CLASSES, CLASS_COUNTS):  # added again, by the site's own labels, where the policy tells them
+            report.pop(key, None)
         if not self._policy.report_notes and report.get("notes"):
             report["notes"] = [f"{len(report['notes'])} notes on the data; the site's policy keeps them"]
         reply.content[REPORT] = ConfigRecord(report)
@@ -167,7 +174,7 @@ class Gate:
         if clipping is None or not reply.content.array_records:
             return {}
         part = self._task.uploaded()
-        received = _tensors(self._message, layout(self._task.architecture))
+        received = _tensors(self._message, self._task.downloaded())
         # tensor by tensor: a norm over all values at once, in float32 as Flower takes it, comes out too small
         reply.content[ARRAYS] = _tensors(reply, part)
         protect(self._message, reply, ARRAYS, ArrayRecord({name: received[name] for name in part}), clipping, noise)

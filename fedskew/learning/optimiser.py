@@ -1,0 +1,89 @@
+"""AdamW on a node: which parameters decay, how fast it learns, and moments that survive a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedskew.config.schema import TrainConfig
+
+FIRST, SECOND, STEPS = "first-moment/", "second-moment/", "moment-steps"
+KEYS = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}  # of torch's AdamW
+
+Moments = Mapping[str, Tensor]  # FIRST + name and SECOND + name of the trained tensors, and STEPS [1]
+
+
+def learning_rate(config: TrainConfig, progress: float, step: int | None = None) -> float:
+    """Linear warm-up, then cosine to the floor, times the ramp at the start of a round.
+
+    Args:
+        progress: from 0 to 1 over all rounds.
+        step: of the round, counted from 0; None: no ramp.
+    """
+    ramp = min(1.0, (step + 1) / config.round_warmup) if config.round_warmup and step is not None else 1.0
+    if progress < config.warmup:
+        return ramp * config.lr * max(progress / config.warmup, 1e-3)
+    phase = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, phase)))
+    return ramp * config.lr * (config.lr_floor + (1 - config.lr_floor) * cosine)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            skip = parameter.ndim < 2 or "relative_position_bias_table" in name or name.startswith("embeddings.")
+            (plain if skip else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def no_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moments of an optimiser that has not stepped, for the tensors of a model's state."""
+    zeros = {prefix + name: torch.zeros_like(tensor) for prefix in KEYS for name, tensor in state.items()}
+    return zeros | {STEPS: torch.zeros(1)}
+
+
+def set_moments(optimiser: torch.optim.Optimizer, model: nn.Module, moments: Moments) -> None:
+    """Let an AdamW go on where these moments stand.
+
+    A second moment cannot be negative; one that noise made so counts as 0.
+    """
+    steps = float(moments[STEPS].clamp_min(0))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            first, second = moments[FIRST + name], moments[SECOND + name].clamp_min(0)
+            optimiser.state[parameter] = {
+                "step": torch.tensor(steps, device=parameter.device),
+                KEYS[FIRST]: first.to(parameter.device, copy=True),
+                KEYS[SECOND]: second.to(parameter.device, copy=True),
+            }
+
+
+def get_moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The moments of an AdamW that has stepped, by the names of the tensors it trains."""
+    found: dict[str, Tensor] = {STEPS: torch.zeros(1)}
+    for name, parameter in model.named_parameters():
+        if parameter in optimiser.state:
+            state = optimiser.state[parameter]
+            found[STEPS] = state["step"].detach().cpu().reshape(1)
+            found |= {prefix + name: state[key].detach().cpu() for prefix, key in KEYS.items()}
+    return found
+
+
+class Proximal:
+    """FedProx: the gradient of μ/2 · ‖w − w₀‖², where w₀ is the model that the round began with (Li et al., 2020)."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], strength: float) -> None:
+        self._parameters, self._strength = list(parameters), strength
+        self._start = [parameter.detach().clone() for parameter in self._parameters] if strength else []
+
+    def add(self) -> None:
+        """Add it to the gradients, after the backward pass."""
+        if self._strength:
+            away = torch._foreach_sub([p.detach() for p in self._parameters], self._start)
+            torch._foreach_add_([p.grad for p in self._parameters], away, alpha=self._strength)
