@@ -20,6 +20,7 @@ from fedskew.learning.mixing import Mixing
 from fedskew.learning.optimiser import (
     Moments,
     Proximal,
+    clip_in_step,
     get_moments,
     learning_rate,
     parameter_groups,
@@ -144,8 +145,7 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             proximal.add()
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(trained, config.clip_norm)
+            clip_in_step(optimiser, trained, config.clip_norm)
             optimiser.step()
             losses += loss.detach()
             steps += 1

@@ -75,6 +75,17 @@ def get_moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str,
     return found
 
 
+def clip_in_step(optimiser: torch.optim.AdamW, parameters: Sequence[nn.Parameter], limit: float) -> None:
+    """Let the next step of a fused AdamW divide the gradients so that their norm is at most `limit` (0: no limit).
+
+    What `clip_grad_norm_` does, without reading and writing every gradient once more: torch's fused step takes the
+    divisor that gradient scaling uses.
+    """
+    if limit:
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        optimiser.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+
+
 class Proximal:
     """FedProx: the gradient of μ/2 · ‖w − w₀‖², where w₀ is the model that the round began with (Li et al., 2020)."""
 
