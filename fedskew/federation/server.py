@@ -110,8 +110,6 @@ class FederatedRun:
         self.folder.republish(self.checkpoint)
         self.progress |= self.checkpoint.progress
         self.progress.pop("stopped", None)
-        if not isinstance(self.progress["best"], dict):
-            self.progress["best"] = None  # of a version that chose by the test set
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         log.info(COLUMNS)
