@@ -178,9 +178,11 @@ def test_a_line_of_the_log_has_a_dash_where_nothing_was_evaluated(sparse):
     (line,) = round_line(records[1], config, 10.0)
     assert line.split()[:4] == ["1/4", "-", "-", "-"]
     assert line.split()[-1] == "-"
-    (full,) = round_line(records[4], config, 10.0, is_best=True)
+    (full,) = round_line(records[4], config, 10.0)
     assert full.split()[1] == f"{records[4]['accuracy']:.3f}"
     assert full.endswith("0.400*")
+    old = {key: value for key, value in records[4].items() if key != "selection"}
+    assert round_line(old, config, 10.0)[0].split()[-1] == "-", "a record of an earlier version"
     assert len(line) == len(full) - 1, "columns stay in line"
     assert round_line(records[0], config, 10.0)[0] == COLUMNS
 

@@ -146,7 +146,7 @@ class FederatedRun:
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
         )  # fmt: skip
-        for line in round_line(record, self.config, self.progress["seconds"], is_best=is_best):
+        for line in round_line(record, self.config, self.progress["seconds"]):
             log.info(line)
         self._stop_if_hopeless()
         return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
@@ -163,7 +163,7 @@ class FederatedRun:
             self.progress["best"] = {"round": note.number, **judgement}
         more = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS} | {
             "held_back": {name: held_back[name] for name in NUMBERS} if held_back else None,
-            "selection": judgement,
+            "selection": judgement | {"best": is_best},
         }
         return round_record(note, arch, found.metrics if found else not_evaluated(), more), is_best
 
