@@ -22,6 +22,7 @@ from fedskew.federation.messages import (
     EXAMPLES,
     MOMENTS,
     REPORT,
+    VALIDATION_METRICS,
     MessageError,
     Task,
     pack_reply,
@@ -137,7 +138,8 @@ def _evaluate(task: Task, model: MultimodalSwin, _: Moments, node: NodeData, mes
         return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})
     data = batches(node.data, node.validation, task.architecture, batch_size=task.config.run.eval_batch_size)
     found = evaluate(model, data, task.config.train)
-    metrics: dict[str, Any] = {name: found[name] for name in ("accuracy", "balanced_accuracy", "f1_macro", "loss")}
+    # AUROC is None where all images are of one class, and a message holds numbers
+    metrics: dict[str, Any] = {name: found[name] for name in VALIDATION_METRICS if found[name] is not None}
     return pack_reply(message, None, {EXAMPLES: found["examples"], **metrics}, _report(node))
 
 

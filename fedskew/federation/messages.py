@@ -26,6 +26,7 @@ from fedskew.learning.freezing import frozen_prefixes
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
 MOMENTS = "moments"  # the one kind of extras there is: of the optimiser, both ways
+VALIDATION_METRICS = ("accuracy", "auroc_macro", "balanced_accuracy", "f1_macro", "loss")  # a node's answer
 CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
 
 

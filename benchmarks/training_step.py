@@ -1,0 +1,65 @@
+"""Local training against the same model's bare forward and backward pass on a resident batch.  Target: at least 0.95.
+
+    python benchmarks/training_step.py
+
+Local training is all that a node does in a round: batches from the image cache with full augmentation, the loss of the
+recipe, clipping, AdamW. The bare pass has none of it. Both use bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import torch
+from timing import finish, interleaved, median_ratio
+
+from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
+from fedskew.data.prepare import open_data
+from fedskew.federation.client import count_classes, training_batches
+from fedskew.model.families import dense_architecture
+from fedskew.model.swin import build
+from fedskew.training import autocast, train
+
+TARGET = 0.95
+CASES = (("swin_small64_patch4_window4_64", 32, 256), ("swin_small64_patch4_window4_64", 64, 256),
+         ("swin_tiny_patch4_window7_224", 8, 24))  # fmt: skip
+
+
+def measure(name: str, batch: int, images: int, repeats: int = 7) -> dict[str, Any]:
+    """An epoch of local training, and as many bare passes, taking turns."""
+    torch.manual_seed(0)
+    arch = dense_architecture(ModelConfig(name=name))
+    config = TrainConfig(batch_size=batch, precision="bfloat16", device="cpu", logit_adjustment=1.0)
+    data = open_data(DataConfig(source="generated", generated_images=400), arch.image_size)
+    source = training_batches(data, data.usable[:images], arch, config, 0)
+    counts = count_classes(data, data.usable[:images], arch)
+    model, resident = build(arch).train(), next(iter(source))
+
+    def local() -> None:
+        train(model, source, config, round_number=1, rounds=1, seed=0, counts=counts)
+
+    def bare() -> None:
+        for _ in range(len(source)):
+            with autocast(config, resident.images.device):
+                logits = model(resident.images, resident.metadata)
+            torch.nn.functional.cross_entropy(logits.float(), resident.labels).backward()
+            model.zero_grad(set_to_none=True)
+
+    seconds = interleaved({"local": local, "bare": bare}, repeats)
+    return {
+        "model": name,
+        "batch": batch,
+        "images/s local": images / sorted(seconds["local"])[repeats // 2],
+        "images/s bare": images / sorted(seconds["bare"])[repeats // 2],
+        "ratio": median_ratio(seconds["bare"], seconds["local"]),
+        "target": TARGET,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["FEDSKEW_HOME"] = home
+        finish("training_step", [measure(*case) for case in CASES])
