@@ -181,6 +181,7 @@ class PruneConfig(Section):
     max_stage: int = option(3, "last stage that unlocks, counted from 0", low=0, high=15)
     calibrate: bool = option(True, "score earlier stages again, not only the newest one")
     freeze: bool = option(False, "a stage that the steps have passed is neither trained nor uploaded any more")
+    thaw: bool = option(False, "train and prune frozen stages again once the last stage's fine-tuning is over")
     max_share: float = option(1.0, "at most this share of a sublayer's units goes in one step", low=0.0, high=1.0)
     min_heads: int = option(1, "heads that every attention keeps; 0 allows removing it", low=0)
     min_width: int = option(0, "hidden channels that every MLP keeps; 0 allows removing it", low=0)
@@ -194,6 +195,13 @@ class PruneConfig(Section):
         high=1.0,
     )
     batch_size: int = option(128, "open images in the scoring batch (paper: one batch)", low=1, high=65_536)
+    views: int = option(1, "turned and mirrored views of each scoring image that are scored with it: 1, 2, 4 or 8",
+                        low=1, high=8)  # fmt: skip
+    order: str = option(
+        "step",
+        "`step`: score all, then cut; `block`: score each sublayer after the cut before it (Algorithm 1)",
+        choices=("step", "block"),
+    )
 
     _name = "prune"
 
@@ -201,6 +209,8 @@ class PruneConfig(Section):
         super().__post_init__()
         if self.mlp_group not in ("ratio", "width") and not (self.mlp_group.isdecimal() and int(self.mlp_group) > 0):
             raise ConfigError(f"prune.mlp-group is {self.mlp_group!r}, expected ratio, width or a positive number")
+        if self.views not in (1, 2, 4, 8):
+            raise ConfigError(f"prune.views is {self.views}, expected 1, 2, 4 or 8")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,9 +20,12 @@ from fedskew.federation.client import augmentation, local_seed
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
+from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.step import StepResult, prune_step
 from fedskew.pruning.units import group_size
 from fedskew.training import cpu_threads, evaluate, pick_device, train
+
+log = logging.getLogger("flwr.fedskew.server")
 
 
 class ServerModel:
@@ -41,6 +45,7 @@ class ServerModel:
         self._scoring = order[: config.prune.batch_size]
         self._guarding = order[config.prune.batch_size :]
         self._device = pick_device(config.train.device)
+        self._warned: set[str] = set()
         self._check_pruning()
 
     def _check_pruning(self) -> None:
@@ -87,15 +92,19 @@ class ServerModel:
         """One pruning step after round `number` (0: after the warm start)."""
         with cpu_threads(self.config.run.threads):
             batch = next(iter(batches(self._data, self._scoring, arch, batch_size=len(self._scoring))))
-            return prune_step(
+            step = prune_step(
                 self._model(state, arch),
                 batch.images.to(self._device),
-                batch.metadata.to(self._device),
                 self.config.prune,
                 stages=stages,
                 seed=local_seed(self.config.run.seed, number, "pruning"),
                 judge=self._judge,
             )
+        for line in few_value_warnings(step.scored, self.config.prune.reading):
+            if line not in self._warned:  # once a run, not in every round
+                self._warned.add(line)
+                log.warning(line)
+        return step
 
     def evaluate(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
         """Metrics of a model on the test set."""
