@@ -92,9 +92,14 @@ def view(images: Tensor, number: int) -> Tensor:
     return images.transpose(-1, -2) if number & 4 else images
 
 
+def images_at_once(images: Tensor) -> int:
+    """How many images [..., S, S] go through the model together: memory does not grow with their number."""
+    return max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
+
+
 def scoring_chunks(images: Tensor, views: int) -> Iterator[tuple[int, Tensor]]:
     """(half, images [≤ n, 3, S, S]) for every view of images [B, 3, S, S]; all views of an image are in one half."""
-    size = max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
+    size = images_at_once(images)
     for half in range(2):
         for number in range(views):
             for chunk in images[half::2].split(size):
