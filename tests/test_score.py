@@ -7,12 +7,18 @@ import pytest
 import torch
 from builders import architecture, inputs, lively_model, tiny_config
 from scipy import stats
+from typer.testing import CliRunner
 
 import fedskew.pruning.score as score_module
+from fedskew.cli.main import app
+from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.federation.server_model import ServerModel
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
 from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.runs.modelfile import load_model
+from fedskew.runs.record import sign_rows
 
 STAGES = (0, 1, 2, 3)
 
@@ -181,3 +187,70 @@ def test_a_pool_of_few_values_asks_for_more_images(dense):
     _, model, images, _ = dense
     (line,) = few_value_warnings(score_units(model, images, settings(reading="pool"), STAGES, seed=0), "pool")
     assert all(word in line for word in ("stage 3", "8 values", "prune.batch-size"))
+
+
+def test_the_agreement_is_recorded_of_every_pruning_round_ready_for_json(finished_run):
+    before, *pruned = finished_run.records()
+    assert before["sign_agreement"] == [], "nothing was pruned before round 1"
+    for record in pruned:
+        scored = {}
+        for row in record["blocks"]:
+            for kind in (ATTENTION, MLP):
+                if f"{kind}_scores" in row:
+                    place = (row["stage"], kind)
+                    scored[place] = scored.get(place, 0) + len(row[f"{kind}_scores"])
+        rows = {(row["stage"], row["kind"]): row for row in record["sign_agreement"]}
+        assert {place: row["units"] for place, row in rows.items()} == scored
+        assert all(0 <= row["chance"] <= 1 and 0 <= row["share"] <= 1 for row in rows.values())
+    assert len(pruned[-1]["sign_agreement"]) == 4
+
+
+def test_a_row_of_the_record_has_the_figures_of_its_table():
+    rows = sign_rows({(2, MLP): SignTable(20, 5, 10, 15), (3, ATTENTION): SignTable(8)})
+    assert rows == [
+        {"stage": 2, "kind": MLP, "units": 50, "share": 0.7, "chance": 0.5, "kappa": 0.4},
+        {"stage": 3, "kind": ATTENTION, "units": 8, "share": 1.0, "chance": 1.0, "kappa": None},
+    ]
+
+
+def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
+    config = tiny_config(prune={"reading": "first"}, model={"name": "swin_mini_patch4_window4_64", "image_size": 24})
+    data = open_data(config.data, 24)
+    server = ServerModel(config, data, split_server(data, config.data))
+    state, arch = server.initial()
+    assert [arch.window(stage) for stage in range(3)] == [4, 3, 2]
+    for number in (1, 2):
+        server.prune(state, arch, (0, 1, 2), number)
+    told = [entry.getMessage() for entry in caplog.records if "takes each skewness" in entry.getMessage()]
+    assert [line.partition(":")[0] for line in told] == ["stage 1", "stage 2"], "9 and 4 values; once, not in each step"
+
+
+def call_plan(run, place, *settings_):
+    words = [word for setting in settings_ for word in ("--set", setting)]
+    result = CliRunner().invoke(app, ["plan", str(run.path), "--data", str(place), *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_plan_shows_how_far_the_signs_agree(finished_run, generated):
+    shown = call_plan(finished_run, generated, "prune.reading=pool")
+    assert "Signs by 8 images against 8 others, views of each: 1" in shown
+    assert all(word in shown for word in ("same sign", "by chance", "κ"))
+    assert "warning" not in shown
+    model = load_model(finished_run.path / "model.safetensors")
+    data = open_data(tiny_config().data, 32)
+    order = np.random.default_rng(0).permutation(split_server(data, tiny_config().data).open)[:16]
+    images = next(iter(batches(data, order, model.architecture, batch_size=16))).images
+    tables = sign_tables(score_units(model, images, settings(reading="pool"), (0, 1), seed=0))
+    for (stage, kind), table in tables.items():
+        cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if kind in line]
+        assert any(row[1:4] == [str(stage), kind, str(table.units)] and row[4] == f"{table.share:.1%}" for row in cells)
+
+
+def test_plan_warns_of_few_values_and_says_why_there_is_no_agreement(finished_run, generated):
+    assert "warning" not in call_plan(finished_run, generated, "prune.reading=mean"), "16 values in windows of 4"
+    few = call_plan(finished_run, generated, "prune.reading=pool", "prune.batch-size=1")
+    assert "signs: not compared" in few
+    weights = call_plan(finished_run, generated, "prune.method=l1-norm", "prune.rule=share")
+    assert "signs: not compared" in weights
+    assert "Signs by" in call_plan(finished_run, generated, "prune.order=block", "prune.views=2")

@@ -38,7 +38,7 @@ def option_table() -> str:
             continue
         for spec in fields(kind):
             doc, choices, low, high = (spec.metadata[key] for key in ("doc", "choices", "low", "high"))
-            bounds = " | ".join(choices) if choices else _bounds(low, high)
+            bounds = " | ".join(map(str, choices)) if choices else _bounds(low, high)
             default = ", ".join(spec.default) if isinstance(spec.default, tuple) else str(spec.default)
             table.add_row(f"{section.name}.{spec.name.replace('_', '-')}", default, bounds, doc)
     return _render(table, 150)

@@ -19,7 +19,7 @@ def option(
     default: Any,
     doc: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | int, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -31,7 +31,7 @@ def check_value(value: Any, spec: Field[Any], key: str) -> None:
     """Raise `ConfigError` if a value lies outside the choices or bounds of its field."""
     choices, low, high = (spec.metadata.get(name) for name in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(map(str, choices))}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if low is not None and not value >= low:  # `not >=` also refuses NaN
             raise ConfigError(f"{key} is {value}, expected at least {low}")
@@ -156,8 +156,8 @@ class PruneConfig(Section):
         0.3, "share of a sublayer's units that the rule `share` removes in one step", low=0.0, high=1.0
     )
     reading: str = option(
-        "mean",
-        "how batch and windows collapse to window positions (Eq. 1)",
+        "pool",
+        "how batch and windows collapse (Eq. 1): all norms, means at positions, mean skewness of windows, one window",
         choices=("mean", "pool", "first", "per-window"),
     )
     mlp_activation: str = option(
@@ -194,9 +194,10 @@ class PruneConfig(Section):
         low=-1.0,
         high=1.0,
     )
-    batch_size: int = option(128, "open images in the scoring batch (paper: one batch)", low=1, high=65_536)
-    views: int = option(1, "turned and mirrored views of each scoring image that are scored with it: 1, 2, 4 or 8",
-                        low=1, high=8)  # fmt: skip
+    batch_size: int = option(256, "open images to score by (paper: one batch)", low=1, high=65_536)
+    views: int = option(
+        1, "turned and mirrored views of each scoring image that are scored together with it", choices=(1, 2, 4, 8)
+    )
     order: str = option(
         "step",
         "`step`: score all, then cut; `block`: score each sublayer after the cut before it (Algorithm 1)",
@@ -209,8 +210,6 @@ class PruneConfig(Section):
         super().__post_init__()
         if self.mlp_group not in ("ratio", "width") and not (self.mlp_group.isdecimal() and int(self.mlp_group) > 0):
             raise ConfigError(f"prune.mlp-group is {self.mlp_group!r}, expected ratio, width or a positive number")
-        if self.views not in (1, 2, 4, 8):
-            raise ConfigError(f"prune.views is {self.views}, expected 1, 2, 4 or 8")
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,13 @@ def sign_tables(scored: Mapping[SublayerKey, SublayerScores]) -> dict[tuple[int,
 def few_value_warnings(scored: Mapping[SublayerKey, SublayerScores], reading: str) -> list[str]:
     """One line a stage whose skewness is taken over fewer than 16 values."""
     remedy = "raise prune.batch-size" if reading == "pool" else "set prune.reading=pool, or a larger model.image-size"
+    doubt = "each is coarse, whatever their mean" if reading == "per-window" else "its sign is mostly chance"
     least: dict[int, int] = {}
     for key, found in scored.items():
         if found.values is not None and found.values < FEW_VALUES:
             least[key.stage] = min(found.values, least.get(key.stage, found.values))
     return [
         f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than {FEW_VALUES}: "
-        f"its sign is mostly chance; {remedy}"
+        f"{doubt}; {remedy}"
         for stage, values in sorted(least.items())
     ]
