@@ -15,7 +15,7 @@ from fedskew.config.schema import ModelConfig, PruneConfig
 from fedskew.model.families import dense_architecture
 from fedskew.model.swin import build
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import make_plan
+from fedskew.pruning.step import propose
 
 TARGET = 1.3
 CASES = (("swin_small64_patch4_window4_64", 128), ("swin_tiny_patch4_window7_224", 8))
@@ -36,7 +36,7 @@ def measure(name: str, batch: int, reading: str, repeats: int = 9) -> dict[str, 
             model(images, metadata)
 
     def step() -> None:
-        plan = make_plan(model, images, metadata, config, stages, 0)
+        plan = propose(model, images, config, stages, 0).plan
         slice_model(model.state_dict(), arch, plan, config.mlp_group)
 
     seconds = interleaved({"forward": forward, "step": step}, repeats)

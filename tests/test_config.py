@@ -34,6 +34,9 @@ def test_the_paper_preset_states_what_the_paper_states():
     assert (config.federation.rounds, config.train.local_epochs, config.data.test) == (100, 3, 0.2)
     assert (config.model.image_weight, config.model.sex_weight) == (0.85, 0.05)
     assert (config.prune.method, config.prune.rule, config.prune.max_stage) == ("skewness", "sign", 3)
+    assert (config.prune.order, config.prune.freeze, config.prune.calibrate) == ("block", True, True), "Algorithm 1"
+    assert (config.prune.last_round, config.prune.interval, config.prune.steps_per_stage) == (0, 1, 1)
+    assert (config.prune.min_heads, config.prune.removed, config.prune.views) == (0, "norm", 1)
 
 
 @pytest.mark.parametrize("preset", ["dmo", "ham1000-small", "no such thing at all"])
@@ -106,6 +109,8 @@ def test_a_wrong_type_is_named_and_nothing_is_converted_with_loss(text):
         "prune.batch-size=0",
         "prune.method=skew",
         "prune.reading=median",
+        "prune.views=3",
+        "prune.order=layer",
         "run.seed=-1",
         "run.seed=4294967296",
         "run.best-metric=loss",

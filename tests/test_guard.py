@@ -83,7 +83,7 @@ def test_an_empty_plan_asks_nobody():
 
 def test_a_step_judges_real_models_and_records_what_came_back():
     arch = architecture()
-    model, (images, metadata) = lively_model(arch), inputs(arch)
+    model, (images, _) = lively_model(arch), inputs(arch)
     seen = []
 
     def judge(candidate):
@@ -92,9 +92,9 @@ def test_a_step_judges_real_models_and_records_what_came_back():
         return heads / sum(len(arch.block(i, j).heads) for i, j in arch.positions())
 
     prune = replace(tiny_config().prune, guard=0.1)
-    free = prune_step(model, images, metadata, replace(prune, guard=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
+    free = prune_step(model, images, replace(prune, guard=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert not seen, "without a guard nobody is asked"
-    step = prune_step(model, images, metadata, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
+    step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert seen[0] == arch, "the model before"
     assert step.given_back > 0
     assert step.given_back == free.plan.units - step.plan.units
@@ -103,14 +103,14 @@ def test_a_step_judges_real_models_and_records_what_came_back():
 
 def test_what_the_guard_gives_back_leaves_widths_aligned():
     arch = architecture()
-    model, (images, metadata) = lively_model(arch), inputs(arch)
+    model, (images, _) = lively_model(arch), inputs(arch)
     whole = sum(arch.block(i, j).hidden for i, j in arch.positions())
 
     def judge(candidate):
         return sum(candidate.architecture.block(i, j).hidden for i, j in arch.positions()) / whole
 
     prune = replace(tiny_config().prune, guard=0.2, align=8)
-    step = prune_step(model, images, metadata, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
+    step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert step.given_back > 0
     assert step.plan.units > 0
     widths = [step.architecture.block(i, j).hidden for i, j in arch.positions()]

@@ -16,10 +16,10 @@ KEY = SublayerKey(0, 0, ATTENTION)
 SHIFTED = (0, 1)
 
 
-def observe_all(model, images, metadata, **options):
+def observe_all(model, images, **options):
     found = {}
     options.setdefault("stages", range(len(model.architecture.stages)))
-    observe(model, images, metadata, lambda seen: found.update({seen.key: seen}), **options)
+    observe(model, images, lambda seen: found.update({seen.key: seen}), **options)
     return found
 
 
@@ -77,7 +77,7 @@ def test_head_norms_are_those_of_the_attention_output_before_the_projection(imag
     arch = architecture(image_size=image_size, stages=2)
     model, (images, metadata) = lively_model(arch), inputs(arch)
     stage, index = block
-    seen = observe_all(model, images, metadata)[SublayerKey(stage, index, ATTENTION)]
+    seen = observe_all(model, images)[SublayerKey(stage, index, ATTENTION)]
     with torch.no_grad():
         expected = attention_by_hand(model, stage, index, block_input(model, stage, index, images, metadata))
     side, window = arch.resolution(stage), arch.window(stage)
@@ -96,10 +96,10 @@ def test_head_norms_are_those_of_the_attention_output_before_the_projection(imag
 @pytest.mark.parametrize(("group", "size"), [("ratio", 4), ("width", 8), ("2", 2), ("32", 32)])
 def test_mlp_norms_are_those_of_the_groups_in_unshifted_windows(image_size, activation, group, size):
     arch = architecture(image_size=image_size, stages=1)
-    model, (images, metadata) = lively_model(arch), inputs(arch)
+    model, (images, _) = lively_model(arch), inputs(arch)
     captured = []
     handle = model.block(*SHIFTED).mlp.fc1.register_forward_hook(lambda *args: captured.append(args[2]))
-    found = observe_all(model, images, metadata, mlp_activation=activation, mlp_group=group)
+    found = observe_all(model, images, mlp_activation=activation, mlp_group=group)
     handle.remove()
     seen, hidden = found[SublayerKey(*SHIFTED, MLP)], captured[0]
     hidden = functional.gelu(hidden) if activation == "after-gelu" else hidden  # [B, side, side, C]
@@ -116,8 +116,8 @@ def test_mlp_norms_are_those_of_the_groups_in_unshifted_windows(image_size, acti
 
 
 def test_an_observation_has_the_weights_that_go_with_each_unit(dense):
-    arch, model, images, metadata = dense
-    found = observe_all(model, images, metadata)
+    arch, model, images, _ = dense
+    found = observe_all(model, images)
     assert len(found) == 2 * sum(len(stage.blocks) for stage in arch.stages)
     for key, seen in found.items():
         module = model.block(key.stage, key.block)
@@ -126,7 +126,7 @@ def test_an_observation_has_the_weights_that_go_with_each_unit(dense):
         whole = sum(parameter.numel() for parameter in sublayer.parameters()) - biases
         assert all(weight.shape[0] == seen.units for weight in seen.weights)
         assert sum(weight.numel() for weight in seen.weights) == whole, "every parameter but the output bias"
-    l1 = make_criterion("l1-norm", reading="mean", seed=0)(found[KEY])
+    l1 = make_criterion("l1-norm", reading="mean", seed=0)(found[KEY]).scores()
     qkv = model.block(0, 0).attn.qkv
     attention = model.block(0, 0).attn
     by_hand = (
@@ -139,9 +139,9 @@ def test_an_observation_has_the_weights_that_go_with_each_unit(dense):
 
 
 def test_only_the_stages_asked_for_are_observed_each_once(dense):
-    _, model, images, metadata = dense
+    _, model, images, _ = dense
     keys = []
-    observe(model, images, metadata, lambda seen: keys.append(seen.key), stages=(1, 3))
+    observe(model, images, lambda seen: keys.append(seen.key), stages=(1, 3))
     assert len(keys) == len(set(keys)) == 8
     assert {key.stage for key in keys} == {1, 3}
 
@@ -174,7 +174,7 @@ def test_observing_is_one_forward_pass_that_leaves_no_trace(dense):
     passes = []
     handle = model.encoder.patch_embed.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     before, states = fingerprint(model), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
-    observe_all(model, images, metadata)
+    observe_all(model, images)
     assert passes == [False], "one pass, without gradients"
     assert_untouched(before, fingerprint(model))
     handle.remove()
@@ -185,7 +185,7 @@ def test_observing_is_one_forward_pass_that_leaves_no_trace(dense):
 
 @pytest.mark.parametrize("group", ["ratio", "3"], ids=["observer-fails", "group-does-not-divide"])
 def test_a_failed_observation_leaves_no_trace_either(dense, group):
-    arch, _, images, metadata = dense
+    arch, _, images, _ = dense
     model = lively_model(arch).train()
     before = fingerprint(model)
 
@@ -193,23 +193,23 @@ def test_a_failed_observation_leaves_no_trace_either(dense, group):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        observe(model, images, metadata, fail, stages=(0, 1), mlp_group=group)
+        observe(model, images, fail, stages=(0, 1), mlp_group=group)
     assert_untouched(before, fingerprint(model))
 
 
 def test_random_scores_depend_on_seed_and_sublayer_alone(dense):
-    _, model, images, metadata = dense
-    found = observe_all(model, images, metadata)
+    _, model, images, _ = dense
+    found = observe_all(model, images)
     first, again, other = (make_criterion("random", reading="mean", seed=seed) for seed in (1, 1, 2))
-    scores = {key: first(seen) for key, seen in found.items()}
-    assert all(torch.equal(scores[key], again(seen)) for key, seen in found.items())
-    assert not torch.equal(scores[KEY], other(found[KEY]))
+    scores = {key: first(seen).scores() for key, seen in found.items()}
+    assert all(torch.equal(scores[key], again(seen).scores()) for key, seen in found.items())
+    assert not torch.equal(scores[KEY], other(found[KEY]).scores())
     twin = SublayerKey(0, 1, ATTENTION)
     assert not torch.equal(scores[KEY], scores[twin])
 
 
 def test_the_reversed_criterion_is_minus_the_skewness(dense):
-    _, model, images, metadata = dense
-    seen = observe_all(model, images, metadata)[KEY]
-    pair = [make_criterion(name, reading="pool", seed=0)(seen) for name in ("skewness", "skewness-reversed")]
+    _, model, images, _ = dense
+    seen = observe_all(model, images)[KEY]
+    pair = [make_criterion(name, reading="pool", seed=0)(seen).scores() for name in ("skewness", "skewness-reversed")]
     assert torch.equal(pair[0], -pair[1])

@@ -17,7 +17,7 @@ from fedskew.model.swin import build
 from fedskew.pruning.criteria import READINGS
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import make_plan, prune_step
+from fedskew.pruning.step import propose, prune_step
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
 
 TOLERANCE = 1e-5
@@ -76,7 +76,7 @@ def test_pruned_equals_masked_for_every_reading(reading, activation, group, remo
     settings_ = replace(
         tiny_config().prune, reading=reading, mlp_activation=activation, mlp_group=group, removed=removed, min_heads=0
     )
-    plan = make_plan(model, images, metadata, settings_, ALL_STAGES, seed=0)
+    plan = propose(model, images, settings_, ALL_STAGES, seed=0).plan
     assert 0 < plan.units < sum(len(scores) for scores in plan.scores.values()), "the plan must remove something"
     pruned, _ = check_plan(model, plan, group, images, metadata)
     assert kept_parameters(pruned.architecture) < kept_parameters(arch)
@@ -126,7 +126,7 @@ def test_calibration_composes(removed):
         prune = replace(
             tiny_config().prune, rule="share", share=0.4, min_heads=0, method="skewness" if step % 2 else "l1-norm"
         )
-        plan = make_plan(current, images, metadata, prune, ALL_STAGES[: step + 1], seed=step)
+        plan = propose(current, images, prune, ALL_STAGES[: step + 1], seed=step).plan
         current, _ = check_plan(current, plan, "ratio", images, metadata, reference)
     wholly = remove_all(current.architecture, lambda key, count: range(count) if key.stage == 1 else ())
     current, _ = check_plan(current, wholly, "ratio", images, metadata, reference)
@@ -164,7 +164,7 @@ def test_swin_t_at_224_pixels():
     arch = dense_architecture(ModelConfig())
     model, (images, metadata) = lively_model(arch), inputs(arch, count=1)
     prune = tiny_config(prune={"min_heads": 0}).prune
-    plan = make_plan(model, images, metadata, prune, ALL_STAGES, seed=0)
+    plan = propose(model, images, prune, ALL_STAGES, seed=0).plan
     emptied = {
         key: tuple(range(len(plan.scores[key]))) for key in plan.remove if key.block == 1 and key.stage in (0, 3)
     }
@@ -191,10 +191,10 @@ def test_slicing_copies_what_is_kept_and_changes_nothing_else(dense):
 
 
 def test_a_step_leaves_the_model_as_it_was_and_returns_a_model_that_loads(dense):
-    arch, model, images, metadata = dense
+    arch, model, images, _ = dense
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     step = prune_step(
-        model, images, metadata, tiny_config().prune, stages=ALL_STAGES, seed=0, judge=lambda _: pytest.fail("no guard")
+        model, images, tiny_config().prune, stages=ALL_STAGES, seed=0, judge=lambda _: pytest.fail("no guard")
     )
     assert step.plan.units > 0
     assert step.architecture != arch
@@ -204,10 +204,10 @@ def test_a_step_leaves_the_model_as_it_was_and_returns_a_model_that_loads(dense)
 
 
 def test_sublayers_that_the_configuration_leaves_alone_stay(dense):
-    arch, model, images, metadata = dense
+    arch, model, images, _ = dense
     for alone, key in (("heads", "heads"), ("mlp", "hidden")):
         prune = replace(tiny_config().prune, **{alone: False})
-        step = prune_step(model, images, metadata, prune, stages=ALL_STAGES, seed=0, judge=None)
+        step = prune_step(model, images, prune, stages=ALL_STAGES, seed=0, judge=None)
         pairs = [(arch.block(*place), step.architecture.block(*place)) for place in arch.positions()]
         assert all(getattr(old, key) == getattr(new, key) for old, new in pairs)
         assert any(old != new for old, new in pairs)
@@ -215,10 +215,10 @@ def test_sublayers_that_the_configuration_leaves_alone_stay(dense):
 
 @pytest.mark.parametrize("method", ["skewness", "skewness-reversed", "random", "l1-norm"])
 def test_every_criterion_removes_as_many_units_as_the_sign_rule_of_skewness_would(dense, method):
-    _arch, model, images, metadata = dense
-    plain = make_plan(model, images, metadata, tiny_config().prune, ALL_STAGES, seed=0)
+    _, model, images, _ = dense
+    plain = propose(model, images, tiny_config().prune, ALL_STAGES, seed=0).plan
     prune = replace(tiny_config().prune, method=method, rule="match")
-    plan = make_plan(model, images, metadata, prune, ALL_STAGES, seed=0)
+    plan = propose(model, images, prune, ALL_STAGES, seed=0).plan
     assert {key: len(units) for key, units in plan.remove.items()} == {
         key: len(units) for key, units in plain.remove.items()
     }

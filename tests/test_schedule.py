@@ -77,6 +77,32 @@ def test_plain_fedavg_never_prunes_nor_freezes(first):
     assert frozen_stages(config, 20, STAGES) == ()
 
 
+def test_thawed_stages_train_and_are_calibrated_after_the_last_stages_fine_tuning():
+    """Algorithm 1, then what section 3 says of the rounds that follow: prune what redundancy remains."""
+    config = PruneConfig(first_round=0, freeze=True, thaw=True)
+    assert timeline(config, 7, first=0) == [(0,), (1,), (2,), (3,), (), (0, 1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)]
+    frozen = [frozen_stages(config, number, STAGES) for number in range(7)]
+    assert frozen == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (), (), ()], "round 4 fine-tunes behind the last stage"
+
+
+def test_fine_tuning_before_the_thaw_lasts_an_interval():
+    config = PruneConfig(freeze=True, thaw=True, interval=3, first_round=2, max_stage=1)
+    assert [number for number in range(20) if is_pruning_round(config, number)] == [2, 5, 8, 11, 14, 17]
+    assert [frozen_stages(config, number, STAGES) for number in range(10)] == [
+        *[()] * 2, *[(0,)] * 3, *[(0, 1)] * 3, *[()] * 2,
+    ]  # fmt: skip
+    assert stages_to_prune(config, 8, STAGES) == (), "still frozen"
+    assert stages_to_prune(config, 11, STAGES) == (0, 1)
+
+
+@pytest.mark.parametrize(("last", "thawed"), [(2, 3), (4, 5), (9, 5)])
+def test_a_last_round_thaws_too(last, thawed):
+    config = PruneConfig(freeze=True, thaw=True, last_round=last)
+    frozen = [frozen_stages(config, number, STAGES) for number in range(12)]
+    assert frozen[thawed - 1] != ()
+    assert all(found == () for found in frozen[thawed:])
+
+
 configs = st.builds(
     PruneConfig,
     first_round=st.integers(0, 6),
@@ -86,6 +112,7 @@ configs = st.builds(
     max_stage=st.integers(0, 5),
     calibrate=st.booleans(),
     freeze=st.booleans(),
+    thaw=st.booleans(),
 )
 
 

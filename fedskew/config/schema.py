@@ -19,7 +19,7 @@ def option(
     default: Any,
     doc: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | int, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -31,7 +31,7 @@ def check_value(value: Any, spec: Field[Any], key: str) -> None:
     """Raise `ConfigError` if a value lies outside the choices or bounds of its field."""
     choices, low, high = (spec.metadata.get(name) for name in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(map(str, choices))}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if low is not None and not value >= low:  # `not >=` also refuses NaN
             raise ConfigError(f"{key} is {value}, expected at least {low}")
@@ -206,8 +206,8 @@ class PruneConfig(Section):
         0.3, "share of a sublayer's units that the rule `share` removes in one step", low=0.0, high=1.0
     )
     reading: str = option(
-        "mean",
-        "how batch and windows collapse to window positions (Eq. 1)",
+        "pool",
+        "how batch and windows collapse (Eq. 1): all norms, means at positions, mean skewness of windows, one window",
         choices=("mean", "pool", "first", "per-window"),
     )
     mlp_activation: str = option(
@@ -228,6 +228,7 @@ class PruneConfig(Section):
     max_stage: int = option(3, "last stage that unlocks, counted from 0", low=0, high=15)
     calibrate: bool = option(True, "score earlier stages again, not only the newest one")
     freeze: bool = option(False, "a stage that the steps have passed is neither trained nor uploaded any more")
+    thaw: bool = option(False, "train and prune frozen stages again once the last stage's fine-tuning is over")
     max_share: float = option(1.0, "at most this share of a sublayer's units goes in one step", low=0.0, high=1.0)
     min_heads: int = option(1, "heads that every attention keeps; 0 allows removing it", low=0)
     min_width: int = option(0, "hidden channels that every MLP keeps; 0 allows removing it", low=0)
@@ -240,7 +241,15 @@ class PruneConfig(Section):
         low=-1.0,
         high=1.0,
     )
-    batch_size: int = option(128, "open images in the scoring batch (paper: one batch)", low=1, high=65_536)
+    batch_size: int = option(256, "open images to score by (paper: one batch)", low=1, high=65_536)
+    views: int = option(
+        1, "turned and mirrored views of each scoring image that are scored together with it", choices=(1, 2, 4, 8)
+    )
+    order: str = option(
+        "step",
+        "`step`: score all, then cut; `block`: score each sublayer after the cut before it (Algorithm 1)",
+        choices=("step", "block"),
+    )
 
     _name = "prune"
 

@@ -20,6 +20,7 @@ from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
+from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.step import StepResult, prune_step
 from fedskew.pruning.units import group_size
 from fedskew.runs.evaluation import predict_images
@@ -64,6 +65,7 @@ class ServerModel:
         self.training, self.held_back = divide_open(data, split, config.data)
         self.scoring = scoring_images(self.training, config.prune.batch_size, config.run.seed)
         self._device = pick_device(config.train.device)
+        self._warned: set[str] = set()
         self._check_judging()
         self._check_pruning()
 
@@ -137,15 +139,19 @@ class ServerModel:
         """One pruning step after round `number` (0: after the warm start)."""
         with cpu_threads(self.config.run.threads):
             batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
-            return prune_step(
+            step = prune_step(
                 self._model(state, arch),
                 batch.images.to(self._device),
-                batch.metadata.to(self._device),
                 self.config.prune,
                 stages=stages,
                 seed=local_seed(self.config.run.seed, number, "pruning"),
                 judge=self._judge,
             )
+        for line in few_value_warnings(step.scored, self.config.prune.reading):
+            if line not in self._warned:  # once a run, not in every round
+                self._warned.add(line)
+                log.warning(line)
+        return step
 
     def evaluate(self, state: Mapping[str, Tensor], arch: Architecture, number: int = -1) -> Evaluation:
         """A model on the test set and on the open images held back; `number` is its round."""

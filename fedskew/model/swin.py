@@ -61,15 +61,19 @@ class PrunedBlock(SwinTransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, H, W, C] to tokens [B, H, W, C]."""
+        return self.second_half(self.first_half(x))
+
+    def first_half(self, x: Tensor) -> Tensor:
+        """Tokens plus their attention, or what is left of it."""
         if self.has_attention:
-            x = x + self.drop_path1(self._attn(self.norm1(x)))
-        elif self.removed == "norm":
-            x = x + self.drop_path1(self.norm1(x))
+            return x + self.drop_path1(self._attn(self.norm1(x)))
+        return x + self.drop_path1(self.norm1(x)) if self.removed == "norm" else x
+
+    def second_half(self, x: Tensor) -> Tensor:
+        """Tokens plus their MLP, or what is left of it."""
         if self.has_mlp:
-            x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        elif self.removed == "norm":
-            x = x + self.drop_path2(self.norm2(x))
-        return x
+            return x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x + self.drop_path2(self.norm2(x)) if self.removed == "norm" else x
 
 
 @lru_cache
@@ -148,6 +152,14 @@ def build(
     if state is not None:
         model.load_state_dict(state, strict=True)
     return model
+
+
+def build_block(arch: Architecture, stage: int, block: int, state: dict[str, Tensor]) -> PrunedBlock:
+    """One block of an architecture with its tensors (named without the block's prefix), for evaluation."""
+    with _WithoutInitialisation():
+        module = PrunedBlock(arch, stage, block, 0.0)
+    module.load_state_dict(state, strict=True)
+    return module.eval()
 
 
 class _WithoutInitialisation(TorchFunctionMode):

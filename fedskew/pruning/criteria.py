@@ -1,50 +1,148 @@
-"""Criteria: callables that give one score a unit. Higher means "keep"; the sign rule removes scores <= 0.
+"""Criteria: what is kept of a look at a sublayer, and the one score a unit that it gives. Higher means "keep".
 
-A new criterion is one function of an `Observation` and an entry in `CRITERIA`.
+A new criterion is one function from an `Observation` to a `Summary` and an entry in `make_criterion`. Summaries of
+different images can be merged, so that the scoring images need not be in memory together, and so that the scores of
+two halves of them (are the signs more than noise?) come from the same forward pass as those of all.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from fedskew.pruning.observe import Observation
-
-Criterion = Callable[[Observation], Tensor]
+from fedskew.pruning.skewness import ROUNDING, Moments, moments, sample_skewness
 
 READINGS = ("mean", "pool", "first", "per-window")
 UNITS_AT_ONCE, IMAGES_AT_ONCE = 16, 4  # in double precision; more of them would leave the processor's cache
-ROUNDING = 2 * torch.finfo(torch.float32).eps  # relative deviation of constant norms: they come from float32 sums
 
 
-def sample_skewness(values: Tensor, valid: Tensor | None = None, *, rounding: float = 0.0) -> Tensor:
-    """Fisher-Pearson skewness g₁ = m₃ / m₂^{3/2} with population moments (paper Eq. 2 and 3), over dim -2.
+class Summary(Protocol):
+    """What a criterion keeps of one sublayer for some images.
 
-    The same as `scipy.stats.skew(bias=True)`. Where the values are constant (to rounding) or not finite, g₁ carries
-    no information and is NaN, as in scipy.
-
-    Args:
-        values: [..., samples, units].
-        valid: [..., samples, 1], False for samples to leave out.
-        rounding: relative deviation up to which values count as constant, if more than their dtype's own.
+    `values` is the size of the smallest sample that a skewness is taken over; None if the scores do not come from
+    activations, so that other images would give the same ones.
     """
-    weights = None if valid is None or bool(valid.all()) else valid.to(values.dtype)
-    count = values.new_tensor([values.shape[-2]]) if weights is None else weights.sum(-2)  # [..., 1]
-    mean = (values if weights is None else values * weights).sum(-2, keepdim=True) / count.unsqueeze(-1)
-    centred = values - mean if weights is None else (values - mean) * weights
-    squares = centred * centred
-    second = squares.sum(-2) / count
-    third = centred.mul_(squares).sum(-2) / count
-    constant = second <= (max(rounding, torch.finfo(values.dtype).eps) * mean.squeeze(-2)) ** 2
-    return torch.where(constant, torch.nan, third / second.clamp_min(torch.finfo(values.dtype).tiny) ** 1.5)
+
+    @property
+    def values(self) -> int | None:
+        """See above."""
+        ...
+
+    def merged(self, other: Self) -> Self:
+        """The summary of the images of both."""
+        ...
+
+    def scores(self) -> Tensor:
+        """One float32 score a unit [units]; NaN where there is nothing to judge by."""
+        ...
 
 
-def skewness(seen: Observation, *, reading: str = "mean") -> Tensor:
-    """Skewness of the activation norms of each unit [units]; NaN where the norms are constant.
+Criterion = Callable[[Observation], Summary]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Scores that further images do not change."""
+
+    given: Tensor  # [units]
+    values: int | None = None
+
+    def merged(self, other: Fixed) -> Fixed:
+        """The first of the two."""
+        return self
+
+    def scores(self) -> Tensor:
+        """As given."""
+        return self.given
+
+
+@dataclass(frozen=True)
+class PooledNorms:
+    """Moments of the norms of all images, windows and positions."""
+
+    moments: Moments  # of [units]
+
+    @property
+    def values(self) -> int:
+        """Norms a unit."""
+        return int(self.moments.count.item())
+
+    def merged(self, other: PooledNorms) -> PooledNorms:
+        """The moments of both."""
+        return PooledNorms(self.moments.merged(other.moments))
+
+    def scores(self) -> Tensor:
+        """Their skewness."""
+        return self.moments.skewness(rounding=ROUNDING).float()
+
+
+@dataclass(frozen=True)
+class PositionSums:
+    """Sums of the norms over images and windows at each window position: V of Eq. 1 has W² values."""
+
+    total: Tensor  # float64 [positions, units]
+    count: Tensor  # [positions, 1]; 0 where every window's padding covers a position: it does not exist
+
+    @property
+    def values(self) -> int:
+        """Window positions that exist."""
+        return int((self.count > 0).sum())
+
+    def merged(self, other: PositionSums) -> PositionSums:
+        """The sums of both."""
+        return PositionSums(self.total + other.total, self.count + other.count)
+
+    def scores(self) -> Tensor:
+        """The skewness of the means at the positions."""
+        return sample_skewness(self.total / self.count.clamp_min(1), self.count > 0, rounding=ROUNDING).float()
+
+
+@dataclass(frozen=True)
+class WindowSums:
+    """Sum of the windows' own skewness over those windows where it says something."""
+
+    total: Tensor  # float64 [units]
+    count: Tensor  # [units]
+    values: int  # positions of the smallest window
+
+    def merged(self, other: WindowSums) -> WindowSums:
+        """The sums of both."""
+        return WindowSums(self.total + other.total, self.count + other.count, min(self.values, other.values))
+
+    def scores(self) -> Tensor:
+        """The mean of the windows' skewness; NaN for a unit that no window judges."""
+        return (self.total / self.count).float()
+
+
+@dataclass(frozen=True)
+class Negative:
+    """The opposite of other scores."""
+
+    inner: Summary
+
+    @property
+    def values(self) -> int | None:
+        """Of the other summary."""
+        return self.inner.values
+
+    def merged(self, other: Negative) -> Negative:
+        """The opposite of the merged ones."""
+        return Negative(self.inner.merged(other.inner))
+
+    def scores(self) -> Tensor:
+        """Minus the scores."""
+        return -self.inner.scores()
+
+
+def skewness(seen: Observation, *, reading: str) -> Summary:
+    """Skewness of the activation norms of each unit; NaN where the norms are constant.
 
     Args:
         seen: norms [images, windows, window positions, units].
@@ -52,40 +150,41 @@ def skewness(seen: Observation, *, reading: str = "mean") -> Tensor:
             (all values), `first` (first window of the first image), `per-window` (mean of the windows' skewness).
     """
     norms, valid = seen.norms, seen.valid
-    measure = partial(sample_skewness, rounding=ROUNDING)
     if reading == "mean":
-        total = norms.mean(0).double() * valid[..., None]  # [windows, positions, units]
-        # a position that every window's padding covers does not exist
-        counts = valid.sum(0)[:, None]
-        return measure(total.sum(0) / counts.clamp_min(1), counts > 0).float()
+        total = norms.sum(0).double() * valid[..., None]  # [windows, positions, units]
+        return PositionSums(total.sum(0), valid.sum(0)[:, None] * len(norms))
     if reading == "pool":
         inside = valid.flatten()[:, None].repeat(norms.shape[0], 1)
-        units = norms.flatten(0, 2).split(UNITS_AT_ONCE, -1)
-        return torch.cat([measure(part.double(), inside).float() for part in units])
+        parts = [moments(part.double(), inside) for part in norms.flatten(0, 2).split(UNITS_AT_ONCE, -1)]
+        return PooledNorms(Moments(parts[0].count, *(
+            torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "second", "third")
+        )))  # fmt: skip
     if reading == "first":
-        return measure(norms[0, 0].double(), valid[0][:, None]).float()
+        first = sample_skewness(norms[0, 0].double(), valid[0][:, None], rounding=ROUNDING)
+        return Fixed(first.float(), int(valid[0].sum()))
     if reading == "per-window":
         images = norms.split(IMAGES_AT_ONCE)
-        each = torch.cat([measure(part.double(), valid[..., None]) for part in images])  # [B, nW, units]
-        return each.flatten(0, 1).nanmean(0).float()
+        each = torch.cat([sample_skewness(part.double(), valid[..., None], rounding=ROUNDING) for part in images])
+        each = each.flatten(0, 1)  # [images · windows, units]
+        return WindowSums(each.nansum(0), (~each.isnan()).sum(0), int(valid.sum(1).min()))
     raise ValueError(f"unknown reading {reading!r}, expected one of {', '.join(READINGS)}")
 
 
-def skewness_reversed(seen: Observation, *, reading: str = "mean") -> Tensor:
+def skewness_reversed(seen: Observation, *, reading: str) -> Summary:
     """Minus the skewness: the opposite of the paper's rule, for comparison."""
-    return -skewness(seen, reading=reading)
+    return Negative(skewness(seen, reading=reading))
 
 
-def random_scores(seen: Observation, *, seed: int) -> Tensor:
+def random_scores(seen: Observation, *, seed: int) -> Summary:
     """Uniform scores in (0, 1) that depend on the seed and the sublayer alone."""
     digest = hashlib.sha256(f"{seed}/{seen.key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(seen.units, generator=generator)
+    return Fixed(torch.rand(seen.units, generator=generator))
 
 
-def l1_norm(seen: Observation) -> Tensor:
-    """Sum of the absolute weights that would go with each unit [units]: the usual magnitude criterion."""
-    return torch.stack([weight.abs().sum(-1) for weight in seen.weights]).sum(0)
+def l1_norm(seen: Observation) -> Summary:
+    """Sum of the absolute weights that would go with each unit: the usual magnitude criterion."""
+    return Fixed(torch.stack([weight.abs().sum(-1) for weight in seen.weights]).sum(0))
 
 
 def make_criterion(name: str, *, reading: str, seed: int) -> Criterion:

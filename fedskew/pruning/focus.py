@@ -1,56 +1,94 @@
-"""Do the units that skewness keeps really look at the lesion? A test of the paper's central claim with lesion masks.
+"""Do the units that skewness keeps really look at the lesion? A test of the paper's central claim, with controls.
 
-A unit's focus on an image is the log of its mean activation norm inside the lesion over that outside; above 0 it is
-more active inside. The claim says that units with skewness > 0 have more of it than those with skewness ≤ 0.
+A unit's focus on an image is the log of its mean activation norm inside a mask over that outside; above 0 it is more
+active inside. The claim says that units with skewness > 0 have more of it than those with skewness ≤ 0. But lesions
+lie in the middle of their pictures, and sublayers differ in both skewness and focus. So the same is measured with
+masks that know nothing of the lesion at hand, another image's and a central disc, and within sublayers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-from scipy.stats import mannwhitneyu, spearmanr
 from torch import Tensor, nn
 
 from fedskew.model.swin import MultimodalSwin
-from fedskew.pruning.criteria import skewness
+from fedskew.pruning.criteria import Summary, skewness
 from fedskew.pruning.observe import Observation, observe
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.score import images_at_once
+from fedskew.pruning.units import ATTENTION, SublayerKey
 
+OWN, OTHER, DISC = "own", "other", "disc"
+MASKS = (OWN, OTHER, DISC)
 FAINT = 1e-6  # keeps the logarithm finite for a unit that is silent
+LEAST = 0.01  # share of the picture inside and outside of a mask that an image needs to count
 
 
 @dataclass(frozen=True)
 class UnitFocus:
-    """Skewness and lesion focus of the units of one sublayer, each [units]."""
+    """Skewness of the units of one sublayer [units], and their focus by kind of mask, each [images, units]."""
 
     skewness: Tensor
-    focus: Tensor
+    focus: Mapping[str, Tensor]
+
+
+def control_masks(masks: Tensor, seed: int) -> dict[str, Tensor]:
+    """Each image's own lesion mask [B, S, S] and its controls, by kind.
+
+    `other` gives every image the mask of another one, each mask once; `disc` gives all the same disc in the middle of
+    the picture, as large as the masks are on average.
+
+    Raises:
+        ValueError: a single image has no other.
+    """
+    if len(masks) < 2:
+        raise ValueError("the control with another image's mask needs at least 2 images")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(masks)))
+    other = torch.empty_like(masks)
+    other[order] = masks[order.roll(1)]  # one cycle through all images: none keeps its own
+    side = masks.shape[-1]
+    away = torch.arange(side) - (side - 1) / 2
+    distance = (away[:, None] ** 2 + away[None] ** 2).flatten()
+    disc = torch.zeros(side * side, dtype=masks.dtype)
+    disc[distance.argsort(stable=True)[: round(float(masks.mean()) * side * side)]] = 1
+    return {OWN: masks, OTHER: other, DISC: disc.view(1, side, side).expand_as(masks)}
 
 
 def measure_focus(
-    model: MultimodalSwin, images: Tensor, metadata: Tensor, masks: Tensor, *, reading: str = "mean"
+    model: MultimodalSwin, images: Tensor, masks: Mapping[str, Tensor], *, reading: str
 ) -> dict[SublayerKey, UnitFocus]:
-    """Skewness and mean lesion focus of every unit, from one forward pass.
+    """Skewness of every unit, and its focus on every image by every kind of mask, from one forward pass.
 
     Args:
-        images: [B, 3, S, S]; metadata: [B, vocabularies].
-        masks: float [B, S, S], 1 inside the lesion. Images whose lesion fills all or nothing do not count.
+        images: [B, 3, S, S].
+        masks: by kind, float [B, S, S], 1 inside. Images do not count where any mask fills (nearly) all or nothing.
         reading: of the skewness, see `criteria.skewness`.
     """
-    found: dict[SublayerKey, UnitFocus] = {}
+    stacked = torch.stack(list(masks.values()), 1)  # [B, kinds, S, S]
+    area = stacked.mean((2, 3))
+    usable = ((area > LEAST) & (area < 1 - LEAST)).all(1)  # [B]
+    summaries: dict[SublayerKey, Summary] = {}
+    focus: dict[SublayerKey, list[Tensor]] = {}
 
-    def look(seen: Observation) -> None:
-        block = model.block(seen.key.stage, seen.key.block)
-        shift = block.shift_size[0] if seen.key.kind == ATTENTION else 0
+    def look(seen: Observation, part: Tensor) -> None:
+        new = skewness(seen, reading=reading)
+        summaries[seen.key] = summaries[seen.key].merged(new) if seen.key in summaries else new
         side = model.architecture.resolution(seen.key.stage)
-        inside = nn.functional.adaptive_avg_pool2d(masks[:, None], side)[:, 0]  # [B, H, W]
-        norms = to_tokens(seen.norms, side, shift)  # [B, H, W, units]
-        found[seen.key] = UnitFocus(skewness(seen, reading=reading), _focus(norms, inside))
+        block = model.block(seen.key.stage, seen.key.block)
+        norms = to_tokens(seen.norms, side, block.shift_size[0] if seen.key.kind == ATTENTION else 0)
+        inside = nn.functional.adaptive_avg_pool2d(stacked[part], side)  # [b, kinds, H, W]
+        focus.setdefault(seen.key, []).append(focus_of(norms, inside)[usable[part]])
 
-    observe(model, images, metadata, look, stages=range(len(model.architecture.stages)))
+    for part in torch.arange(len(images)).split(images_at_once(images)):
+        observe(model, images[part], partial(look, part=part), stages=range(len(model.architecture.stages)))
+    found = {}
+    for key, summary in summaries.items():
+        values = torch.cat(focus[key])  # [usable images, kinds, units]
+        found[key] = UnitFocus(summary.scores(), {kind: values[:, i] for i, kind in enumerate(masks)})
     return found
 
 
@@ -63,35 +101,15 @@ def to_tokens(norms: Tensor, side: int, shift: int) -> Tensor:
     return torch.roll(tokens, (shift, shift), (1, 2)) if shift else tokens
 
 
-def _focus(norms: Tensor, inside: Tensor) -> Tensor:
-    weight = inside[..., None]
-    usable = (inside.mean((1, 2)) > 0.01) & (inside.mean((1, 2)) < 0.99)
-    within = (norms * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(FAINT)  # [B, units]
-    without = (norms * (1 - weight)).sum((1, 2)) / (1 - weight).sum((1, 2)).clamp_min(FAINT)
-    return ((within + FAINT).log() - (without + FAINT).log())[usable].mean(0)
+def focus_of(norms: Tensor, inside: Tensor) -> Tensor:
+    """Log of the mean norm inside over that outside [B, kinds, units].
 
-
-def focus_summary(found: dict[SublayerKey, UnitFocus]) -> dict[str, dict[str, Any]]:
-    """For heads and for MLP groups: focus of the units that the sign rule keeps against those it prunes.
-
-    `probability` is that of a kept unit having more focus than a pruned one (0.5: no difference), `p` that of the
-    Mann-Whitney test, `spearman` the rank correlation of skewness and focus.
+    Args:
+        norms: [B, H, W, units].
+        inside: share of each token that lies inside each kind of mask [B, kinds, H, W].
     """
-    summary = {}
-    for kind in (ATTENTION, MLP):
-        values = [unit for key, unit in sorted(found.items()) if key.kind == kind]
-        scores = np.concatenate([value.skewness.numpy() for value in values])
-        focus = np.concatenate([value.focus.numpy() for value in values])
-        known = np.isfinite(scores) & np.isfinite(focus)
-        kept, pruned = focus[known & (scores > 0)], focus[known & (scores <= 0)]
-        test = mannwhitneyu(kept, pruned) if len(kept) and len(pruned) else None
-        summary[kind] = {
-            "kept": len(kept),
-            "pruned": len(pruned),
-            "focus_kept": float(kept.mean()) if len(kept) else None,
-            "focus_pruned": float(pruned.mean()) if len(pruned) else None,
-            "probability": float(test.statistic / len(kept) / len(pruned)) if test else None,
-            "p": float(test.pvalue) if test else None,
-            "spearman": float(spearmanr(scores[known], focus[known]).statistic) if known.sum() > 2 else None,
-        }
-    return summary
+    means = []
+    for weight in (inside, 1 - inside):
+        total = torch.einsum("bkhw,bhwu->bku", weight, norms)
+        means.append(total / weight.sum((2, 3)).clamp_min(FAINT)[..., None])
+    return (means[0] + FAINT).log() - (means[1] + FAINT).log()

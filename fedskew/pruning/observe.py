@@ -1,4 +1,4 @@
-"""One forward pass over open data: what every prunable sublayer computes, and its weights, unit by unit.
+"""A forward pass over open data: what every prunable sublayer computes, and its weights, unit by unit.
 
 A criterion sees an `Observation` of one sublayer at a time, inside the forward pass, so that the activations of
 only one sublayer are alive at once (paper, section 3.1; Eq. 1 and 5).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -65,47 +65,61 @@ Observer = Callable[[Observation], None]
 def observe(
     model: MultimodalSwin,
     images: Tensor,
-    metadata: Tensor,
     observer: Observer,
     *,
     stages: Iterable[int],
     mlp_activation: str = "before-gelu",
     mlp_group: str = "ratio",
 ) -> None:
-    """Run images [B, 3, S, S] and metadata [B, V] through the model once and show each sublayer to `observer`.
+    """Run images [B, 3, S, S] through the encoder once, up to the last of the stages, and show each sublayer.
 
     The model is run in evaluation mode and left as it was: mode, gradients, weights and hooks.
     """
-    arch, wanted = model.architecture, set(stages)
+    arch, wanted = model.architecture, sorted(set(stages))
+    keys = [SublayerKey(i, j, kind) for i, j in arch.positions() if i in wanted for kind in (ATTENTION, MLP)]
+    with evaluating(model), ExitStack() as hooks:
+        for key in keys:
+            block = model.block(key.stage, key.block)
+            hooks.enter_context(observed(block, key, arch, observer, mlp_activation, mlp_group))
+        tokens = model.encoder.patch_embed(images)  # [B, H, W, C]
+        for stage in model.encoder.layers[: wanted[-1] + 1 if wanted else 0]:
+            tokens = stage(tokens)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every part of the model is in the mode that it was in."""
     with ExitStack() as restore:
         for module in model.modules():
             restore.callback(setattr, module, "training", module.training)
         model.eval()
-        for i, j in arch.positions():
-            if i in wanted:
-                for handle in _hooks(model.block(i, j), arch, i, j, observer, mlp_activation, mlp_group):
-                    restore.callback(handle.remove)
-        model(images, metadata)
+        yield
 
 
-def _hooks(
-    block: PrunedBlock, arch: Architecture, stage: int, index: int, observer: Observer, activation: str, group: str
-) -> list[torch.utils.hooks.RemovableHandle]:
-    handles = []
-    if block.has_mlp:
-        unit_count(arch, SublayerKey(stage, index, MLP), group)  # raises if the groups do not fit what is left
-    valid = _valid_positions(arch.resolution(stage), arch.window(stage)).to(block_device(block))
-    if block.has_attention:
-        key = SublayerKey(stage, index, ATTENTION)
+@contextmanager
+def observed(
+    block: PrunedBlock, key: SublayerKey, arch: Architecture, observer: Observer, activation: str, group: str
+) -> Iterator[None]:
+    """While this lasts, one sublayer of a block is shown to `observer` whenever it runs; a removed one never does.
+
+    Raises:
+        ValueError: the MLP groups do not fit what is left of the sublayer.
+    """
+    handle = None
+    valid = _valid_positions(arch.resolution(key.stage), arch.window(key.stage)).to(block_device(block))
+    if key.kind == ATTENTION and block.has_attention:
         hook = partial(_on_heads, key=key, valid=valid, observer=observer, attention=block.attn)
-        handles.append(block.attn.proj.register_forward_pre_hook(hook))
-    if block.has_mlp:
-        key = SublayerKey(stage, index, MLP)
+        handle = block.attn.proj.register_forward_pre_hook(hook)
+    if key.kind == MLP and block.has_mlp:
+        unit_count(arch, key, group)  # raises
         hook = partial(_on_hidden, key=key, valid=valid, observer=observer, mlp=block.mlp,
-                       size=group_size(group, arch, stage), window=arch.window(stage))  # fmt: skip
-        module = block.mlp.fc1 if activation == "before-gelu" else block.mlp.act
-        handles.append(module.register_forward_hook(hook))
-    return handles
+                       size=group_size(group, arch, key.stage), window=arch.window(key.stage))  # fmt: skip
+        handle = (block.mlp.fc1 if activation == "before-gelu" else block.mlp.act).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def block_device(block: nn.Module) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedskew.config.schema import PruneConfig
 
 
@@ -29,8 +31,22 @@ def stages_to_prune(config: PruneConfig, round_number: int, stages: int) -> tupl
 
 
 def frozen_stages(config: PruneConfig, round_number: int, stages: int) -> tuple[int, ...]:
-    """Stages that are not trained after this round: those that had all their pruning steps (`prune.freeze`)."""
-    if not config.freeze:
+    """Stages that are not trained after this round: those that had all their pruning steps (`prune.freeze`).
+
+    With `prune.thaw` they train again after the fine-tuning that follows the last stage's last step.
+    """
+    if not config.freeze or (config.thaw and stepping_is_over(config, round_number, stages)):
         return ()
     done = steps_until(config, round_number) // config.steps_per_stage
     return tuple(range(min(done, config.max_stage + 1, stages)))
+
+
+def stepping_is_over(config: PruneConfig, round_number: int, stages: int) -> bool:
+    """Whether Algorithm 1 has ended after this round: its last step, and the fine-tuning until a next one was due.
+
+    Its last step is that of the last stage that unlocks, or the one in `prune.last-round` if that comes before.
+    """
+    last = config.steps_per_stage * min(config.max_stage + 1, stages)
+    if config.last_round:
+        last = min(last, steps_until(config, config.last_round))
+    return steps_until(replace(config, last_round=0), round_number) > last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,19 +12,30 @@ from torch import Tensor
 from fedskew.architecture import Architecture
 from fedskew.config.schema import PruneConfig
 from fedskew.model.swin import MultimodalSwin, build
-from fedskew.pruning.criteria import make_criterion, skewness
+from fedskew.pruning.blockwise import plan_blockwise
 from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
 from fedskew.pruning.guard import guard
-from fedskew.pruning.observe import Observation, observe
+from fedskew.pruning.score import SublayerScores, score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.units import ATTENTION, SublayerKey
+from fedskew.pruning.units import SublayerKey
 
 Judge = Callable[[MultimodalSwin], float]
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What a step would remove, and what it was decided by."""
+
+    plan: Plan
+    scored: Mapping[SublayerKey, SublayerScores]
+
+
+@dataclass(frozen=True)
 class StepResult:
-    """A model after a pruning step, and the plan that was carried out."""
+    """A model after a pruning step, and the plan that was carried out.
+
+    The plan numbers the units as in the model before the step: `slice_model` with it cuts anything of that layout.
+    """
 
     state: dict[str, Tensor]
     architecture: Architecture
@@ -33,42 +44,25 @@ class StepResult:
     seconds_scoring: float = 0.0
     seconds_total: float = 0.0
     stages: tuple[int, ...] = field(default=())
+    scored: Mapping[SublayerKey, SublayerScores] = field(default_factory=dict)
 
 
-def score_units(
-    model: MultimodalSwin, images: Tensor, metadata: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
-) -> tuple[dict[SublayerKey, Tensor], dict[SublayerKey, Tensor]]:
-    """Scores of every unit of the given stages by the configured criterion, and by skewness for the rule `match`.
+def propose(model: MultimodalSwin, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int) -> Proposal:
+    """What a step would remove, before it is removed (floors, alignment and budgets kept).
 
-    One forward pass for both. Sublayers that the configuration leaves alone are not scored.
+    A budget is kept by giving up a part of what the rule wants, whatever the order of scoring: the lowest ranks per
+    saved MAC over all sublayers go, not the first blocks.
     """
-    criterion = make_criterion(config.method, reading=config.reading, seed=seed)
-    reference = partial(skewness, reading=config.reading) if config.rule == "match" else None
-    scores: dict[SublayerKey, Tensor] = {}
-    signs: dict[SublayerKey, Tensor] = {}
-
-    def look(seen: Observation) -> None:
-        if config.heads if seen.key.kind == ATTENTION else config.mlp:
-            scores[seen.key] = criterion(seen).cpu()
-            if reference:
-                signs[seen.key] = reference(seen).cpu()
-
-    observe(
-        model, images, metadata, look, stages=stages, mlp_activation=config.mlp_activation, mlp_group=config.mlp_group
-    )
-    return scores, signs
-
-
-def make_plan(
-    model: MultimodalSwin, images: Tensor, metadata: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
-) -> Plan:
-    """What a step would remove, before it is removed (floors, alignment and budgets kept)."""
-    scores, signs = score_units(model, images, metadata, config, stages, seed)
-    limits = limits_of(config)
-    plan = decide(scores, model.architecture, limits, rule=config.rule, share=config.share, like=signs or None)
-    return within_budget(
-        plan, model.architecture, limits, min_parameters=config.min_parameters, min_macs=config.min_macs
-    )
+    arch, limits = model.architecture, limits_of(config)
+    if config.order == "block":
+        scored, plan = plan_blockwise(model, images, config, limits, stages, seed)
+    else:
+        scored = score_units(model, images, config, stages, seed)
+        like = {key: found.reference for key, found in scored.items() if found.reference is not None}
+        scores = {key: found.scores for key, found in scored.items()}
+        plan = decide(scores, arch, limits, rule=config.rule, share=config.share, like=like or None)
+    plan = within_budget(plan, arch, limits, min_parameters=config.min_parameters, min_macs=config.min_macs)
+    return Proposal(plan, scored)
 
 
 def limits_of(config: PruneConfig) -> Limits:
@@ -79,7 +73,6 @@ def limits_of(config: PruneConfig) -> Limits:
 def prune_step(
     model: MultimodalSwin,
     images: Tensor,
-    metadata: Tensor,
     config: PruneConfig,
     *,
     stages: tuple[int, ...],
@@ -89,11 +82,12 @@ def prune_step(
     """Prune a model once; the model itself is not changed.
 
     Args:
-        images, metadata: one batch of open data, [B, 3, S, S] and [B, vocabularies], on the model's device.
+        images: open data [B, 3, S, S] to score by, on the model's device.
         judge: balanced accuracy on held-back open data, asked only if `prune.guard` is set.
     """
     start = time.perf_counter()
-    plan = make_plan(model, images, metadata, config, stages, seed)
+    proposal = propose(model, images, config, stages, seed)
+    plan = proposal.plan
     scoring = time.perf_counter() - start
     state, arch = model.state_dict(), model.architecture
     given_back = 0
@@ -108,4 +102,5 @@ def prune_step(
         result = guard(plan, accuracy, judge(model), config.guard, trim=fit)
         plan, given_back = result.plan, result.given_back
     state, arch = slice_model(state, arch, plan, config.mlp_group)
-    return StepResult(state, arch, plan, given_back, scoring, time.perf_counter() - start, stages)
+    return StepResult(state, arch, plan, given_back, scoring, time.perf_counter() - start, stages,
+                      proposal.scored)  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 
 from fedskew.architecture import Architecture
 from fedskew.model import cost
+from fedskew.pruning.agreement import SignTable
+from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
@@ -74,8 +76,30 @@ def round_record(
         "seconds_scoring": round(log.seconds_scoring, 3),
         "seconds_evaluation": round(log.seconds_evaluation, 3),
         "given_back": log.step.given_back if log.step else 0,
+        "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
         "blocks": _blocks(log.before or arch, arch, log.step),
     }
+
+
+def sign_rows(tables: Mapping[tuple[int, str], SignTable]) -> list[dict[str, Any]]:
+    """How two disjoint halves of the scoring images judge the units, JSON-ready, a row for each stage and kind.
+
+    `share` of the `units` has the same sign in both; `chance` is that share for independent judgements which keep as
+    many, `kappa` the part of the way from chance to 1 (None if nothing is told apart). A half has half the images, so
+    the signs of all of them are more stable than this. No rows: nothing was pruned, the criterion does not look at
+    images (every half would give the same scores), or there was only one image.
+    """
+    return [
+        {
+            "stage": stage,
+            "kind": kind,
+            "units": table.units,
+            "share": round(table.share, 4),
+            "chance": round(table.chance, 4),
+            "kappa": None if table.kappa is None else round(table.kappa, 4),
+        }
+        for (stage, kind), table in tables.items()
+    ]
 
 
 def _blocks(before: Architecture, after: Architecture, step: StepResult | None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ MAY_CHANGE = {
     "prune": {
         "method", "rule", "share", "first-round", "last-round", "interval", "steps-per-stage", "max-stage", "calibrate",
         "freeze", "max-share", "min-heads", "min-width", "min-parameters", "min-macs", "guard", "batch-size", "reading",
-        "mlp-activation", "heads", "mlp",
+        "mlp-activation", "heads", "mlp", "views", "order", "thaw",
     },
     "federation": None,
     "run": {"output-dir", "name", "best-metric", "threads", "eval-batch-size", "keep-checkpoints",

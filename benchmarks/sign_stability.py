@@ -1,0 +1,124 @@
+"""Is the sign of a unit's skewness more than noise? Agreement between disjoint sets of scoring images.
+
+    python benchmarks/sign_stability.py /path/to/HAM10000 [--seeds 0 1 2] [--epochs 12]
+
+For each seed a small Swin is trained on the open images alone; then two disjoint sets of open images are scored
+apart, for every reading, 64, 128 or 256 images and 1, 4 or 8 views, several times with other sets. The table gives
+the share of units with the same sign (stages 0 to 3, heads and MLP groups; mean over draws and seeds), and over all
+units: Cohen's kappa, and the share that the sign rule would remove.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections import defaultdict
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timing import finish
+
+from fedskew.config import Config, load_config
+from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.federation.server_model import ServerModel
+from fedskew.model.families import image_size
+from fedskew.model.swin import MultimodalSwin, build
+from fedskew.pruning.agreement import SignTable
+from fedskew.pruning.criteria import READINGS, Summary, skewness
+from fedskew.pruning.observe import Observation, observe
+from fedskew.pruning.score import view
+from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+
+BLOCK = 64  # images whose summaries are kept together
+IMAGES, VIEWS = (64, 128, 256), (1, 4, 8)
+DRAWS = 6
+Place = tuple[int, int]  # (block of images, view)
+Summaries = dict[Place, dict[tuple[str, SublayerKey], Summary]]
+
+
+def trained(config: Config) -> tuple[MultimodalSwin, torch.Tensor]:
+    """A model trained on the open images, and those images [N, 3, S, S] in an order drawn from the seed."""
+    data = open_data(config.data, image_size(config.model))
+    split = split_server(data, config.data)
+    server = ServerModel(config, data, split)
+    state, arch = server.initial()
+    model = build(arch, server.warm_start(state, arch)).eval()
+    order = np.random.default_rng(config.run.seed).permutation(split.open)
+    return model, next(iter(batches(data, order, arch, batch_size=len(order)))).images
+
+
+def summaries(model: MultimodalSwin, images: torch.Tensor) -> Summaries:
+    """What every reading keeps of every sublayer, for every block of images and every view of it."""
+    found: Summaries = {}
+    for block, number in itertools.product(range(len(images) // BLOCK), range(max(VIEWS))):
+        here = found[block, number] = {}
+
+        def look(seen: Observation, here: dict[tuple[str, SublayerKey], Summary] = here) -> None:
+            here.update({(reading, seen.key): skewness(seen, reading=reading) for reading in READINGS})
+
+        chunk = view(images[block * BLOCK : (block + 1) * BLOCK], number)
+        observe(model, chunk, look, stages=range(len(model.architecture.stages)))
+    return found
+
+
+def signs(found: Summaries, reading: str, blocks: np.ndarray, views: int) -> dict[SublayerKey, torch.Tensor]:
+    """Scores of every unit from some blocks of images, all their views together."""
+    places = [(int(block), number) for number in range(views) for block in blocks]  # `first` takes the plain view
+    keys = [key for read, key in found[places[0]] if read == reading]
+    merged = {key: reduce(lambda a, b: a.merged(b), (found[place][reading, key] for place in places)) for key in keys}
+    return {key: summary.scores() for key, summary in merged.items()}
+
+
+def compared(found: Summaries, reading: str, images: int, views: int, seed: int) -> list[dict[SublayerKey, SignTable]]:
+    """Tables of the signs from two disjoint sets of images, for several draws."""
+    generator, half = np.random.default_rng(seed), images // BLOCK
+    tables = []
+    for _ in range(DRAWS):
+        blocks = generator.permutation(1 + max(block for block, _ in found))[: 2 * half]
+        pair = [signs(found, reading, part, views) for part in (blocks[:half], blocks[half:])]
+        tables.append({key: SignTable.of(pair[0][key], pair[1][key]) for key in pair[0]})
+    return tables
+
+
+def row(reading: str, images: int, views: int, tables: list[dict[SublayerKey, SignTable]]) -> dict[str, Any]:
+    """One line of the table."""
+    groups: dict[tuple[str, int], SignTable] = defaultdict(SignTable)
+    for table in tables:
+        for key, signs_ in table.items():
+            groups[key.kind, key.stage] += signs_
+    line: dict[str, Any] = {"reading": reading, "images": images, "views": views}
+    for kind, name in ((ATTENTION, "heads"), (MLP, "MLP")):
+        stages = {stage: table for (found, stage), table in sorted(groups.items()) if found == kind}
+        line |= {f"{name} {stage}": table.share for stage, table in stages.items()}
+        whole = sum(stages.values(), SignTable())
+        line |= {f"{name} kappa": whole.kappa, f"{name} chance": whole.chance,
+                 f"{name} removed": 1 - (whole.both + (whole.first + whole.second) / 2) / whole.units}  # fmt: skip
+    return line
+
+
+def main() -> None:
+    """Train, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--no-save", action="store_true")
+    asked = parser.parse_args()
+    tables: dict[tuple[str, int, int], list[dict[SublayerKey, SignTable]]] = defaultdict(list)
+    for seed in asked.seeds:
+        config = load_config(
+            "ham10000-small",
+            overrides=f"data.dir={asked.data.resolve()} prune.warm-start-epochs={asked.epochs} run.seed={seed}",
+        )
+        torch.set_num_threads(max(1, config.run.threads))
+        found = summaries(*trained(config))
+        for case in itertools.product(READINGS, IMAGES, VIEWS):
+            tables[case] += compared(found, *case, seed)
+    finish("sign_stability", [row(*case, tables[case]) for case in tables])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Score the units of a model on open images and some views of them, in chunks, and see how far two halves agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedskew.config.schema import PruneConfig
+from fedskew.model.swin import MultimodalSwin
+from fedskew.pruning.agreement import SignTable, by_stage_and_kind
+from fedskew.pruning.criteria import Criterion, Summary, make_criterion
+from fedskew.pruning.observe import Observation, observe
+from fedskew.pruning.units import ATTENTION, SublayerKey
+
+PIXELS_AT_ONCE = 2**20  # of a chunk; in Swin-T's first stage they make 100 MB of hidden activations
+FEW_VALUES = 16  # of fewer, the sign of a skewness is mostly chance
+
+
+@dataclass(frozen=True)
+class SublayerScores:
+    """What the scoring images say of the units of one sublayer."""
+
+    scores: Tensor  # [units], by the configured criterion
+    reference: Tensor | None  # [units], by skewness; only for the rule `match`
+    signs: SignTable | None  # of the two halves; None if no image was looked at, or only one
+    values: int | None  # size of the smallest sample that a skewness was taken over; None if none was
+
+
+class Scoring:
+    """Collects what chunks of images show of the sublayers.
+
+    Images are told apart by their half, so that the scores of either and of all come from the same pass.
+    """
+
+    def __init__(self, config: PruneConfig, seed: int) -> None:
+        reading = config.reading
+        self._config = config
+        self._criteria = [make_criterion(config.method, reading=reading, seed=seed)]
+        if config.rule == "match":
+            self._criteria.append(make_criterion("skewness", reading=reading, seed=seed))
+        self._seen: dict[SublayerKey, dict[int, list[Summary]]] = {}
+
+    def wants(self, key: SublayerKey) -> bool:
+        """Whether the configuration prunes this kind of sublayer."""
+        return self._config.heads if key.kind == ATTENTION else self._config.mlp
+
+    def look(self, seen: Observation, half: int) -> None:
+        """Take in one chunk's observation of a sublayer."""
+        if self.wants(seen.key):
+            halves = self._seen.setdefault(seen.key, {})
+            old = halves.get(half) or [None] * len(self._criteria)
+            halves[half] = [_extended(*pair, seen) for pair in zip(old, self._criteria, strict=True)]
+
+    @property
+    def seen(self) -> Iterable[SublayerKey]:
+        """The sublayers that were looked at."""
+        return self._seen.keys()
+
+    def scores(self, key: SublayerKey) -> SublayerScores:
+        """What all images that were seen say of a sublayer.
+
+        The signs that are compared are those that the rule goes by: skewness' own for `match`. A criterion that
+        looks at weights or at nothing gives both halves the same scores; their agreement would say nothing.
+        """
+        halves = [self._seen[key][half] for half in sorted(self._seen[key])]
+        whole = halves[0] if len(halves) == 1 else [a.merged(b) for a, b in zip(*halves, strict=True)]
+        values = [summary.values for summary in whole if summary.values is not None]
+        found = [summary.scores().cpu() for summary in whole]
+        signs = None
+        if len(halves) == 2 and whole[-1].values is not None:
+            signs = SignTable.of(*(half[-1].scores() for half in halves))
+        return SublayerScores(found[0], found[1] if len(found) > 1 else None, signs, min(values, default=None))
+
+
+def _extended(old: Summary | None, criterion: Criterion, seen: Observation) -> Summary:
+    if old is None:
+        return criterion(seen)
+    return old if old.values is None else old.merged(criterion(seen))  # weights are the same for every chunk
+
+
+def view(images: Tensor, number: int) -> Tensor:
+    """View 0 to 7 of images [..., S, S]: a lesion has no upright.
+
+    0 is the picture itself, 1 its left-right mirror image, 2 and 3 the same upside down, 4 to 7 the first four with
+    the axes swapped (two of them are the quarter turns). The first 1, 2, 4 or 8 are each closed under composition;
+    the first four keep the axes of a picture that was squashed to a square.
+    """
+    for bit, axis in ((1, -1), (2, -2)):
+        images = images.flip(axis) if number & bit else images
+    return images.transpose(-1, -2) if number & 4 else images
+
+
+def images_at_once(images: Tensor) -> int:
+    """How many images [..., S, S] go through the model together: memory does not grow with their number."""
+    return max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
+
+
+def scoring_chunks(images: Tensor, views: int) -> Iterator[tuple[int, Tensor]]:
+    """(half, images [≤ n, 3, S, S]) for every view of images [B, 3, S, S]; all views of an image are in one half."""
+    size = images_at_once(images)
+    for half in range(2):
+        for number in range(views):
+            for chunk in images[half::2].split(size):
+                if len(chunk):  # one image has no second half
+                    yield half, view(chunk, number)
+
+
+def score_units(
+    model: MultimodalSwin, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
+) -> dict[SublayerKey, SublayerScores]:
+    """Scores of every unit of the given stages, all from the same model: one forward pass a view.
+
+    Sublayers that the configuration leaves alone, or that are gone, are not scored.
+    """
+    scoring = Scoring(config, seed)
+    for half, chunk in scoring_chunks(images, config.views):
+        observe(
+            model, chunk, lambda seen, half=half: scoring.look(seen, half), stages=stages,
+            mlp_activation=config.mlp_activation, mlp_group=config.mlp_group,
+        )  # fmt: skip
+    return {key: scoring.scores(key) for key in scoring.seen}
+
+
+def sign_tables(scored: Mapping[SublayerKey, SublayerScores]) -> dict[tuple[int, str], SignTable]:
+    """How two halves of the scoring images judge the units, by stage and kind; empty where that cannot be said."""
+    return by_stage_and_kind({key: found.signs for key, found in scored.items() if found.signs})
+
+
+def few_value_warnings(scored: Mapping[SublayerKey, SublayerScores], reading: str) -> list[str]:
+    """One line a stage whose skewness is taken over fewer than 16 values."""
+    remedy = "raise prune.batch-size" if reading == "pool" else "set prune.reading=pool, or a larger model.image-size"
+    doubt = "each is coarse, whatever their mean" if reading == "per-window" else "its sign is mostly chance"
+    least: dict[int, int] = {}
+    for key, found in scored.items():
+        if found.values is not None and found.values < FEW_VALUES:
+            least[key.stage] = min(found.values, least.get(key.stage, found.values))
+    return [
+        f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than {FEW_VALUES}: "
+        f"{doubt}; {remedy}"
+        for stage, values in sorted(least.items())
+    ]
