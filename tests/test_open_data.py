@@ -65,7 +65,7 @@ def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_n
         real(self, images, indices, *args, **options)
 
     monkeypatch.setattr(ImageBatches, "__init__", spy)
-    server = server_of(data, prune={"warm_start_epochs": 1, "guard": 0.1})
+    server = server_of(data, train={"warm_start_epochs": 1}, prune={"guard": 0.1})
     held_back, training = set(server.held_back.tolist()), set(server.training.tolist())
     state, arch = server.initial()
     server.warm_start(state, arch)
