@@ -165,7 +165,7 @@ def predict(model: MultimodalSwin, batches: ImageBatches, config: TrainConfig) -
         with autocast(config, device):
             logits = model(images.to(device), metadata.to(device))
         probabilities.append(logits.float().softmax(-1).cpu().numpy())
-        labels.append(expected.numpy())
+        labels.append(expected.cpu().numpy())
     model.train(training)
     if not labels:
         return np.zeros(0, dtype=np.int64), np.zeros((0, len(model.architecture.classes)))

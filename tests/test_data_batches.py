@@ -182,3 +182,13 @@ def test_batches_cost_little_beside_a_training_step():
         assert sum(1 for _ in train) == len(train)
         costs.append(time.thread_time() - start)
     assert 1000 / min(costs) > 3000  # a training step manages about 300 images a second on two cores
+
+
+@pytest.mark.parametrize("augmentation", [None, OFF, Augmentation(), Augmentation(zoom=0.2, rand_augment="rand-m5-n2")])
+def test_batches_made_where_the_images_lie_are_the_same(augmentation):
+    """What an accelerator computes from a resident data set, computed here."""
+    seed = None if augmentation is None else 3
+    usual, resident = (batches(seed=seed, augmentation=augmentation, resident=images)
+                       for images in (None, torch.from_numpy(IMAGES)))  # fmt: skip
+    for _ in range(3):
+        assert equal(list(usual), list(resident))

@@ -60,5 +60,5 @@ def turn_and_zoom(images: Tensor, strength: float, generator: np.random.Generato
     scales = np.exp(generator.uniform(-strength, strength, len(images)))
     cos, sin, zero = np.cos(angles) / scales, np.sin(angles) / scales, np.zeros(len(images))
     matrices = torch.from_numpy(np.array([[cos, -sin, zero], [sin, cos, zero]], dtype=np.float32)).permute(2, 0, 1)
-    grid = nn.functional.affine_grid(matrices, list(images.shape), align_corners=False)  # [B, S, S, 2]
+    grid = nn.functional.affine_grid(matrices.to(images.device), list(images.shape), align_corners=False)
     return nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedskew.data.augment import RandAugment, turn_and_zoom
+from fedskew.data.resident import Cut, cut_resident
 from fedskew.data.samples import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -79,6 +80,7 @@ class ImageBatches:
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
         drawing: np.ndarray | None = None,
+        resident: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -92,11 +94,12 @@ class ImageBatches:
             augmentation: None for none; needs a seed.
             drop_last: leave out the last batch if it is not full.
             drawing: probabilities [n] with which an epoch draws n indices, with repetition; None: each once.
+            resident: the same images in the memory of a device (see `resident`): then batches are made there.
 
         Raises:
             DataError: shapes, sizes or indices do not fit together.
         """
-        self._images, self._metadata, self._labels = images, metadata, labels
+        self._images, self._metadata, self._labels, self._resident = images, metadata, labels, resident
         self._indices = np.asarray(indices, dtype=np.int64)  # [n]
         self._batch_size, self._image_size, self._drop_last = batch_size, image_size, drop_last
         self._seed, self._augmentation, self._drawing = seed, augmentation, drawing
@@ -142,7 +145,8 @@ class ImageBatches:
         for number in range(len(self)):
             rows = order[number * self._batch_size : (number + 1) * self._batch_size]  # [B]
             images = self._images_of(rows, generator)
-            yield Batch(images, torch.from_numpy(self._metadata[rows]), torch.from_numpy(self._labels[rows]))
+            metadata, labels = torch.from_numpy(self._metadata[rows]), torch.from_numpy(self._labels[rows])
+            yield Batch(images, metadata.to(images.device), labels.to(images.device))
 
     def _order(self, generator: np.random.Generator | None) -> np.ndarray:
         if generator is None:
@@ -153,19 +157,23 @@ class ImageBatches:
 
     def _images_of(self, rows: np.ndarray, generator: np.random.Generator | None) -> Tensor:
         """Augmented, normalised images: float32 [B, 3, S, S]."""
-        cut = self._cut(rows, generator)  # uint8 [B, S, S, 3]
+        cut = self._draw(len(rows), generator)
+        if self._resident is None:
+            pixels = torch.from_numpy(self._cut(rows, cut))  # uint8 [B, S, S, 3]
+        else:
+            pixels = cut_resident(self._resident, rows, cut, self._image_size)
         changes = self._augmentation
         if changes is None or generator is None:
-            return normalise(torch.from_numpy(cut))
+            return normalise(pixels)
         if self._rand_augment is not None:
-            cut = self._rand_augment(cut, int(generator.integers(2**32)))
-        images = normalise(torch.from_numpy(cut), changes.colour, generator)
+            changed = self._rand_augment(pixels.cpu().numpy(), int(generator.integers(2**32)))
+            pixels = torch.from_numpy(changed).to(pixels.device)
+        images = normalise(pixels, changes.colour, generator)
         return turn_and_zoom(images, changes.zoom, generator) if changes.zoom else images
 
-    def _cut(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
-        """Crop, turn and flip: uint8 [B, S, S, 3]. Touches only the pixels that are used, and those once."""
-        size, count = self._image_size, len(rows)
-        margin = self._images.shape[1] - size
+    def _draw(self, count: int, generator: np.random.Generator | None) -> Cut:
+        """How the images of a batch are cut: at the centre and upright, or by chance."""
+        margin = self._images.shape[1] - self._image_size
         corners = np.full((count, 2), margin // 2)  # [B, 2]
         turns, flips = np.zeros(count, dtype=np.int64), np.zeros((count, 2), dtype=bool)
         if self._augmentation is not None and generator is not None:
@@ -175,12 +183,17 @@ class ImageBatches:
                 turns = generator.integers(0, 4, count)
             if self._augmentation.flips:
                 flips = generator.integers(0, 2, (count, 2)).astype(bool)
-        cut = np.empty((count, size, size, 3), dtype=np.uint8)
+        return Cut(corners, turns, flips)
+
+    def _cut(self, rows: np.ndarray, how: Cut) -> np.ndarray:
+        """Crop, turn and flip: uint8 [B, S, S, 3]. Touches only the pixels that are used, and those once."""
+        size = self._image_size
+        cut = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         for place, row in enumerate(rows):
-            top, left = corners[place]
+            top, left = how.corners[place]
             view = self._images[row, top : top + size, left : left + size]
-            view = view.transpose(1, 0, 2) if turns[place] % 2 else view
-            down, right = flips[place] ^ (turns[place] >= 2)  # a half turn flips both ways
+            view = view.transpose(1, 0, 2) if how.turns[place] % 2 else view
+            down, right = how.flips[place] ^ (how.turns[place] >= 2)  # a half turn flips both ways
             cut[place] = view[:: -1 if down else 1, :: -1 if right else 1]
         return cut
 
@@ -201,7 +214,7 @@ def normalise(pixels: Tensor, strength: float = 0.0, generator: np.random.Genera
     """
     count, height, width, _ = pixels.shape
     flat = pixels.view(count, -1, 3).to(torch.float32)  # [B, S*S, 3]
-    matrix, offset = _colour_transform(flat, strength, generator)  # [B, 3, 3], [B, 3, 1]
+    matrix, offset = (part.to(pixels.device) for part in _colour_transform(flat, strength, generator))
     return torch.baddbmm(offset, matrix, flat.transpose(1, 2)).view(count, 3, height, width)
 
 
@@ -218,6 +231,6 @@ def _colour_transform(flat: Tensor, strength: float, generator: np.random.Genera
     luma = torch.tensor(_LUMA).view(1, 1, 3)
     to_grey = luma.expand(1, 3, 3)
     saturate = saturation * identity + (1 - saturation) * to_grey  # [B, 3, 3]
-    mean = brightness * (luma @ flat.mean(1).view(count, 3, 1))  # [B, 1, 1], grey level that contrast keeps
+    mean = brightness * (luma @ flat.mean(1).view(count, 3, 1).cpu())  # [B, 1, 1], grey level that contrast keeps
     matrix = brightness * contrast * saturate
     return scale * matrix, scale * (1 - contrast) * mean + shift

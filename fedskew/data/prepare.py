@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import Augmentation, ImageBatches, cache_size
 from fedskew.data.cache import CachedImages, build_cache
 from fedskew.data.manifest import load_manifest
+from fedskew.data.resident import resident_images
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata, unknown_values
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
@@ -189,8 +191,13 @@ def batches(
     seed: int | None = None,
     augmentation: Augmentation | None = None,
     drawing: np.ndarray | None = None,
+    device: torch.device | None = None,
 ) -> ImageBatches:
-    """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies."""
+    """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies.
+
+    On an accelerator (`device`) the whole data set is kept in its memory and batches are made there.
+    """
+    resident = resident_images(data.cached, device) if device is not None and device.type != "cpu" else None
     vocabularies = dict(arch.vocabularies) or VOCABULARIES  # an image-only model ignores the metadata
     return ImageBatches(
         data.cached.images,
@@ -202,4 +209,5 @@ def batches(
         seed=seed,
         augmentation=augmentation,
         drawing=drawing,
+        resident=resident,
     )

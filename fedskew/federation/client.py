@@ -136,7 +136,9 @@ def _evaluate(task: Task, model: MultimodalSwin, _: Moments, node: NodeData, mes
     if not len(node.validation):
         note = f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
         return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})
-    data = batches(node.data, node.validation, task.architecture, batch_size=task.config.run.eval_batch_size)
+    device = pick_device(task.config.train.device)
+    size = task.config.run.eval_batch_size
+    data = batches(node.data, node.validation, task.architecture, batch_size=size, device=device)
     found = evaluate(model, data, task.config.train)
     # AUROC is None where all images are of one class, and a message holds numbers
     metrics: dict[str, Any] = {name: found[name] for name in VALIDATION_METRICS if found[name] is not None}
@@ -153,7 +155,7 @@ def training_batches(
     """Batches for training, drawn and augmented as the configuration asks."""
     labels = encode_labels(tuple(data.samples[i] for i in indices), arch.classes)
     return batches(data, indices, arch, batch_size=config.batch_size, seed=seed, augmentation=augmentation(config),
-                   drawing=drawing_weights(labels, config.sampling))  # fmt: skip
+                   drawing=drawing_weights(labels, config.sampling), device=pick_device(config.device))  # fmt: skip
 
 
 def count_classes(data: DataSet, indices: np.ndarray, arch: Architecture) -> np.ndarray:

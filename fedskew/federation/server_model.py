@@ -169,7 +169,8 @@ class ServerModel:
         return float(self._held_back_metrics(model)["balanced_accuracy"])
 
     def _held_back_metrics(self, model: MultimodalSwin) -> dict[str, Any]:
-        data = batches(self._data, self.held_back, model.architecture, batch_size=self.config.run.eval_batch_size)
+        size = self.config.run.eval_batch_size
+        data = batches(self._data, self.held_back, model.architecture, batch_size=size, device=self._device)
         return evaluate(model, data, self.config.train)
 
     def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalSwin:

@@ -77,7 +77,8 @@ def predict_images(
 ) -> Predictions:
     """What a model says of each image; `number` is the round that it is of."""
     arch = model.architecture
-    labels, probabilities = predict(model, batches(data, indices, arch, batch_size=batch_size), config)
+    device = next(model.parameters()).device
+    labels, probabilities = predict(model, batches(data, indices, arch, batch_size=batch_size, device=device), config)
     shown = [data.samples[i] for i in indices]
     return Predictions(
         images=np.array([sample.image_id for sample in shown]),
