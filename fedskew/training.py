@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import ImageBatches
 from fedskew.learning.imbalance import class_weights, logit_offsets
+from fedskew.learning.memory import keep_freed_memory
 from fedskew.learning.mixing import Mixing
 from fedskew.learning.optimiser import (
     Moments,
@@ -119,6 +120,8 @@ def train(
         TrainingError: the loss is not finite.
     """
     start, device = time.perf_counter(), next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(seed)  # stochastic depth
     groups = parameter_groups(model, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
