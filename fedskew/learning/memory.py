@@ -23,4 +23,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((MMAP_THRESHOLD, LARGEST_BYTES), (TRIM_THRESHOLD, KEPT_BYTES), (TOP_PAD, KEPT_BYTES // 4))
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+    taken = [mallopt(parameter, value) for parameter, value in settings]  # each, whatever became of the others
+    return all(value == 1 for value in taken)
