@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
-from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.federation.server_model import ServerModel
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
@@ -239,8 +239,8 @@ def test_plan_shows_how_far_the_signs_agree(finished_run, generated):
     assert "warning" not in shown
     model = load_model(finished_run.path / "model.safetensors")
     data = open_data(tiny_config().data, 32)
-    order = np.random.default_rng(0).permutation(split_server(data, tiny_config().data).open)[:16]
-    images = next(iter(batches(data, order, model.architecture, batch_size=16))).images
+    training, _ = divide_open(data, split_server(data, tiny_config().data), tiny_config().data)
+    images = next(iter(batches(data, scoring_images(training, 16, 0), model.architecture, batch_size=16))).images
     tables = sign_tables(score_units(model, images, settings(reading="pool"), (0, 1), seed=0))
     for (stage, kind), table in tables.items():
         cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if kind in line]
