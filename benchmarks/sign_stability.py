@@ -4,8 +4,8 @@
 
 For each seed a small Swin is trained on the open images alone; then two disjoint sets of open images are scored
 apart, for every reading, 64, 128 or 256 images and 1, 4 or 8 views, several times with other sets. The table gives
-the share of units with the same sign (stages 0 to 3, heads and MLP groups; mean over draws and seeds), and over all
-units: Cohen's kappa, and the share that the sign rule would remove.
+the share of units with the same sign and the share by chance (stages 0 to 3, heads and MLP groups; mean over draws
+and seeds), and over all units: Cohen's kappa, and the share that the sign rule would remove.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def row(reading: str, images: int, views: int, tables: list[dict[SublayerKey, Si
     line: dict[str, Any] = {"reading": reading, "images": images, "views": views}
     for kind, name in ((ATTENTION, "heads"), (MLP, "MLP")):
         stages = {stage: table for (found, stage), table in sorted(groups.items()) if found == kind}
-        line |= {f"{name} {stage}": table.share for stage, table in stages.items()}
+        for stage, table in stages.items():
+            line |= {f"{name} {stage}": table.share, f"{name} {stage} chance": table.chance}
         whole = sum(stages.values(), SignTable())
         line |= {f"{name} kappa": whole.kappa, f"{name} chance": whole.chance,
                  f"{name} removed": 1 - (whole.both + (whole.first + whole.second) / 2) / whole.units}  # fmt: skip

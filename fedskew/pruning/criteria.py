@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Protocol, Self
 
 import torch
@@ -20,7 +20,7 @@ from fedskew.pruning.observe import Observation
 from fedskew.pruning.skewness import ROUNDING, Moments, moments, sample_skewness
 
 READINGS = ("mean", "pool", "first", "per-window")
-UNITS_AT_ONCE, IMAGES_AT_ONCE = 16, 4  # in double precision; more of them would leave the processor's cache
+VALUES_AT_ONCE, IMAGES_AT_ONCE = 65_536, 4  # in double precision; more of them would leave the processor's cache
 
 
 class Summary(Protocol):
@@ -154,11 +154,9 @@ def skewness(seen: Observation, *, reading: str) -> Summary:
         total = norms.sum(0).double() * valid[..., None]  # [windows, positions, units]
         return PositionSums(total.sum(0), valid.sum(0)[:, None] * len(norms))
     if reading == "pool":
-        inside = valid.flatten()[:, None].repeat(norms.shape[0], 1)
-        parts = [moments(part.double(), inside) for part in norms.flatten(0, 2).split(UNITS_AT_ONCE, -1)]
-        return PooledNorms(Moments(parts[0].count, *(
-            torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "second", "third")
-        )))  # fmt: skip
+        pooled = norms.flatten(0, 2) if bool(valid.all()) else norms[:, valid].flatten(0, 1)  # [samples, units]
+        rows = max(1, VALUES_AT_ONCE // norms.shape[-1]) if norms.device.type == "cpu" else len(pooled)
+        return PooledNorms(reduce(Moments.merged, (moments(part.double()) for part in pooled.split(rows))))
     if reading == "first":
         first = sample_skewness(norms[0, 0].double(), valid[0][:, None], rounding=ROUNDING)
         return Fixed(first.float(), int(valid[0].sum()))
