@@ -189,6 +189,6 @@ def to_console(table: Comparison) -> str:
     for row in table.rows:
         shown.add_row(*row)
     widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
-    console = Console(file=io.StringIO(), width=max(80, sum(min(width, 40) + 3 for width in widths) + 1))
+    console = Console(file=io.StringIO(), width=max(80, sum(min(width, 48) + 3 for width in widths) + 1))
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined]
