@@ -1,7 +1,7 @@
 """One run of a sweep, in a process of its own: `fedskew sweep` starts `python -m fedskew.cli.cell`.
 
-Standard input brings one line of JSON, `{"config": …, "nodes": 6, "cores": [0]}`, and stays open. When it ends, the sweep
-is no more, and this process ends too: nobody would take up its folder otherwise.
+Standard input brings one line of JSON, `{"config": …, "nodes": 6, "cores": [0]}`, and stays open. When it ends, the
+sweep is no more, and this process ends too: the next sweep would wait for its folder otherwise.
 """
 
 from __future__ import annotations

@@ -33,9 +33,7 @@ class Job:
         command: what runs a request, see `fedskew.cli.cell`.
     """
 
-    def __init__(
-        self, run: PlannedRun, log: Path, cores: Sequence[int] = (), command: Sequence[str] = COMMAND
-    ) -> None:
+    def __init__(self, run: PlannedRun, log: Path, cores: Sequence[int] = (), command: Sequence[str] = COMMAND) -> None:
         self.run, self.log = run, log
         self.started = time.monotonic()
         with log.open("ab") as output:

@@ -92,7 +92,7 @@ def run_name(cell: str, seed: int) -> str:
     return f"{cell}-s{seed}"
 
 
-def read_study(path: Path, out: Path, given: Given = Given()) -> Study:  # noqa: B008 - frozen
+def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
     """Read and check a study; nothing is started or written.
 
     Args:
@@ -134,7 +134,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise StudyError(f"there is no study {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -152,9 +152,7 @@ def _cells(content: Mapping[str, Any], problems: list[str]) -> list[tuple[Any, A
     return []
 
 
-def _cell(
-    name: str, own: Any, study: Mapping[str, Any], path: Path, given: Given, problems: list[str]
-) -> _Cell | None:
+def _cell(name: str, own: Any, study: Mapping[str, Any], path: Path, given: Given, problems: list[str]) -> _Cell | None:
     """A cell with the study's values filled in; None, with its problems noted, if it cannot be read."""
     where, found = f"cell {name}", len(problems)
     if not CELL_NAME.fullmatch(name):
