@@ -11,13 +11,15 @@ import typer
 
 from fedskew.cli.errors import clear_errors as _clear_errors
 from fedskew.cli.ops import credentials, doctor
-from fedskew.cli.sweep import sweep
+from fedskew.cli.sweep import records, sweep, table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
 
 app.command()(credentials)
 app.command()(sweep)
+app.command()(table)
+app.command()(records)
 app.add_typer(doctor, name="doctor")
 
 Preset = Annotated[str, typer.Option(help="A preset in conf/.")]

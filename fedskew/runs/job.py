@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fedskew.runs.study import PlannedRun
 COMMAND = (sys.executable, "-P", "-m", "fedskew.cli.cell")
 PATIENCE = 10.0  # seconds that a process has to end before it is killed
 LOG_TAIL = 16_384  # bytes at the end of a log in which its last lines are looked for
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Job:
@@ -74,7 +76,7 @@ class Job:
         """The end of its log."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - LOG_TAIL))
-            return file.read().decode(errors="replace").splitlines()[-count:]
+            return COLOUR.sub("", file.read().decode(errors="replace")).splitlines()[-count:]
 
 
 def _send(stream: IO[bytes], line: str) -> None:
