@@ -3,9 +3,10 @@
     python docs/results/build.py            # or: make results
     python docs/results/build.py --check    # exit code 1 if the page is not what the template and the records give
 
-What stands in {{…}} in the template is replaced; `STUDY` is a folder of records here, `.` this one, a cell `STUDY/NAME`:
+What stands in {{…}} in the template is replaced. STUDY is a folder of records here, `.` this one; CELL is STUDY/NAME:
 
-    {{table STUDY… --metrics a,b --cells x,y --seeds 0,1 --reference x --by-cell --each --over-seeds}}
+    {{table STUDY… --metrics a,b --cells x,y --titles "of x|of y" --seeds 0,1 --reference x
+                   --by-cell --each --over-seeds}}
     {{value CELL METRIC [mean|sd|min|max|each|s0] [FORMAT]}}
     {{difference CELL METRIC REFERENCE [all|mean|low|high|s0] [--over-seeds]}}     in points
     {{setting CELL section.key}}            as the first of the cell's runs was configured
@@ -21,6 +22,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -84,13 +86,19 @@ class _Parser(argparse.ArgumentParser):
 def _table(words: Sequence[str], records: Path) -> str:
     parser = _Parser(prog="table", add_help=False)
     parser.add_argument("studies", nargs="+")
-    for option in ("--metrics", "--cells", "--seeds", "--reference"):
+    for option in ("--metrics", "--cells", "--titles", "--seeds", "--reference"):
         parser.add_argument(option, default="")
     for option in ("--by-cell", "--each", "--over-seeds"):
         parser.add_argument(option, action="store_true")
     given = parser.parse_args(words)
     cells = selected(_cells(records, *given.studies), _list(given.cells), [int(seed) for seed in _list(given.seeds)])
-    table = cell_table(cells, _list(given.metrics), reference=given.reference, over_seeds=given.over_seeds)
+    titles = given.titles.split("|") if given.titles else [cell.name for cell in cells]
+    if len(titles) != len(cells):
+        raise PageError(f"{len(titles)} titles for {len(cells)} cells")
+    titled = {cell.name: replace(cell, name=title) for cell, title in zip(cells, titles, strict=True)}
+    cells = list(titled.values())
+    reference = titled[given.reference].name if given.reference in titled else given.reference
+    table = cell_table(cells, _list(given.metrics), reference=reference, over_seeds=given.over_seeds)
     return as_markdown(table, Layout(given.by_cell, given.each))
 
 

@@ -109,7 +109,8 @@ def _without_predictions(cells: Sequence[Cell]) -> list[str]:
     lacking = [cell.name for cell in cells if any(run.predictions is None for run in cell.runs.values())]
     if not lacking or len(cells) < 2:
         return []
-    return [f"No intervals for {', '.join(lacking)}: their test predictions were not kept."]
+    whose = "" if len(lacking) == len(cells) else f" for {', '.join(lacking)}"
+    return [f"No intervals{whose}: test predictions were not kept."]
 
 
 def _gaps(first: Cell, second: Cell, metrics: Sequence[str], notes: list[str], *, over_seeds: bool) -> dict[str, Gap]:

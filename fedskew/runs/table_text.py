@@ -79,12 +79,12 @@ def title(metric: str) -> str:
     return TITLES.get(metric) or (f"Recall of {name}" if kind == "recall" else metric.replace("_", " "))
 
 
-def number(metric: str, value: float) -> str:
-    """A metric's value without its unit, see `title`."""
+def number(metric: str, value: float, beside: float | None = None) -> str:
+    """A metric's value without its unit (see `title`), with as many digits as a value that it stands beside."""
     if metric in MILLIONS:
         return f"{value / 1e6:.{MILLIONS[metric]}f}"
     if "bytes" in metric:
-        return f"{value / 1e6:.0f}" if value >= 1e8 else f"{value / 1e6:.1f}"
+        return f"{value / 1e6:.0f}" if (value if beside is None else beside) >= 1e8 else f"{value / 1e6:.1f}"
     return f"{value:.1f}" if metric.endswith("_share") else f"{value:.3f}"
 
 
@@ -95,7 +95,7 @@ def spread(metric: str, entry: Entry, *, each: bool = False) -> str:
     if each:
         return ", ".join(number(metric, value) for value in entry.values)
     mean = number(metric, entry.mean)
-    return mean if not entry.sd else f"{mean} ± {number(metric, entry.sd)}"
+    return mean if not entry.sd else f"{mean} ± {number(metric, entry.sd, entry.mean)}"
 
 
 def gap_text(gap: Gap | None) -> str:
