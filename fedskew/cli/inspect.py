@@ -15,7 +15,7 @@ from rich.table import Table
 from fedskew.architecture import Architecture
 from fedskew.config import Config, load_config
 from fedskew.data.masks import read_masks
-from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.model import cost
 from fedskew.pruning.decide import Plan, apply_plan
 from fedskew.pruning.focus import focus_summary, measure_focus
@@ -54,8 +54,8 @@ def plan_report(run: Path, data: Path, overrides: str) -> str:
     model = load_model(run / MODEL)
     config = load_config(file=run / CONFIG, overrides=f"{overrides} data.dir={data} data.source=folder".strip())
     opened = open_data(config.data, model.architecture.image_size)
-    order = np.random.default_rng(config.run.seed).permutation(split_server(opened, config.data).open)
-    scoring = order[: config.prune.batch_size]
+    training, _ = divide_open(opened, split_server(opened, config.data), config.data)
+    scoring = scoring_images(training, config.prune.batch_size, config.run.seed)
     batch = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring))))
     stages = tuple(range(len(model.architecture.stages)))
     plan = make_plan(model, batch.images, batch.metadata, config.prune, stages, config.run.seed)

@@ -90,12 +90,17 @@ def compare(
     best: Annotated[bool, typer.Option(help="The best round by the run's metric, not the last.")] = False,
     markdown: Annotated[bool, typer.Option(help="A table for documents.")] = False,
 ) -> None:
-    """The paper's table from run folders: dense against pruned, with the percentages."""
-    from fedskew.runs.compare import comparison, read_run, to_console, to_markdown
+    """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
+    from fedskew.runs import compare, pairing
 
     with _clear_errors():
-        table = comparison([read_run(path, best=best) for path in runs])
-    typer.echo(to_markdown(table) if markdown else to_console(table))
+        found = compare.read_runs(runs, best=best)
+        table, (paired, reasons) = compare.comparison(found), pairing.paired_comparison(found)
+    render = compare.to_markdown if markdown else compare.to_console
+    parts = [render(table), compare.LEGEND] + ([render(paired), pairing.LEGEND] if paired else [])
+    typer.echo("\n\n".join(part.strip("\n") for part in parts))
+    for line in [*pairing.warnings_of(found), *reasons]:
+        typer.echo(f"fedskew: {line}", err=True)
 
 
 @app.command()
@@ -118,12 +123,15 @@ def evaluate(
     all_: Annotated[bool, typer.Option("--all", help="Every image, no split.")] = False,
     best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
     manifest: Annotated[str, typer.Option(help="YAML with the columns and labels of your own CSV.")] = "",
+    predictions: Annotated[Path | None, typer.Option(help="Save what it says of each image: an .npz file.")] = None,
 ) -> None:
     """Evaluate a run's model on a data set and print the metrics as JSON."""
     from fedskew.runs.evaluation import evaluate_run
 
     with _clear_errors():
-        found = evaluate_run(run, data.resolve(), everything=all_, best=best, manifest=_absolute(manifest))
+        found = evaluate_run(
+            run, data.resolve(), everything=all_, best=best, manifest=_absolute(manifest), predictions=predictions
+        )
     typer.echo(json.dumps(found, indent=2))
 
 

@@ -67,7 +67,13 @@ class DataConfig(Section):
     fit: str = option("squash", "how a 4:3 picture becomes square", choices=("squash", "crop"))
     cache_dir: str = option("", "where decoded images are kept; empty: $FEDSKEW_HOME/cache")
     test: float = option(0.2, "share of the data that the server keeps for testing", low=0.01, high=0.98)
-    open: float = option(0.1, "share that is open data, for scoring and guarding", low=0.01, high=0.98)
+    open: float = option(0.1, "share that is open data, for warm start, scoring and judging", low=0.01, high=0.98)
+    held_back: float = option(
+        0.25,
+        "share of the open data that nothing is trained or scored on: guard and best/ judge by it",
+        low=0.0,
+        high=0.9,
+    )
     validation: float = option(0.2, "share of each node's own data that is held out for validation", low=0.0, high=0.9)
     split_by: str = option(
         "lesion", "`image` leaks lesions into the test set: for comparison only", choices=("lesion", "image")
@@ -248,11 +254,14 @@ class RunConfig(Section):
     name: str = option("", "name of the run folder; empty: date, preset and method")
     best_metric: str = option(
         "balanced_accuracy",
-        "which test metric names the best model",
+        "names the best round, on nodes' validation images (federation.evaluate-clients) or held-back open images",
         choices=("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro"),
     )
     threads: int = option(0, "CPU threads of the server; 0: torch's choice", low=0, high=1024)
     eval_batch_size: int = option(256, "images in an evaluation batch", low=1, high=65_536)
+    evaluate_every: int = option(
+        1, "the model is evaluated after every so many rounds, and always after the last", low=1, high=100_000
+    )
     keep_checkpoints: int = option(2, "finished rounds whose checkpoints are kept", low=2, high=100_000)
 
     _name = "run"

@@ -105,6 +105,24 @@ def split_server(data: DataSet, config: DataConfig) -> Split:
     )
 
 
+def divide_open(data: DataSet, split: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The open data as `(training, held back)`: warm start and scoring use the one, guard and best round the other.
+
+    Stratified by class; a lesion is in one of them only. The same for every `run.seed`, like the test set.
+
+    Returns:
+        int64 indices into the data set, ascending; nothing is held back where `data.held-back` is too small a share.
+    """
+    return train_validation(
+        data.samples, split.open, validation=config.held_back, unit=config.split_by, seed=config.split_seed
+    )
+
+
+def scoring_images(training: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The first `count` of the open training images in an order drawn from `run.seed`: what units are scored on."""
+    return np.random.default_rng(seed).permutation(training)[:count]
+
+
 def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> tuple[np.ndarray, ...]:
     """The clients' part shared among simulated nodes."""
     return partition(

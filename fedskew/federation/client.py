@@ -15,7 +15,15 @@ from fedskew.config.schema import ConfigError, TrainConfig
 from fedskew.data.batches import Augmentation
 from fedskew.data.prepare import NodeData, batches, node_data, node_name
 from fedskew.data.samples import DataError, encode_labels
-from fedskew.federation.messages import EXAMPLES, REPORT, MessageError, Task, pack_reply, unpack_task
+from fedskew.federation.messages import (
+    EXAMPLES,
+    REPORT,
+    VALIDATION_METRICS,
+    MessageError,
+    Task,
+    pack_reply,
+    unpack_task,
+)
 from fedskew.federation.weights import to_state
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
@@ -125,7 +133,8 @@ def _evaluate(task: Task, model: MultimodalSwin, node: NodeData, message: Messag
         return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})
     data = batches(node.data, node.validation, task.architecture, batch_size=task.config.run.eval_batch_size)
     found = evaluate(model, data, task.config.train)
-    metrics: dict[str, Any] = {name: found[name] for name in ("accuracy", "balanced_accuracy", "f1_macro", "loss")}
+    # AUROC is None where all images are of one class, and a message holds numbers
+    metrics: dict[str, Any] = {name: found[name] for name in VALIDATION_METRICS if found[name] is not None}
     return pack_reply(message, None, {EXAMPLES: found["examples"], **metrics}, _report(node))
 
 

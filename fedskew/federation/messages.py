@@ -23,6 +23,7 @@ from fedskew.federation.weights import Layout, layout, to_record
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
+VALIDATION_METRICS = ("accuracy", "auroc_macro", "balanced_accuracy", "f1_macro", "loss")  # a node's answer
 CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
 
 

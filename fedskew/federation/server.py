@@ -15,13 +15,15 @@ from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.selection import wait_for_nodes
-from fedskew.federation.server_model import ServerModel
+from fedskew.federation.server_model import Evaluation, ServerModel
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
+from fedskew.metrics.classification import NUMBERS, not_evaluated
 from fedskew.model.families import image_size
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
+from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
 
@@ -51,7 +53,7 @@ class FederatedRun:
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerModel(config, self.data, self.split)
         self.progress: dict[str, Any] = {
-            "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "best_round": None, "missed": 0, "seconds": 0.0,
+            "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0,
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -90,12 +92,15 @@ class FederatedRun:
         if settings.data.clients == "partition":
             nodes = len(wait_for_nodes(self.grid, settings.federation, 0))
         parts = partitions(self.data, self.split, settings.data, nodes) if nodes else ()
-        manifest = describe_split(self.data, self.split, parts) | {"split_hash": self.split_hash}
+        held_back = [self.data.samples[i].image_id for i in self.server.held_back]
+        manifest = describe_split(self.data, self.split, parts) | {
+            "held_back": held_back, "split_hash": self.split_hash,
+        }  # fmt: skip
         if self.checkpoint:
             self.folder.check_split(manifest)
         self.folder.write_text(CONFIG, to_yaml(settings))
         self.folder.write_json(SPLIT, manifest)
-        for line in head_lines(self.folder.path, settings, self.data, self.split, nodes):
+        for line in head_lines(self.folder.path, settings, self.data, self.split, nodes, len(held_back)):
             log.info(line)
 
     def _resumed(self) -> tuple[dict[str, Tensor], Architecture, RoundLog]:
@@ -105,6 +110,8 @@ class FederatedRun:
         self.folder.republish(self.checkpoint)
         self.progress |= self.checkpoint.progress
         self.progress.pop("stopped", None)
+        if not isinstance(self.progress["best"], dict):
+            self.progress["best"] = None  # of a version that chose by the test set
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         log.info(COLUMNS)
@@ -115,7 +122,7 @@ class FederatedRun:
         state, arch = self.server.initial()
         note, prune = RoundLog(0, before=arch), self.config.prune
         if prune.warm_start_epochs:
-            log.info("warm start: %d epochs on %d open images", prune.warm_start_epochs, len(self.split.open))
+            log.info("warm start: %d epochs on %d open images", prune.warm_start_epochs, len(self.server.training))
             start = time.perf_counter()
             state = self.server.warm_start(state, arch)
             note.seconds_training = time.perf_counter() - start
@@ -126,48 +133,61 @@ class FederatedRun:
         return state, arch, note
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Flower's `evaluate_fn`: evaluate the new global model on the test set and record the finished round."""
+        """Flower's `evaluate_fn`: evaluate the new global model on the server's data and record the finished round."""
         if flower_round == 0 and self.checkpoint:
             return None  # this round is on record already
-        start, arch = time.perf_counter(), self.strategy.architecture
-        state = to_state(arrays, arch)
-        metrics = self.server.evaluate(state, arch)
-        note = self.strategy.round
+        start, arch, note = time.perf_counter(), self.strategy.architecture, self.strategy.round
+        self.progress["missed"] = self.progress["missed"] + 1 if note.kept_model else 0
+        state, found = to_state(arrays, arch), None
+        if is_evaluated(self.config, note.number) or self._is_hopeless:
+            found = self.server.evaluate(state, arch, note.number)
         note.seconds_evaluation = time.perf_counter() - start
         note.seconds, self._round_started = time.perf_counter() - self._round_started, time.perf_counter()
-        is_best = self._advance(note, metrics)
-        sums = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS}
-        record = round_record(note, arch, metrics, sums)
+        record, is_best = self._advance(note, arch, found)
         self.folder.finish_round(
-            note.number, arch, state, record, self.progress, is_best=is_best, keep=self.config.run.keep_checkpoints
-        )
-        for line in round_line(record, self.config, self.progress["seconds"]):
+            note.number, arch, state, record, self.progress,
+            is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
+        )  # fmt: skip
+        for line in round_line(record, self.config, self.progress["seconds"], is_best=is_best):
             log.info(line)
         self._stop_if_hopeless()
-        return MetricRecord({name: value for name, value in metrics.items() if isinstance(value, float)})
+        return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
 
-    def _advance(self, note: RoundLog, metrics: Mapping[str, Any]) -> bool:
-        """Update the running sums and the best metric; whether this round is the best so far."""
+    def _advance(self, note: RoundLog, arch: Architecture, found: Evaluation | None) -> tuple[dict[str, Any], bool]:
+        """Update the running sums and the best round; the record of this round and whether it is the best so far."""
         for name in SUMS:
             self.progress[f"{name}_total"] += getattr(note, name)
         self.progress["seconds"] += note.seconds
-        self.progress["missed"] = self.progress["missed"] + 1 if note.kept_model else 0
-        value = metrics[self.config.run.best_metric]
-        if value is None or (self.progress["best"] is not None and value <= self.progress["best"]):
-            return False
-        self.progress["best"], self.progress["best_round"] = value, note.number
-        return True
+        held_back = found.held_back if found else None
+        judgement = judge(self.config, held_back if source_of(self.config) == HELD_BACK else note.validation)
+        is_best = improves(self.progress["best"], judgement, note.number)
+        if is_best:
+            self.progress["best"] = {"round": note.number, **judgement}
+        more = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS} | {
+            "held_back": {name: held_back[name] for name in NUMBERS} if held_back else None,
+            "selection": judgement,
+        }
+        return round_record(note, arch, found.metrics if found else not_evaluated(), more), is_best
+
+    @property
+    def _is_hopeless(self) -> bool:
+        limit = self.config.federation.max_missed_rounds
+        return bool(limit) and self.progress["missed"] >= limit
 
     def _stop_if_hopeless(self) -> None:
-        limit = self.config.federation.max_missed_rounds
-        if limit and self.progress["missed"] >= limit:
+        if self._is_hopeless:
             raise RunStopped(
-                f"{limit} rounds in a row were below the quorum of {self.config.federation.quorum} "
+                f"{self.progress['missed']} rounds in a row were below the quorum of {self.config.federation.quorum} "
                 f'(federation.max-missed-rounds). Go on later with resume="{self.folder.path}"'
             )
 
     def _finish(self) -> RunFolder:
-        summary = summary_of(self.folder.records(), self.config, self.progress)
+        records = self.folder.records()
+        if self.progress["best"] is None:
+            log.warning("no round could be judged by %s: best/ is the model of the last round, %d",
+                        in_words(judge(self.config, None)), records[-1]["round"])  # fmt: skip
+            self.folder.publish_last_as_best()
+        summary = summary_of(records, self.config, self.progress)
         self.folder.write_json(SUMMARY, summary)
         for line in summary_text(summary, self.folder.path).splitlines():
             log.info(line)

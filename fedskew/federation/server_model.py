@@ -1,34 +1,58 @@
-"""What the server does with a global model on its own data: warm-start, prune, evaluate."""
+"""What the server does with a global model on its own data: warm-start, prune, judge, evaluate."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
-from fedskew.data.prepare import DataSet, batches
+from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
 from fedskew.data.samples import DataError
 from fedskew.data.splits import Split
 from fedskew.federation.client import augmentation, local_seed
+from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.pruning.step import StepResult, prune_step
 from fedskew.pruning.units import group_size
+from fedskew.runs.evaluation import predict_images
+from fedskew.runs.judging import HELD_BACK, source_of
 from fedskew.training import cpu_threads, evaluate, pick_device, train
+
+log = logging.getLogger("flwr.fedskew.server")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on the server's data: what the record says of it.
+
+    Attributes:
+        metrics: on the test set.
+        held_back: on the open images that are held back; None if there are none.
+        predictions: for every image of the test set.
+    """
+
+    metrics: dict[str, Any]
+    held_back: dict[str, Any] | None
+    predictions: Predictions
 
 
 class ServerModel:
     """The server's data and what is done with it. The open data is never a client's, never the test set's.
 
-    The first `prune.batch-size` open images (in an order drawn once from the seed) are the scoring batch; the guard
-    judges on the rest.
+    Attributes:
+        held_back: open images (`data.held-back` of them) that nothing is trained or scored on: the guard judges on
+            them, and the best round is chosen by them if the nodes do not evaluate. int64 indices into the data set.
+        training: the other open images: the warm start's.
+        scoring: those of `training` on which units are scored: the first `prune.batch-size` in an order drawn from
+            `run.seed`.
     """
 
     def __init__(self, config: Config, data: DataSet, split: Split) -> None:
@@ -37,22 +61,42 @@ class ServerModel:
                 f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are needed"
             )
         self.config, self._data, self._split = config, data, split
-        order = np.random.default_rng(config.run.seed).permutation(split.open)
-        self._scoring = order[: config.prune.batch_size]
-        self._guarding = order[config.prune.batch_size :]
+        self.training, self.held_back = divide_open(data, split, config.data)
+        self.scoring = scoring_images(self.training, config.prune.batch_size, config.run.seed)
         self._device = pick_device(config.train.device)
+        self._check_judging()
         self._check_pruning()
+
+    def _check_judging(self) -> None:
+        """Refuse at the start a run in which nothing could be judged."""
+        federation, settings = self.config.federation, self.config.data
+        if federation.evaluate_clients and not settings.validation:
+            raise ConfigError(
+                "federation.evaluate-clients asks nodes for metrics on their validation images, and data.validation "
+                "is 0: they have none. Raise data.validation, or switch federation.evaluate-clients off"
+            )
+        needed = {"choosing the best round": source_of(self.config) == HELD_BACK,
+                  "prune.guard": self.config.prune.method != "none" and self.config.prune.guard >= 0}  # fmt: skip
+        classes = {self._data.samples[i].label for i in self.held_back}
+        if any(needed.values()) and len(classes) < 2:
+            raise DataError(
+                f"{' and '.join(name for name, asked in needed.items() if asked)} need open images of at least two "
+                f"classes that are held back from training, and there are {len(self.held_back)} of {len(classes)} "
+                f"(data.held-back is {settings.held_back:g} of {len(self._split.open)} open images); raise "
+                "data.held-back or data.open"
+            )
 
     def _check_pruning(self) -> None:
         """Refuse at the start what would end the run after its first training."""
         prune = self.config.prune
         if prune.method == "none":
             return
-        if prune.guard >= 0 and not len(self._guarding):
-            raise DataError(
-                f"prune.guard needs open data beyond the scoring batch, and all {len(self._scoring)} open images are "
-                "in it; lower prune.batch-size or raise data.open"
-            )
+        if len(self.scoring) < prune.batch_size:
+            log.warning(
+                "units are scored on %d images: prune.batch-size is %d, but no more open images are left beside the %d "
+                "held back; raise data.open or lower prune.batch-size",
+                len(self.scoring), prune.batch_size, len(self.held_back),
+            )  # fmt: skip
         arch = dense_architecture(self.config.model, removed=prune.removed)
         for stage in range(len(arch.stages)):
             try:
@@ -70,11 +114,11 @@ class ServerModel:
         return model.state_dict(), arch
 
     def warm_start(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
-        """Train on the open data for `prune.warm-start-epochs`, before the first round."""
+        """Train on the open training images for `prune.warm-start-epochs`, before the first round."""
         config = self.config.train
         model = self._model(state, arch, drop_path=self.config.model.drop_path)
         seed = local_seed(self.config.run.seed, 0, "server")
-        data = batches(self._data, self._split.open, arch, batch_size=config.batch_size, seed=seed,
+        data = batches(self._data, self.training, arch, batch_size=config.batch_size, seed=seed,
                        augmentation=augmentation(config))  # fmt: skip
         with cpu_threads(self.config.run.threads):
             once = replace(config, local_epochs=self.config.prune.warm_start_epochs)
@@ -86,7 +130,7 @@ class ServerModel:
     ) -> StepResult:
         """One pruning step after round `number` (0: after the warm start)."""
         with cpu_threads(self.config.run.threads):
-            batch = next(iter(batches(self._data, self._scoring, arch, batch_size=len(self._scoring))))
+            batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
             return prune_step(
                 self._model(state, arch),
                 batch.images.to(self._device),
@@ -97,16 +141,23 @@ class ServerModel:
                 judge=self._judge,
             )
 
-    def evaluate(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
-        """Metrics of a model on the test set."""
+    def evaluate(self, state: Mapping[str, Tensor], arch: Architecture, number: int = -1) -> Evaluation:
+        """A model on the test set and on the open images held back; `number` is its round."""
         with cpu_threads(self.config.run.threads):
-            return self._evaluate(self._model(state, arch), self._split.test)
+            model = self._model(state, arch)
+            size = self.config.run.eval_batch_size
+            found = predict_images(
+                model, self._data, self._split.test, self.config.train, batch_size=size, number=number
+            )
+            held_back = self._held_back_metrics(model) if len(self.held_back) else None
+        metrics = classification_metrics(found.labels, found.probabilities, found.classes)
+        return Evaluation(metrics, held_back, found)
 
     def _judge(self, model: MultimodalSwin) -> float:
-        return self._evaluate(model, self._guarding)["balanced_accuracy"]
+        return float(self._held_back_metrics(model)["balanced_accuracy"])
 
-    def _evaluate(self, model: MultimodalSwin, indices: np.ndarray) -> dict[str, Any]:
-        data = batches(self._data, indices, model.architecture, batch_size=self.config.run.eval_batch_size)
+    def _held_back_metrics(self, model: MultimodalSwin) -> dict[str, Any]:
+        data = batches(self._data, self.held_back, model.architecture, batch_size=self.config.run.eval_batch_size)
         return evaluate(model, data, self.config.train)
 
     def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalSwin:

@@ -20,12 +20,13 @@ from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
 from fedskew.federation.checks import Answer, BadReply, check_answer, check_reply, check_report
 from fedskew.federation.folding import make_folding
-from fedskew.federation.messages import EXAMPLES, Task, pack_task, payload_bytes
+from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task, payload_bytes
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import from_record, layout, to_record
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
+from fedskew.runs.judging import is_evaluated
 from fedskew.runs.record import RoundLog
 from fedskew.training import frozen_prefixes
 
@@ -89,8 +90,8 @@ class SkewPruning(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask the nodes to evaluate on their validation images, if the run wants that phase."""
-        if not self.config.federation.evaluate_clients:
+        """Ask the nodes to evaluate on their validation images, if the run wants that phase in this round."""
+        if not self.config.federation.evaluate_clients or not is_evaluated(self.config, self.round.number):
             return []
         return self._messages(arrays, MessageType.EVALUATE, 1.0)
 
@@ -166,7 +167,10 @@ class SkewPruning(FedAvg):
         return to_record(state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Mean of the nodes' validation metrics, weighted by their examples; bad replies are set aside."""
+        """Mean of the nodes' validation metrics, weighted by their examples; bad replies are set aside.
+
+        Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
+        """
         if not self.config.federation.evaluate_clients:
             return None
         answers = [self._accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
@@ -175,9 +179,11 @@ class SkewPruning(FedAvg):
         found = [answer for _, answer in sorted(answers, key=lambda pair: pair[0]) if answer and answer.examples]
         if not found:
             return None
-        total = sum(answer.examples for answer in found)
-        keys = sorted(set.intersection(*(set(answer.metrics) for answer in found)) - {EXAMPLES})
-        mean = {key: sum(answer.metrics[key] * answer.examples for answer in found) / total for key in keys}
+        mean = {
+            key: sum(answer.metrics[key] * answer.examples for answer in telling) / sum(a.examples for a in telling)
+            for key in VALIDATION_METRICS
+            if (telling := [answer for answer in found if key in answer.metrics])
+        }
         self.round.validation = mean
         return MetricRecord(mean)
 

@@ -1,8 +1,9 @@
-"""The paper's table from run folders."""
+"""Runs side by side: the paper's table, and what differs in pairs of test images, with intervals."""
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,30 +13,56 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.config import Config, load_config
+from fedskew.metrics.clinical import DANGEROUS, HARMLESS, degradation
 from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
+from fedskew.runs.judging import best_record, evaluated
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("Accuracy", "accuracy", "{:.3f}".format, False),
     ("Balanced accuracy", "balanced_accuracy", "{:.3f}".format, False),
     ("Macro F1", "f1_macro", "{:.3f}".format, False),
     ("Macro AUROC", "auroc_macro", "{:.3f}".format, False),
-    ("Melanoma recall", "recall_mel", "{:.3f}".format, False),
+    ("Expected calibration error", "expected_calibration_error", "{:.3f}".format, False),
+    ("Specificity at 90 % sensitivity to mel", "melanoma_specificity", "{:.3f}".format, False),
+)
+COSTS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("GMACs (linear/conv)", "macs", lambda value: f"{value / 1e9:.4g}", True),
     ("GMACs with attention", "macs_total", lambda value: f"{value / 1e9:.4g}", True),
     ("Parameters (M)", "parameters", lambda value: f"{value / 1e6:.3f}", True),
-    ("Memory footprint (MB)", "memory_bytes", lambda value: f"{value / 2**20:.2f}", True),
+    # the paper's "MB" of its footprint are 2²⁰ bytes: 27.7 M float32 parameters and buffers are 106.02 of them
+    ("Memory footprint (MiB)", "memory_bytes", lambda value: f"{value / 2**20:.2f}", True),
     ("Model file (MB)", "model_bytes", lambda value: f"{value / 1e6:.2f}", True),
     ("Sent to nodes (MB)", "bytes_down_total", lambda value: f"{value / 1e6:.1f}", True),
     ("Received from nodes (MB)", "bytes_up_total", lambda value: f"{value / 1e6:.1f}", True),
+)
+LEGEND = (
+    "MB are 10^6 bytes, MiB 2^20. Metrics: difference to the first run; costs: share of it. Recall lost: the mean over "
+    f"{', '.join(DANGEROUS)} divided by the mean over {', '.join(HARMLESS)}, and both means, against the first run; "
+    "a negative loss is a gain, and where the latter lost nothing there is no ratio (-)."
 )
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's name and the line of metrics that it is judged by."""
+    """A run's column: its name and the line of metrics that it is judged by.
+
+    Attributes:
+        name: what tells it from the others, with the round.
+        record: the last evaluated round, or the best.
+        path: the run folder.
+        config: None if the folder holds none.
+        rounds: finished rounds.
+        nodes: how many nodes the records name.
+        model: folder of the model of `record`, with its predictions.
+    """
 
     name: str
     record: Mapping[str, Any]
+    path: Path = Path()
+    config: Config | None = None
+    rounds: int = 0
+    nodes: int = 0
+    model: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -46,20 +73,47 @@ class Comparison:
     rows: tuple[tuple[str, ...], ...]
 
 
-def read_run(path: Path, *, best: bool = False) -> RunResult:
-    """The last round of a run, or its best one.
+def read_run(path: Path, *, best: bool = False, label: str = "") -> RunResult:
+    """The last evaluated round of a run, or its best one.
+
+    Args:
+        label: what the run is called; empty: method and seed.
 
     Raises:
-        RunFolderError: the folder holds no run.
+        RunFolderError: the folder holds no run, or no round that was judged.
     """
     records = RunFolder(path).records()
     if not records:
         raise RunFolderError(f"{path} holds no finished round yet")
-    config = _config(path)
-    metric = config.run.best_metric if config else "balanced_accuracy"
-    record = max(records, key=lambda line: line[metric] or 0.0) if best else records[-1]
-    name = f"{run_label(path)} (round {record['round']})"
-    return RunResult(name, {**record, "recall_mel": (record["recall"] or {}).get("mel")})
+    record = best_record(records) if best else evaluated(records)[-1]
+    if record is None:
+        raise RunFolderError(f"no round of {path} was judged by other images than its test set, so none is the best")
+    return RunResult(
+        name=f"{label or run_label(path)} (round {record['round']})",
+        record=record,
+        path=path,
+        config=_config(path),
+        rounds=records[-1]["round"],
+        nodes=len({name for line in records for name in (*line["nodes"], *line["failed"])}),
+        model=path / "best" if best else path,
+    )
+
+
+def read_runs(paths: Sequence[Path], *, best: bool = False) -> list[RunResult]:
+    """Runs with names that differ. Raises as `read_run`."""
+    return [read_run(path, best=best, label=label) for path, label in zip(paths, run_labels(paths), strict=True)]
+
+
+def run_labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each run: method and seed; also the folder's name, or its whole path, where that is not enough."""
+    labels = [run_label(path) for path in paths]
+    for more in (lambda path: path.resolve().name, str):
+        count = Counter(labels)
+        labels = [
+            label if count[label] == 1 else f"{run_label(path)}, {more(path)}"
+            for label, path in zip(labels, paths, strict=True)
+        ]
+    return labels
 
 
 def run_label(path: Path) -> str:
@@ -74,20 +128,51 @@ def _config(path: Path) -> Config | None:
 
 def comparison(runs: Sequence[RunResult]) -> Comparison:
     """One column a run; costs of the later ones also as a share of the first, metrics as a difference to it."""
-    rows = []
-    for title, key, text, is_cost in ROWS:
-        first = runs[0].record.get(key)
-        cells = [title, "-" if first is None else text(first)]
-        for run in runs[1:]:
-            cells.append(_cell(run.record.get(key), first, text, is_cost=is_cost))
-        rows.append(tuple(cells))
+    rows = [
+        _row(title, [run.record.get(key) for run in runs], text, is_cost=is_cost) for title, key, text, is_cost in ROWS
+    ]
+    rows += [*_class_rows("Recall", "recall", runs), *_class_rows("AUROC", "auroc", runs)]
+    if any(cells := [_degradation(runs[0].record, run.record) for run in runs[1:]]):
+        rows.append(("Recall lost, dangerous / harmless", "-", *(cell or "-" for cell in cells)))
+    rows += [
+        _row(title, [run.record.get(key) for run in runs], text, is_cost=is_cost) for title, key, text, is_cost in COSTS
+    ]
     return Comparison(("", *(run.name for run in runs)), tuple(rows))
+
+
+def _class_rows(title: str, key: str, runs: Sequence[RunResult]) -> list[tuple[str, ...]]:
+    """A row for each class that has test images anywhere, with their number in the first run's test set."""
+    names = dict.fromkeys(name for run in runs for name, value in (run.record.get(key) or {}).items()
+                          if value is not None)  # fmt: skip
+    support = runs[0].record.get("support") or {}
+    return [
+        _row(
+            f"{title} {name}" + (f" (n={support[name]})" if name in support else ""),
+            [(run.record.get(key) or {}).get(name) for run in runs],
+            "{:.3f}".format,
+            is_cost=False,
+        )
+        for name in names
+    ]
+
+
+def _degradation(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    lost = degradation(first["recall"], second["recall"])
+    if lost is None:
+        return None
+    ratio = "-" if lost.ratio is None else f"{lost.ratio:.2f}"
+    return f"{ratio} ({lost.dangerous:+.3f} / {lost.harmless:+.3f})"
+
+
+def _row(title: str, values: Sequence[float | None], text: Callable[[Any], str], *, is_cost: bool) -> tuple[str, ...]:
+    first = values[0]
+    return (title, "-" if first is None else text(first), *(_cell(v, first, text, is_cost=is_cost) for v in values[1:]))
 
 
 def _cell(value: float | None, first: float | None, text: Callable[[Any], str], *, is_cost: bool) -> str:
     if value is None:
         return "-"
-    if not first:
+    if first is None or (is_cost and not first):
         return text(value)
     return f"{text(value)} ({value / first:.1%})" if is_cost else f"{text(value)} ({value - first:+.3f})"
 
@@ -103,6 +188,7 @@ def to_console(table: Comparison) -> str:
     shown = Table(*table.header)
     for row in table.rows:
         shown.add_row(*row)
-    console = Console(file=io.StringIO(), width=max(80, 26 + 24 * (len(table.header) - 1)))
+    widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
+    console = Console(file=io.StringIO(), width=max(80, sum(min(width, 40) + 3 for width in widths) + 1))
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined]

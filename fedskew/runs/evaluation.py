@@ -6,22 +6,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedskew.config import load_config
-from fedskew.config.schema import Config
-from fedskew.data.prepare import batches, open_data, split_server
+from fedskew.config.schema import Config, TrainConfig
+from fedskew.data.prepare import DataSet, batches, open_data, split_server
+from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
-from fedskew.runs.folder import CONFIG, MODEL, RunFolderError
+from fedskew.model.swin import MultimodalSwin
+from fedskew.runs.atomic import write_bytes
+from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
+from fedskew.runs.judging import best_record
 from fedskew.runs.modelfile import load_model
-from fedskew.training import evaluate, pick_device
+from fedskew.runs.predictions import encode_predictions
+from fedskew.training import pick_device, predict
 
 
-def evaluate_run(run: Path, data: Path, *, everything: bool, best: bool = False, manifest: str = "") -> dict[str, Any]:
+def evaluate_run(
+    run: Path,
+    data: Path,
+    *,
+    everything: bool,
+    best: bool = False,
+    manifest: str = "",
+    predictions: Path | None = None,
+) -> dict[str, Any]:
     """Metrics of a run's model.
 
     Args:
         run: a run folder (its last model, or its best), or a model file.
         data: folder or archive.
         everything: every readable image; otherwise the test split that the run's configuration makes of this data.
+        predictions: where to write what the model says of each image, for `compare`.
 
     Raises:
         RunFolderError, ModelFileError, DataError: what is missing, where.
@@ -38,15 +54,46 @@ def evaluate_run(run: Path, data: Path, *, everything: bool, best: bool = False,
     arch = model.architecture
     opened = open_data(config.data, arch.image_size)
     indices = opened.usable if everything else split_server(opened, config.data).test
-    metrics = evaluate(model, batches(opened, indices, arch, batch_size=config.run.eval_batch_size), config.train)
+    found = predict_images(
+        model, opened, indices, config.train, batch_size=config.run.eval_batch_size, number=_round_of(path, best=best)
+    )
+    if predictions is not None:
+        write_bytes(predictions, encode_predictions(found))
     macs = cost.macs(arch)
     return {
         "model": str(path),
         "data": opened.place,
         "split": "all" if everything else "test",
-        **metrics,
+        **classification_metrics(found.labels, found.probabilities, found.classes),
         "skipped": len(opened.cached.unreadable),
         "parameters": cost.parameters(arch),
         "macs": macs.linear,
         "macs_total": macs.total,
     }
+
+
+def predict_images(
+    model: MultimodalSwin, data: DataSet, indices: np.ndarray, config: TrainConfig, *, batch_size: int, number: int = -1
+) -> Predictions:
+    """What a model says of each image; `number` is the round that it is of."""
+    arch = model.architecture
+    labels, probabilities = predict(model, batches(data, indices, arch, batch_size=batch_size), config)
+    shown = [data.samples[i] for i in indices]
+    return Predictions(
+        images=np.array([sample.image_id for sample in shown]),
+        lesions=np.array([sample.lesion_id for sample in shown]),
+        labels=labels,
+        classes=arch.classes,
+        probabilities=probabilities.astype(np.float32),
+        round_number=number,
+    )
+
+
+def _round_of(path: Path, *, best: bool) -> int:
+    """The round of a model file in a run folder; -1 for a file elsewhere."""
+    folder = RunFolder(path.parent.parent if best else path.parent)
+    if path.name != MODEL or not (folder.path / METRICS).is_file():
+        return -1
+    records = folder.records()
+    record = best_record(records) if best else None
+    return int((record or records[-1])["round"]) if records else -1

@@ -2,8 +2,9 @@
 
     config.yaml  split.json  metrics.jsonl  summary.json
     architecture.json  model.safetensors      the latest finished round
-    best/architecture.json  best/model.safetensors
-    checkpoints/round-0007/                   model.safetensors and state.json, complete or absent
+    predictions.npz                           what it says of every test image; absent if it was not evaluated
+    best/                                     the same three of the best round
+    checkpoints/round-0007/                   model, predictions and state.json, complete or absent
 
 A round counts when its checkpoint folder has been renamed into place; everything else can be derived from it.
 """
@@ -25,9 +26,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fedskew.architecture import Architecture
+from fedskew.metrics import Predictions
 from fedskew.model.pretrained import file_sha256
 from fedskew.runs.atomic import link, sync_directory, write_bytes, write_json
 from fedskew.runs.modelfile import ModelFileError, encode_model, read_model
+from fedskew.runs.predictions import PREDICTIONS, encode_predictions
 
 log = logging.getLogger("flwr.fedskew.runs")
 
@@ -123,17 +126,23 @@ class RunFolder:
         *,
         is_best: bool,
         keep: int,
+        predictions: Predictions | None = None,
     ) -> None:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
+
+        Args:
+            predictions: of this round's model on the test set, if it was evaluated.
 
         Raises:
             RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
         """
-        content = encode_model(arch, weights)
-        record = record | {"model_bytes": len(content)}
+        files = {MODEL: encode_model(arch, weights)}
+        if predictions is not None:
+            files[PREDICTIONS] = encode_predictions(predictions)
+        record = record | {"model_bytes": len(files[MODEL])}
         try:
             self._append_metrics(record)
-            folder = self._write_checkpoint(round_number, content, record, progress)
+            folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
         except OSError as error:
@@ -143,17 +152,18 @@ class RunFolder:
             ) from error
 
     def _write_checkpoint(
-        self, number: int, content: bytes, record: dict[str, Any], progress: Mapping[str, Any]
+        self, number: int, files: Mapping[str, bytes], record: dict[str, Any], progress: Mapping[str, Any]
     ) -> Path:
         final = self._checkpoint_path(number)
         scratch = final.with_name(f".{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
-            write_bytes(scratch / MODEL, content)
+            for name, content in files.items():
+                write_bytes(scratch / name, content)
             state = {
                 "round": number,
-                "model_sha256": hashlib.sha256(content).hexdigest(),
+                "files_sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
                 "progress": dict(progress),
                 "record": record,
             }
@@ -168,7 +178,7 @@ class RunFolder:
     def republish(self, checkpoint: Checkpoint) -> None:
         """Make the copies for people those of a checkpoint: the process may have died between the two."""
         number = checkpoint.round_number
-        is_best = checkpoint.progress.get("best_round") == number
+        is_best = (checkpoint.progress.get("best") or {}).get("round") == number
         self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
 
     def _checkpoint_path(self, number: int) -> Path:
@@ -177,11 +187,19 @@ class RunFolder:
     def _publish_all(self, checkpoint: Path, arch: Architecture, *, is_best: bool) -> None:
         self._publish(checkpoint, arch, self.path)
         if is_best:
-            (self.path / "best").mkdir(exist_ok=True)
             self._publish(checkpoint, arch, self.path / "best")
 
+    def publish_last_as_best(self) -> None:
+        """Make the newest model the best one, where no round could be judged."""
+        checkpoint = self.latest()
+        self._publish(self._checkpoint_path(checkpoint.round_number), checkpoint.architecture, self.path / "best")
+
     def _publish(self, checkpoint: Path, arch: Architecture, target: Path) -> None:
+        target.mkdir(exist_ok=True)
+        (target / PREDICTIONS).unlink(missing_ok=True)  # never beside a model that they are not of
         link(checkpoint / MODEL, target / MODEL)
+        if (checkpoint / PREDICTIONS).is_file():
+            link(checkpoint / PREDICTIONS, target / PREDICTIONS)
         write_bytes(target / ARCHITECTURE, (json.dumps(json.loads(arch.to_json()), indent=1) + "\n").encode())
 
     def _append_metrics(self, record: dict[str, Any]) -> None:
@@ -242,10 +260,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.pop("sha256") != _digest(state):
         raise ValueError(f"{STATE} does not match its hash")
-    if file_sha256(path / MODEL) != state["model_sha256"]:
-        raise ModelFileError(f"{MODEL} does not match its hash")
+    for name, expected in _file_hashes(state).items():
+        if file_sha256(path / name) != expected:
+            raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
     return Checkpoint(state["round"], arch, weights, state["progress"])
+
+
+def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of a checkpoint's files by name; versions before predictions were kept noted the model's only."""
+    return state["files_sha256"] if "files_sha256" in state else {MODEL: state["model_sha256"]}
 
 
 def _digest(state: Mapping[str, Any]) -> str:

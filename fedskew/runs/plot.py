@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedskew.runs.compare import run_label
+from fedskew.runs.compare import run_labels
 from fedskew.runs.folder import RunFolder, RunFolderError
 
 PANELS = (
@@ -30,13 +30,14 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
     except ImportError as error:
         raise RunFolderError("drawing needs matplotlib: pip install 'fedskew[plots]'") from error
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
-    for path in runs:
+    for path, label in zip(runs, run_labels(runs), strict=True):
         records = RunFolder(path).records()
-        rounds = [record["round"] for record in records]
         for axis, (key, _, dense) in zip(axes, PANELS, strict=True):
             scale = 1e6 if key.startswith("bytes") else 1
-            axis.plot(rounds, [record[key] / (record[dense] if dense else scale) for record in records],
-                      marker=".", label=run_label(path))  # fmt: skip
+            known = [record for record in records if record[key] is not None]  # not evaluated in every round
+            axis.plot([record["round"] for record in known],
+                      [record[key] / (record[dense] if dense else scale) for record in known],
+                      marker=".", label=label)  # fmt: skip
     for axis, (_, title, dense) in zip(axes, PANELS, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("round")

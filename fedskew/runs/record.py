@@ -36,9 +36,14 @@ class RoundLog:
 
 
 def round_record(
-    log: RoundLog, arch: Architecture, metrics: Mapping[str, Any], sums: Mapping[str, int]
+    log: RoundLog, arch: Architecture, metrics: Mapping[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The JSON-ready line of a round."""
+    """The JSON-ready line of a round.
+
+    Args:
+        metrics: on the test set; all None in a round without evaluation.
+        more: the running sums, and what the round was judged by.
+    """
     macs, dense = cost.macs(arch), arch.dense()
     dense_macs = cost.macs(dense)
     return {
@@ -54,7 +59,7 @@ def round_record(
         "dense_memory_bytes": cost.memory_bytes(dense),
         "bytes_down": log.bytes_down,
         "bytes_up": log.bytes_up,
-        **sums,
+        **more,
         "clients_ok": len(log.ok),
         "clients_failed": len(log.failed),
         "failed": log.failed,

@@ -11,10 +11,11 @@ from typing import Any
 from fedskew.config.schema import Config
 from fedskew.data.prepare import DataSet
 from fedskew.data.splits import Split
+from fedskew.metrics.classification import BY_CLASS, NUMBERS
+from fedskew.runs.judging import best_record, evaluated, in_words, judge
 
-COLUMNS = "round   acc   bal.acc  macro F1   params M (%)     MACs M (%)    down/up MB   nodes   seconds   left"
+COLUMNS = "round   acc   bal.acc  macro F1   params M (%)     MACs M (%)    down/up MB   nodes   seconds   left  judged"
 FLOWER_LOOP = "flwr/serverapp/strategy/"
-METRIC_KEYS = ("accuracy", "f1_macro", "balanced_accuracy", "auroc_macro", "loss")
 COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
 
 
@@ -33,33 +34,39 @@ def quiet_flower() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes: int) -> list[str]:
-    """Where the run is kept, and on what data."""
+def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes: int, held_back: int) -> list[str]:
+    """Where the run is kept, on what data, and what its rounds are judged by."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     lines = [
         f"run folder: {folder}",
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
-        f"data {data.place}: {len(split.test)} test, {len(split.open)} open, {clients}; "
+        f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
+        f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
     ]
     return lines + [f"data: {note}" for note in data.notes[:20]]
 
 
-def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> list[str]:
-    """The table's line of one round, with the heading every twenty rounds."""
+def round_line(record: Mapping[str, Any], config: Config, elapsed: float, *, is_best: bool = False) -> list[str]:
+    """The table's line of one round, with the heading every twenty rounds; `-` where nothing was evaluated."""
     number, rounds = record["round"], config.federation.rounds
     dense = _dense_cost(record)
     left = elapsed / max(1, number) * (rounds - number) if number else 0.0
     line = (
-        f"{number:3d}/{rounds:<3d} {record['accuracy']:5.3f}   {record['balanced_accuracy']:5.3f}"
-        f"     {record['f1_macro']:5.3f}"
+        f"{number:3d}/{rounds:<3d} {_figure(record['accuracy'])}   {_figure(record['balanced_accuracy'])}"
+        f"     {_figure(record['f1_macro'])}"
         f"   {record['parameters'] / 1e6:7.3f} ({record['parameters'] / dense[0]:4.0%})"
         f"  {record['macs'] / 1e6:8.1f} ({record['macs'] / dense[1]:4.0%})"
         f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
         f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
         f"  {record['seconds']:7.1f}  {duration(left) if number else '-':>6}"
+        f"   {_figure(record['selection']['value'])}{'*' if is_best else ''}"
     )
     return [COLUMNS, line] if number % 20 == 0 else [line]
+
+
+def _figure(value: float | None) -> str:
+    return f"{'-':>5}" if value is None else f"{value:5.3f}"
 
 
 def _dense_cost(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -73,17 +80,22 @@ def duration(seconds: float) -> str:
 
 
 def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: Mapping[str, Any]) -> dict[str, Any]:
-    """The final state of a run, its best round, and what it cost."""
-    last = records[-1]
-    best = max(records, key=lambda record: record[config.run.best_metric] or 0.0)
-    numbers = (*METRIC_KEYS, *COST_KEYS)
+    """The final state of a run, its best round and what that was chosen by, and what the run cost.
+
+    `final` is the last round that was evaluated: the last of all, unless a run was resumed with fewer rounds.
+    """
+    last, final = records[-1], evaluated(records)[-1]
+    best = best_record(records)
+    chosen = final if best is None else best
+    numbers = (*NUMBERS, *COST_KEYS)
     return {
         "preset": config.preset,
         "method": config.prune.method,
         "seed": config.run.seed,
         "rounds": last["round"],
-        "final": {key: last[key] for key in (*numbers, "recall", "examples")},
-        "best": {"round": best["round"], "metric": config.run.best_metric} | {key: best[key] for key in numbers},
+        "final": {key: final.get(key) for key in ("round", *numbers, *BY_CLASS)},
+        "best": {"round": chosen["round"], "chosen_by": best and best["selection"]}
+        | {key: chosen.get(key) for key in numbers},
         "dense": {key: last[f"dense_{key}"] for key in ("parameters", "macs", "macs_total", "memory_bytes")},
         "bytes_down": last["bytes_down_total"],
         "bytes_up": last["bytes_up_total"],
@@ -95,16 +107,13 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
-    """The table that a run ends with."""
+    """The table that a run ends with. MB are 10⁶ bytes, MiB 2²⁰."""
     final, dense = summary["final"], summary["dense"]
     rows = [
         ("accuracy", f"{final['accuracy']:.3f}", ""),
-        (
-            "balanced accuracy",
-            f"{final['balanced_accuracy']:.3f}",
-            f"best {summary['best']['balanced_accuracy']:.3f} in round {summary['best']['round']}",
-        ),
+        ("balanced accuracy", f"{final['balanced_accuracy']:.3f}", _about_best(summary["best"])),
         ("macro F1", f"{final['f1_macro']:.3f}", ""),
+        ("macro AUROC", _figure(final["auroc_macro"]), ""),
         (
             "parameters",
             f"{final['parameters'] / 1e6:.3f} M",
@@ -125,8 +134,26 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("sent to nodes", f"{summary['bytes_down'] / 1e6:.1f} MB", ""),
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
+    rows[4:4] = _recall_rows(final)
     width = max(len(name) for name, _, _ in rows)
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
     lines = [f"after {summary['rounds']} rounds ({about}):"]
     lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def _about_best(best: Mapping[str, Any]) -> str:
+    chosen = best["chosen_by"]
+    if chosen is None:
+        return "no round could be judged: best/ is the last"
+    return (
+        f"{best['balanced_accuracy']:.3f} in the best round, {best['round']}, "
+        f"chosen by {in_words(chosen)} ({chosen['value']:.3f})"
+    )
+
+
+def _recall_rows(final: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Recall and number of test images of each class that has any."""
+    recall, support = final["recall"], final["support"] or {}
+    return [(f"recall {name}", f"{value:.3f}", f"n={support[name]}" if name in support else "")
+            for name, value in recall.items() if value is not None]  # fmt: skip

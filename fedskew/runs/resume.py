@@ -23,7 +23,8 @@ MAY_CHANGE = {
         "mlp-activation", "heads", "mlp",
     },
     "federation": None,
-    "run": {"output-dir", "name", "best-metric", "threads", "eval-batch-size", "keep-checkpoints"},
+    "run": {"output-dir", "name", "best-metric", "threads", "eval-batch-size", "keep-checkpoints",
+            "evaluate-every"},
 }  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""Whether runs may be compared, and their differences in pairs of test images with 95 % intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
+from fedskew.runs.compare import Comparison, RunResult
+from fedskew.runs.folder import SPLIT
+from fedskew.runs.predictions import PredictionsError, read_predictions
+
+TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",
+          "auroc_macro": "Macro AUROC"}  # fmt: skip
+LEGEND = (
+    "Paired differences to the first run with 95 % bootstrap intervals over lesions: these models on another test set "
+    "of the same kind. Another seed may differ by more."
+)
+
+
+def paired_comparison(runs: Sequence[RunResult]) -> tuple[Comparison | None, list[str]]:
+    """Differences to the first run in pairs of test images.
+
+    Returns:
+        The table (None if no run can be paired with the first), and for every run that cannot be, why.
+    """
+    try:
+        first = _predictions(runs[0])
+    except (PairingError, PredictionsError) as error:
+        return None, [f"no paired differences: {error}"]
+    columns, reasons = {}, []
+    for run in runs[1:]:
+        try:
+            columns[run.name] = paired_differences([first], [_predictions(run)])
+        except (PairingError, PredictionsError) as error:
+            reasons.append(f"no paired differences between {runs[0].name} and {run.name}: {error}")
+    if not columns:
+        return None, reasons
+    names = [name for name in next(iter(columns.values())) if name in TITLES or name.startswith("recall.")]
+    rows = [(_title(name, first), *(difference_text(found[name]) for found in columns.values())) for name in names]
+    return Comparison((f"difference to {runs[0].name}", *columns), tuple(rows)), reasons
+
+
+def _predictions(run: RunResult) -> Predictions:
+    """Predictions of the round that is compared."""
+    found = read_predictions(run.model)
+    if found.round_number != run.record["round"]:
+        raise PairingError(
+            f"the predictions in {run.model} are of round {found.round_number}, its metrics of round "
+            f"{run.record['round']}; resume the run, or wait until it has finished this round"
+        )
+    return found
+
+
+def _title(metric: str, predictions: Predictions) -> str:
+    if metric in TITLES:
+        return TITLES[metric]
+    name = metric.partition(".")[2]
+    of_class = predictions.labels == predictions.classes.index(name)
+    lesions = len(set(predictions.lesions[of_class].tolist()))
+    return f"Recall {name} ({of_class.sum()} images of {lesions} lesions)"
+
+
+def difference_text(difference: Difference) -> str:
+    """`+0.013 [-0.010, +0.035], no difference seen`."""
+    text = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return text if difference.seen else f"{text}, no difference seen"
+
+
+def warnings_of(runs: Sequence[RunResult]) -> list[str]:
+    """One line for everything besides the method in which runs differ, so that they are no fair comparison."""
+    of_each: dict[str, Callable[[RunResult], Any]] = {
+        "test sets": _test_set,
+        "numbers of nodes": lambda run: run.nodes,
+        "seeds": lambda run: run.config.run.seed if run.config else None,
+        "finished rounds": lambda run: run.rounds,
+    }
+    lines = []
+    for what, value in of_each.items():
+        known = {run.name: found for run in runs if (found := value(run)) is not None}
+        if len(set(known.values())) > 1:
+            lines.append(f"the {what} differ: {', '.join(f'{name}: {found}' for name, found in known.items())}")
+    return lines
+
+
+def _test_set(run: RunResult) -> str | None:
+    """A short hash of a run's test images, from its predictions or its split; None if it has neither."""
+    split = run.path / SPLIT
+    try:
+        ids = read_predictions(run.model).images.tolist()
+    except PredictionsError:
+        if not split.is_file():
+            return None
+        ids = json.loads(split.read_text(encoding="utf-8"))["ids"]["test"]
+    return f"{len(ids)} images, {hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"

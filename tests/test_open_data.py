@@ -1,0 +1,115 @@
+"""The open data's two parts: what trains or scores never judges, and no lesion is in both."""
+
+import numpy as np
+import pytest
+from builders import tiny_config
+
+from fedskew.config import ConfigError
+from fedskew.data.batches import ImageBatches
+from fedskew.data.prepare import divide_open, open_data, split_server
+from fedskew.data.samples import DataError
+from fedskew.data.splits import check_disjoint
+from fedskew.federation.server_model import ServerModel
+
+
+@pytest.fixture(scope="module")
+def data(generated):
+    return open_data(tiny_config().data, 32)
+
+
+def server_of(data, **overrides):
+    config = tiny_config(**overrides)
+    return ServerModel(config, data, split_server(data, config.data))
+
+
+def test_the_open_data_is_divided_by_lesion_and_class(data):
+    config = tiny_config(data={"open": 0.5}).data
+    opened = split_server(data, config).open
+    training, held_back = divide_open(data, split_server(data, config), config)
+    assert sorted([*training, *held_back]) == opened.tolist()
+    check_disjoint(data.samples, training, held_back, unit="lesion")
+    lesions = [{data.samples[i].lesion_id for i in part} for part in (training, held_back)]
+    assert len(lesions[1]) == pytest.approx(0.25 * (len(lesions[0]) + len(lesions[1])), abs=0.5)
+    nevi = [sum(data.samples[i].label == "nv" for i in part) / len(part) for part in (training, held_back)]
+    assert nevi[0] == pytest.approx(nevi[1], abs=0.1), "stratified"
+    assert any(np.bincount([data.samples[i].lesion_id in lesions[1] for i in opened])), "the case is worth testing"
+
+
+def test_by_image_the_parts_are_exact_and_may_share_lesions(data):
+    config = tiny_config(data={"open": 0.5, "split_by": "image", "held_back": 0.5}).data
+    training, held_back = divide_open(data, split_server(data, config), config)
+    assert abs(len(training) - len(held_back)) <= 1
+    with pytest.raises(DataError, match="both in set"):
+        check_disjoint(data.samples, training, held_back, unit="lesion")
+
+
+def test_seeds_of_the_run_share_what_is_held_back_and_draw_their_own_scoring_images(data):
+    first, second = server_of(data), server_of(data, run={"seed": 1})
+    assert np.array_equal(first.held_back, second.held_back)
+    assert len(first.scoring) == 16
+    assert not np.array_equal(first.scoring, second.scoring)
+    for server in (first, second):
+        assert set(server.scoring) <= set(server.training)
+        assert not set(server.held_back) & set(server.training)
+
+
+def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_no_other(data, monkeypatch):
+    seen = []
+    real = ImageBatches.__init__
+
+    def spy(self, images, indices, *args, **options):
+        seen.append(set(np.asarray(indices).tolist()))
+        real(self, images, indices, *args, **options)
+
+    monkeypatch.setattr(ImageBatches, "__init__", spy)
+    server = server_of(data, prune={"warm_start_epochs": 1, "guard": 0.1})
+    held_back, training = set(server.held_back.tolist()), set(server.training.tolist())
+    state, arch = server.initial()
+    server.warm_start(state, arch)
+    assert seen == [training]
+    seen.clear()
+    server.prune(state, arch, (0, 1), 1)
+    assert seen[0] == set(server.scoring.tolist())
+    assert seen[1:]
+    assert all(images == held_back for images in seen[1:]), "the guard's looks"
+    seen.clear()
+    found = server.evaluate(state, arch, 3)
+    assert len(seen) == 2
+    assert seen[0].isdisjoint(held_back | training), "the test set"
+    assert seen[1] == held_back
+    assert found.held_back["examples"] == len(held_back)
+    assert found.metrics["examples"] == len(seen[0]) == len(found.predictions.images)
+    assert found.predictions.round_number == 3
+
+
+def test_too_little_to_judge_by_is_refused_with_the_keys_to_change(data):
+    with pytest.raises(DataError, match=r"choosing the best round need .* 0 of 0 .*data\.held-back"):
+        server_of(data, data={"held_back": 0.0})
+    with pytest.raises(DataError, match=r"prune\.guard need .*data\.held-back"):
+        server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True}, prune={"guard": 0.1})
+    with pytest.raises(DataError, match="of at least two classes"):
+        server_of(data, data={"open": 0.02, "held_back": 0.1})
+
+
+def test_nothing_need_be_held_back_where_the_nodes_judge_and_nothing_is_guarded(data):
+    server = server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True})
+    assert not len(server.held_back)
+    state, arch = server.initial()
+    assert server.evaluate(state, arch).held_back is None
+    server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True},
+              prune={"guard": 0.1, "method": "none"})  # fmt: skip
+
+
+def test_nodes_without_validation_images_cannot_be_asked_to_judge(data):
+    with pytest.raises(ConfigError, match=r"data\.validation is 0.*federation\.evaluate-clients"):
+        server_of(data, data={"validation": 0.0}, federation={"evaluate_clients": True})
+
+
+def test_fewer_scoring_images_than_asked_for_are_said(data, caplog):
+    server = server_of(data, prune={"batch_size": 1000})
+    assert np.array_equal(np.sort(server.scoring), server.training)
+    assert f"scored on {len(server.training)} images" in caplog.text
+    caplog.clear()
+    server_of(data)
+    server_of(data, prune={"batch_size": 1000, "method": "none"})
+    assert "scored on" not in caplog.text
