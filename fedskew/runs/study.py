@@ -106,7 +106,8 @@ def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
     _unknown_keys(content, STUDY_KEYS, "the study", problems)
     order = _value(content, "order", "seed", _one_of(ORDERS), "the study", problems)
     threads = _value(content, "threads", 1, _count, "the study", problems)
-    cells = [_cell(str(name), own, content, path, given, problems) for name, own in _cells(content, problems)]
+    common = _common(content, path, given, problems)
+    cells = [_cell(str(name), own, common, path, given, problems) for name, own in _cells(content, problems)]
     planned = [
         (_rank(cell, order, i, j), run)
         for i, cell in enumerate(cells)
@@ -114,7 +115,7 @@ def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
         for j, run in enumerate(_runs(cell, threads, out, problems))
     ]
     if problems:
-        raise StudyError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(problems)))
+        raise StudyError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for line in problems))
     runs = tuple(run for _, run in sorted(planned, key=lambda pair: pair[0]))
     return Study(path, tuple(cell.name for cell in cells if cell is not None), runs)
 
@@ -152,32 +153,39 @@ def _cells(content: Mapping[str, Any], problems: list[str]) -> list[tuple[Any, A
     return []
 
 
-def _cell(name: str, own: Any, study: Mapping[str, Any], path: Path, given: Given, problems: list[str]) -> _Cell | None:
+def _common(content: Mapping[str, Any], path: Path, given: Given, problems: list[str]) -> _Cell:
+    """What every cell starts from: the study's values, or those of the command line."""
+    return _Cell(
+        name="",
+        preset=_value(content, "preset", "", _text, "the study", problems),
+        config=_value(content, "config", "", _path_from(path), "the study", problems),
+        overrides=_value(content, "set", "", _settings, "the study", problems),
+        data_dir=given.data_dir or _value(content, "data-dir", "", _path_from(path), "the study", problems),
+        nodes=given.nodes or _value(content, "nodes", DEFAULT_NODES, _count, "the study", problems),
+        seeds=given.seeds or _value(content, "seeds", (0,), _seeds, "the study", problems),
+        priority=0,
+    )
+
+
+def _cell(name: str, own: Any, common: _Cell, path: Path, given: Given, problems: list[str]) -> _Cell | None:
     """A cell with the study's values filled in; None, with its problems noted, if it cannot be read."""
     where, found = f"cell {name}", len(problems)
     if not CELL_NAME.fullmatch(name):
         problems.append(f"{where}: a cell's name is a folder's name: letters, digits, '.', '_' and '-'")
-    if own is None:
-        own = {}
+    own = {} if own is None else own
     if not isinstance(own, dict):
         problems.append(f"{where}: must hold keys ({', '.join(CELL_KEYS)}), found {own!r}")
         return None
     _unknown_keys(own, CELL_KEYS, where, problems)
-
-    def value(key: str, default: Any, convert: Callable[[Any], Any], command_line: Any = None) -> Any:
-        common = command_line or _value(study, key, default, convert, "the study", problems)
-        return _value(own, key, common, convert, where, problems)
-
-    settings = [_value(source, "set", "", _settings, place, problems)
-                for source, place in ((study, "the study"), (own, where))]  # fmt: skip
+    settings = _value(own, "set", "", _settings, where, problems)
     cell = _Cell(
         name,
-        preset=value("preset", "", _text),
-        config=_beside(path, value("config", "", _text)),
-        overrides=" ".join(filter(None, (*settings, given.overrides))),
-        data_dir=_beside(path, value("data-dir", "", _text, given.data_dir)),
-        nodes=value("nodes", DEFAULT_NODES, _count, given.nodes),
-        seeds=value("seeds", (0,), _seeds, given.seeds),
+        preset=_value(own, "preset", common.preset, _text, where, problems),
+        config=_value(own, "config", common.config, _path_from(path), where, problems),
+        overrides=" ".join(filter(None, (common.overrides, settings, given.overrides))),
+        data_dir=_value(own, "data-dir", common.data_dir, _path_from(path), where, problems),
+        nodes=_value(own, "nodes", common.nodes, _count, where, problems),
+        seeds=_value(own, "seeds", common.seeds, _seeds, where, problems),
         priority=_value(own, "priority", 0, _integer, where, problems),
     )
     return cell if len(problems) == found else None
@@ -253,9 +261,9 @@ def _value(
         return default
 
 
-def _beside(path: Path, other: str) -> str:
-    """A path in the study, as seen from its file; those of the command line are absolute."""
-    return str((path.parent / Path(other).expanduser()).resolve()) if other else ""
+def _path_from(file: Path) -> Callable[[Any], str]:
+    """A path in the study, as seen from its file."""
+    return lambda value: str((file.parent / Path(_text(value)).expanduser()).resolve())
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[Any], str]:
