@@ -16,23 +16,30 @@ from pathlib import Path
 import yaml
 
 
+def write(path: Path, text: str) -> None:
+    """As real runs do: the old file or the new one, never half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def main() -> None:
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(3)), daemon=True).start()
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(3)), daemon=True).start()
     config = request["config"]
     folder = Path(config["run"]["output-dir"], config["run"]["name"])
     file = folder.parent / "behaviour.json"
     behaviour = json.loads(file.read_text()).get(folder.name, "") if file.is_file() else ""
     print(f"this is {folder.name} with {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "split.json").write_text(json.dumps({"ids": {"parts": [[]] * request["nodes"]}}))
+    write(folder / "config.yaml", yaml.safe_dump(config))
+    write(folder / "split.json", json.dumps({"ids": {"parts": [[]] * request["nodes"]}}))
     if behaviour == "fail":
         print("\x1b[92mINFO\x1b[0m: before it\nthe reason why it failed", flush=True)
         sys.exit(7)
     if behaviour == "hang":
         child = subprocess.Popen(["sleep", "1000"])
-        (folder / "pids.json").write_text(json.dumps([os.getpid(), child.pid]))
+        write(folder / "pids.json", json.dumps([os.getpid(), child.pid]))
         time.sleep(1000)
     rounds = config["federation"]["rounds"]
     lines = [
@@ -41,7 +48,7 @@ def main() -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     stopped = "3 rounds below the quorum" if behaviour == "stop" else None
     summary = {"rounds": rounds, "stopped": stopped, "final": {"balanced_accuracy": 0.25}}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write(folder / "summary.json", json.dumps(summary))
 
 
 if __name__ == "__main__":

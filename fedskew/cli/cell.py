@@ -12,7 +12,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 LOCK_SECONDS = 60.0  # a sweep that was killed leaves its runs a moment to notice
 ORPHANED = 3  # exit code
@@ -21,7 +21,7 @@ ORPHANED = 3  # exit code
 def main() -> int:
     """Read the request, run it; the exit code is 0 if the run came to an end, which may be an early one."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_input, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=end_with_input, args=(sys.stdin.fileno(),), daemon=True).start()
     if request["cores"]:
         os.sched_setaffinity(0, request["cores"])  # before torch counts them
     try:
@@ -34,9 +34,10 @@ def main() -> int:
     return 0
 
 
-def end_with_input(stream: IO[str]) -> None:
-    """End this process, wherever it is, when nothing more can come from the stream."""
-    stream.read()
+def end_with_input(descriptor: int) -> None:
+    """End this process, wherever it is, when nothing more can come from a file descriptor."""
+    while os.read(descriptor, 1024):  # not through sys.stdin, whose lock the interpreter wants when it ends
+        pass
     os._exit(ORPHANED)
 
 

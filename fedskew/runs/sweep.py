@@ -137,6 +137,8 @@ class Sweep:
                 self._tell()
         finally:
             self._end_jobs()
+        self._look()
+        self._jobs.clear()
         return self._close()
 
     def _start(self, run: PlannedRun, slot: int, cores: Sequence[int]) -> None:
@@ -160,7 +162,8 @@ class Sweep:
     def _ended(self, job: Job, code: int) -> None:
         run, path = job.run, self._out / job.run.name
         took = duration(time.monotonic() - job.started)
-        if progress_of(run, path).state == DONE:
+        self._states[run.name] = progress_of(run, path)
+        if self._states[run.name].state == DONE:
             found = read_summary(path)["final"]["balanced_accuracy"]
             self._say(f"{run.name} is done after {took}: balanced accuracy {found:.3f}")
             self._history.done(run)
@@ -175,10 +178,10 @@ class Sweep:
             self._say(f"  | {line}")
 
     def _look(self) -> None:
-        """Read how far the runs are; only running ones change."""
+        """Read how far the runs are: all of them at first, then those that are running."""
         running = {job.run.name for job in self._jobs.values()}
         for run in self._study.runs:
-            if run.name in running or run.name not in self._states or self._states[run.name].state == BEGUN:
+            if run.name in running or run.name not in self._states:
                 self._states[run.name] = progress_of(run, self._out / run.name)
 
     def _tell(self) -> None:
@@ -197,8 +200,6 @@ class Sweep:
             job.make_end()
 
     def _close(self) -> int:
-        self._jobs.clear()
-        self._look()
         counts = Counter(state.state for state in self._states.values())
         left = len(self._study.runs) - counts[DONE]
         if self._stopped.is_set() and left:
