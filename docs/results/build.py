@@ -32,7 +32,7 @@ import yaml
 
 from fedskew.runs.folder import CONFIG
 from fedskew.runs.results import Cell, ResultsError, read_cells, read_record, selected
-from fedskew.runs.table import cell_table
+from fedskew.runs.table import cell_table, is_score
 from fedskew.runs.table_text import Layout, as_markdown, gap_text, number, points
 
 HERE = Path(__file__).resolve().parent
@@ -133,6 +133,8 @@ def _difference(words: Sequence[str], records: Path) -> str:
     parser.add_argument("part", nargs="?", default="all")
     parser.add_argument("--over-seeds", action="store_true")
     given = parser.parse_args(words)
+    if not is_score(given.metric):
+        raise PageError(f"{given.metric} is not compared; tell the values of both")
     cell, reference = _cell(records, given.cell), _cell(records, given.reference)
     if given.part.startswith("s") and given.part[1:].isdecimal():
         seed = int(given.part[1:])
@@ -142,7 +144,7 @@ def _difference(words: Sequence[str], records: Path) -> str:
     table = cell_table(pair, [given.metric], over_seeds=given.over_seeds)
     gap = table.entries[given.metric, given.cell].gap
     if gap is None:
-        raise PageError(" ".join(table.notes) or "the two have no seed in common, or the metric is not compared")
+        raise PageError(" ".join(table.notes) or "the two have no seed in common, or the metric is not defined in all")
     if given.part == "all":
         return gap_text(gap)
     if given.part not in ("mean", "low", "high"):

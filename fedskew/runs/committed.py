@@ -22,7 +22,7 @@ from fedskew.runs.history import SWEEP, read_history
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
 from fedskew.runs.results import Cell, ResultsError, RunResult, read_cells
 
-ABSOLUTE = re.compile(r"""(?<![\w.:/~<-])(?:~?/|[A-Za-z]:\\)[^\s:'"(),;]+""")
+ABSOLUTE = re.compile(r"""(?<![\w.:/~<>-])(?:~?/|[A-Za-z]:\\)[^\s:'"(),;]+""")
 KEPT_OF_A_RUN = ("cell", "seed", "state", "commits")
 
 

@@ -182,7 +182,8 @@ def _state(path: Path) -> str:
     if summary.get("rounds") == rounds and not summary.get("stopped"):
         return ""
     records = RunFolder(path).records()
-    return f"round {records[-1]['round'] if records else 0} of {rounds}"
+    where = f"round {records[-1]['round'] if records else 0} of {rounds}"
+    return f"stopped in {where}: {summary['stopped']}" if summary.get("stopped") else where
 
 
 def read_record(path: Path) -> Any:
