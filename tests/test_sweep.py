@@ -191,6 +191,15 @@ def test_two_sweeps_do_not_share_a_folder(sweep):
     assert not (sweep.out / "a-s0").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "study.yaml"
+    path.write_text(f"preset: demo\nset: model.name={MICRO}\ncells: {{a: {{}}}}\n")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(SweepError, match="no runs can be made in .*file/out"):
+        Sweep(read_study(path, out), out, Place(command=FAKE), print).run()
+
+
 def test_other_settings_than_those_of_the_folder_are_refused_by_run_and_key(sweep, tmp_path):
     sweep()
     (sweep.out / "b-s1" / "split.json").write_text(json.dumps({"ids": {"parts": [[], []]}}))

@@ -105,10 +105,13 @@ class Sweep:
         0: every run is done. 1: some failed. 75: stopped by the time limit. 128 + n: stopped by signal n.
 
         Raises:
-            SweepError: another sweep is at work in the folder.
+            SweepError: another sweep is at work in the folder, or it cannot be written.
             StudyError: see `check_folder`.
         """
-        (self._out / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            (self._out / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SweepError(f"no runs can be made in {self._out}: {error}") from error
         try:
             with FileLock(self._out / ".sweep.lock", timeout=0), self._stoppable():
                 check_folder(self._study, self._out)
