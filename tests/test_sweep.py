@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(f"preset: demo\nset: model.name={MICRO}\ncells: {{a: {{}}}}\n")
     out = tmp_path / "file" / "out"
-    with pytest.raises(SweepError, match="no runs can be made in .*file/out"):
+    with pytest.raises(SweepError, match=r"no runs can be made in .*file/out"):
         Sweep(read_study(path, out), out, Place(command=FAKE), print).run()
 
 
@@ -315,6 +315,16 @@ def test_a_sweep_killed_midway_ends_with_the_models_of_undisturbed_runs(tmp_path
     for folder in expected:
         rounds = [record["round"] for record in RunFolder(out / folder.name).records()]
         assert rounds == [0, 1, 2, 3], "each round has its line, once"
+
+
+def test_what_a_real_run_fails_of_is_told_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    path, out, said = tmp_path / "study.yaml", tmp_path / "out", []
+    path.write_text(f"preset: demo\ndata-dir: empty\nset: model.name={MICRO}\ncells: {{a: {{}}}}\n")
+    assert Sweep(read_study(path, out), out, Place(), said.append).run() == EXIT_FAILED
+    assert any(line.startswith(f"  | fedskew: {tmp_path / 'empty'}") for line in said), said
+    assert not any("Traceback" in line for line in said)
+    assert "exit code 2" in read_history(out)["runs"]["a-s0"]["why"]
 
 
 def test_a_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path):
