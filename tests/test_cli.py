@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from fedskew.config import load_config
 from fedskew.data.samples import DataError
 from fedskew.federation.settings import config_from_run
 from fedskew.runs.folder import RunFolderError
+from fedskew.runs.predictions import read_predictions
 from fedskew.training import TrainingError
 
 SETTINGS = [f"model.name={MICRO}", "data.generated-images=160", "data.open=0.2", "federation.rounds=1", "run.threads=1"]
@@ -144,6 +146,10 @@ def test_compare_prints_the_table(dense_run, finished_run):
     assert lines[0].startswith("|  | none s0")
     share = finished_run.records()[-1]["parameters"] / dense_run.records()[-1]["parameters"]
     assert f"({share:.1%})" in result.output
+    assert "| difference to none s0 (round 2) | skewness s0 (round 2) |" in lines
+    assert "no difference seen" in result.output
+    assert result.stdout.startswith("|")
+    assert not result.stderr, "same split, nodes, seed and rounds"
     assert "Parameters" in call("compare", dense_run.path, finished_run.path, "--best").output
 
 
@@ -152,6 +158,25 @@ def test_evaluate_prints_json(finished_run, generated):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert (found["examples"], found["split"]) == (160, "all")
+
+
+def test_compare_warns_beside_the_table_not_in_it(dense_run, finished_run, here):
+    shutil.copytree(finished_run.path, here / "other")
+    (here / "other" / "predictions.npz").unlink()
+    records = (here / "other" / "metrics.jsonl").read_text().splitlines()[:2]
+    (here / "other" / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    result = call("compare", dense_run.path, here / "other", "--markdown")
+    assert result.exit_code == 0
+    assert "fedskew: the finished rounds differ: none s0 (round 2): 2, skewness s0 (round 1): 1" in result.stderr
+    assert "fedskew: no paired differences between none s0 (round 2) and skewness s0 (round 1): " in result.stderr
+    assert "fedskew:" not in result.stdout
+
+
+def test_evaluate_saves_predictions(finished_run, generated, here):
+    result = call("evaluate", finished_run.path, "--data", generated, "--predictions", "own.npz")
+    assert result.exit_code == 0, result.output
+    found = read_predictions(here / "own.npz")
+    assert len(found.images) == json.loads(result.stdout)["examples"]
 
 
 def test_plan_shows_what_a_step_would_remove_and_removes_nothing(finished_run, generated, tmp_path):

@@ -6,6 +6,18 @@ from builders import tiny_config
 from fedskew.runs.judging import HELD_BACK, VALIDATION, best_record, evaluated, improves, in_words, is_evaluated, judge
 
 
+def judged(*rounds):
+    """Records of rounds as a run writes them: (number, value) or (number, value, source, metric) of each."""
+    best, records = None, []
+    for given in rounds:
+        record = line(*given)
+        judgement = record["selection"]
+        if improves(best, judgement, record["round"]):
+            best = judgement
+        records.append(record | {"selection": judgement | {"best": best is judgement}})
+    return records
+
+
 def line(number, value, source=HELD_BACK, metric="balanced_accuracy", accuracy=0.5):
     return {
         "round": number,
@@ -35,21 +47,21 @@ def test_the_nodes_judge_if_they_evaluate_else_the_held_back_images():
 
 
 def test_the_best_round_is_the_first_with_the_highest_judgement_whatever_the_test_set_says():
-    records = [line(0, 0.9), line(1, 0.3), line(2, None), line(3, 0.4), line(4, 0.4), line(5, 0.35)]
+    records = judged((0, 0.9), (1, 0.3), (2, None), (3, 0.4), (4, 0.4), (5, 0.35))
     assert best_record(records)["round"] == 3
 
 
 def test_round_0_and_rounds_without_a_judgement_are_never_the_best():
-    assert best_record([line(0, 0.9), line(1, None)]) is None
-    assert best_record([line(0, 0.9), line(1, 0.0)])["round"] == 1
+    assert best_record(judged((0, 0.9), (1, None))) is None
+    assert best_record(judged((0, 0.9), (1, 0.0)))["round"] == 1
     assert best_record([{"round": 1, "accuracy": 0.5}]) is None, "a run from before rounds were judged"
 
 
 def test_values_of_another_kind_are_not_compared():
-    records = [line(1, 0.9), line(2, 0.2, VALIDATION), line(3, 0.1, VALIDATION)]
-    assert best_record(records)["round"] == 2
-    assert best_record([*records, line(4, 0.3, HELD_BACK, "f1_macro")])["round"] == 4
-    assert best_record([*records, line(4, None, HELD_BACK, "f1_macro")])["round"] == 2
+    rounds = (1, 0.9), (2, 0.2, VALIDATION), (3, 0.1, VALIDATION)
+    assert best_record(judged(*rounds))["round"] == 2
+    assert best_record(judged(*rounds, (4, 0.3, HELD_BACK, "f1_macro")))["round"] == 4
+    assert best_record(judged(*rounds, (4, None, HELD_BACK, "f1_macro")))["round"] == 2
 
 
 def test_a_round_is_better_only_if_it_is_really_higher():

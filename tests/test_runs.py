@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from builders import architecture, lively_model, tiny_config
@@ -11,10 +12,12 @@ from builders import architecture, lively_model, tiny_config
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.simulation import make_client_app
+from fedskew.metrics import Predictions
 from fedskew.runs import atomic
 from fedskew.runs import folder as folder_module
 from fedskew.runs.folder import RunFolder, RunFolderError, read_checkpoint
 from fedskew.runs.modelfile import read_model
+from fedskew.runs.predictions import PredictionsError, encode_predictions, read_predictions
 from fedskew.runs.resume import differences, open_checkpoint, resume_config
 
 ARCH = architecture(stages=1, depth=1)
@@ -28,14 +31,28 @@ def state_of(number):
     return model.state_dict()
 
 
-def finish(folder, number, *, best=False, keep=2):
+def predictions_of(number):
+    """Predictions that can be told from others by their round."""
+    probabilities = np.full((3, 2), 0.5, dtype=np.float32)
+    names = np.array(["a", "b", "c"])
+    return Predictions(names, names, np.array([0, 1, 1]), ("nv", "mel"), probabilities, number)
+
+
+def finish(folder, number, *, best=False, keep=2, evaluated=True):
+    record, progress = {"round": number, "accuracy": 0.5}, {"best": {"round": number} if best else None}
     folder.finish_round(
-        number, ARCH, state_of(number), {"round": number, "accuracy": 0.5}, {"best": number}, is_best=best, keep=keep
-    )
+        number, ARCH, state_of(number), record, progress,
+        is_best=best, keep=keep, predictions=predictions_of(number) if evaluated else None,
+    )  # fmt: skip
 
 
 def number_in(path):
     return read_model(path)[1]["classifier.weight"][0, 0].item()
+
+
+def round_predicted(path):
+    """The round of a folder's predictions; None if it has none."""
+    return read_predictions(path).round_number if (path / "predictions.npz").exists() else None
 
 
 @pytest.fixture
@@ -51,12 +68,12 @@ def test_folders_of_one_name_are_numbered(tmp_path):
 def test_the_last_and_the_best_round_are_published(folder):
     for number in range(4):
         finish(folder, number, best=number == 1)
-    assert number_in(folder.path / "model.safetensors") == 3
-    assert number_in(folder.path / "best" / "model.safetensors") == 1
+    assert number_in(folder.path / "model.safetensors") == round_predicted(folder.path) == 3
+    assert number_in(folder.path / "best" / "model.safetensors") == round_predicted(folder.path / "best") == 1
     assert json.loads((folder.path / "architecture.json").read_text()) == json.loads(ARCH.to_json())
     assert [path.name for path in folder.checkpoints()] == ["round-0002", "round-0003"], "older ones are forgotten"
     latest = folder.latest()
-    assert (latest.round_number, latest.progress) == (3, {"best": 3})
+    assert (latest.round_number, latest.progress) == (3, {"best": None})
     assert all(torch.equal(tensor, state_of(3)[name]) for name, tensor in latest.weights.items())
     assert folder.records()[2]["model_bytes"] == (folder.path / "model.safetensors").stat().st_size
 
@@ -72,8 +89,8 @@ class Killed(BaseException):
     """A process that is ended here; not an error that code would handle."""
 
 
-STEPS = [("encode_model", 1), *(("write_bytes", call) for call in (1, 2, 3)), ("write_json", 1), ("sync_directory", 1),
-         ("link", 1), ("link", 2)]  # fmt: skip
+STEPS = [("encode_model", 1), ("encode_predictions", 1), *(("write_bytes", call) for call in (1, 2, 3, 4)),
+         ("write_json", 1), ("sync_directory", 1), *(("link", call) for call in (1, 2, 3, 4))]  # fmt: skip
 
 
 def kill_at(monkeypatch, step, call):
@@ -102,6 +119,11 @@ def test_a_process_killed_at_any_step_leaves_a_folder_to_go_on_in(folder, monkey
     assert latest.round_number in (1, 2)
     assert latest.weights["classifier.weight"][0, 0] == latest.round_number
     assert number_in(folder.path / "model.safetensors") in (1, 2), "never half a model"
+    for place in (folder.path, folder.path / "best"):
+        assert round_predicted(place) in (None, number_in(place / "model.safetensors")), "never of another model"
+    after.republish(latest)
+    for place in (folder.path, folder.path / "best"):
+        assert round_predicted(place) == number_in(place / "model.safetensors") == latest.round_number
     kept = after.rewind(latest.round_number)
     assert [record["round"] for record in kept] == list(range(latest.round_number + 1))
     finish(after, latest.round_number + 1, best=True)
@@ -158,13 +180,20 @@ def damage_one_bit(path):
 
 def damage_progress(path):
     state = (path / "state.json").read_text()
-    (path / "state.json").write_text(state.replace('"best": 2', '"best": 9'))
+    assert '"best": null' in state
+    (path / "state.json").write_text(state.replace('"best": null', '"best": 9'))
+
+
+def damage_predictions(path):
+    (path / "predictions.npz").write_bytes((path / "predictions.npz").read_bytes()[:-1])
 
 
 DAMAGE = {
     "truncated": damage_truncated_model,
     "one bit": damage_one_bit,
     "progress": damage_progress,
+    "predictions": damage_predictions,
+    "no predictions": lambda path: (path / "predictions.npz").unlink(),
     "no model": lambda path: (path / "model.safetensors").unlink(),
     "no state": lambda path: (path / "state.json").unlink(),
     "empty": lambda path: [entry.unlink() for entry in path.iterdir()],
@@ -210,6 +239,68 @@ def test_a_folder_is_used_by_one_run_at_a_time(folder):
         pass
 
 
+def test_a_round_without_evaluation_leaves_no_predictions_beside_its_model(folder):
+    finish(folder, 0, best=True)
+    finish(folder, 1, evaluated=False)
+    assert (number_in(folder.path / "model.safetensors"), round_predicted(folder.path)) == (1, None)
+    assert round_predicted(folder.path / "best") == 0
+    finish(folder, 2)
+    assert round_predicted(folder.path) == 2
+
+
+def test_resuming_before_a_damaged_checkpoint_brings_its_own_predictions_back(folder):
+    finish(folder, 0)
+    finish(folder, 1)
+    damage_one_bit(folder.checkpoints()[-1])
+    folder.republish(folder.latest())
+    assert number_in(folder.path / "model.safetensors") == round_predicted(folder.path) == 0
+
+
+def test_a_checkpoint_of_an_earlier_version_is_still_read(folder):
+    finish(folder, 0, evaluated=False)
+    path = folder.checkpoints()[0] / "state.json"
+    state = json.loads(path.read_text())
+    del state["sha256"]
+    state["model_sha256"] = state.pop("files_sha256")["model.safetensors"]
+    state["progress"] = {"best": 0.31, "best_round": 0}
+    path.write_text(json.dumps(state | {"sha256": folder_module._digest(state)}))
+    checkpoint = folder.latest()
+    assert (checkpoint.round_number, checkpoint.progress) == (0, {"best": None})
+    folder.republish(checkpoint)
+    damage_one_bit(path.parent)
+    with pytest.raises(RunFolderError, match="no whole checkpoint"):
+        folder.latest()
+
+
+def test_predictions_are_the_same_after_a_file_and_the_same_bytes_again(tmp_path):
+    given = replace(predictions_of(7), images=np.array(["ISIC_1", "é", "x y"]), classes=("nv", "mélanome"))
+    content = encode_predictions(given)
+    (tmp_path / "predictions.npz").write_bytes(content)
+    for path in (tmp_path, tmp_path / "predictions.npz"):
+        found = read_predictions(path)
+        assert (found.classes, found.round_number) == (given.classes, 7)
+        for name in ("images", "lesions", "labels", "probabilities"):
+            assert np.array_equal(getattr(found, name), getattr(given, name))
+            assert getattr(found, name).dtype.kind == getattr(given, name).dtype.kind
+        assert encode_predictions(found) == content
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", encode_predictions(predictions_of(1))[:300]])
+def test_predictions_that_cannot_be_read_name_the_file_and_the_way_to_make_them(tmp_path, content):
+    if content is not None:
+        (tmp_path / "predictions.npz").write_bytes(content)
+    with pytest.raises(PredictionsError, match=r"predictions\.npz .*fedskew evaluate"):
+        read_predictions(tmp_path)
+
+
+def test_predictions_take_little_room():
+    count, generator = 1700, np.random.default_rng(0)
+    raw = generator.random((count, 7)).astype(np.float32)
+    names = np.array([f"ISIC_{i:07d}" for i in generator.permutation(10_000)[:count]])
+    given = Predictions(names, names, generator.integers(0, 7, count), tuple("abcdefg"), raw / raw.sum(1)[:, None])
+    assert len(encode_predictions(given)) < 70_000
+
+
 @pytest.fixture
 def interrupted(generated, tmp_path, monkeypatch):
     """A run that was killed while it published its last round, after the checkpoint was whole."""
@@ -252,6 +343,10 @@ def test_a_run_resumed_in_the_middle_ends_with_the_same_model(finished_run, tmp_
     assert lines == [0, 1, 2], "no round is recorded twice"
     totals = [f.records()[-1]["bytes_up_total"] for f in (folder, finished_run)]
     assert totals[0] == totals[1], "the running sums go on"
+    for name in ("predictions.npz", "best/model.safetensors", "best/predictions.npz"):
+        assert (path / name).read_bytes() == (finished_run.path / name).read_bytes(), name
+    summaries = [json.loads((f.path / "summary.json").read_text()) for f in (folder, finished_run)]
+    assert summaries[0]["best"] == summaries[1]["best"]
 
 
 def test_what_may_not_change_in_a_resumed_run_is_named(finished_run):

@@ -24,7 +24,8 @@ EVERY_ROUND = {
     "macs_total", "model_bytes", "memory_bytes", "dense_parameters", "dense_macs", "dense_macs_total",
     "dense_memory_bytes", "bytes_down", "bytes_up", "bytes_down_total", "bytes_up_total", "clients_ok",
     "clients_failed", "failed", "kept_model", "train_loss", "nodes", "notes", "seconds", "seconds_training",
-    "seconds_scoring", "seconds_evaluation", "given_back", "blocks",
+    "seconds_scoring", "seconds_evaluation", "given_back", "blocks", "auroc", "support", "examples", "held_back",
+    "selection", "expected_calibration_error", "melanoma_specificity",
 }  # fmt: skip
 EVERY_BLOCK = {"stage", "block", "heads_before", "heads_after", "hidden_before", "hidden_after"}
 
@@ -100,6 +101,7 @@ def test_the_run_folder_holds_all_that_is_promised(finished_run):
         "architecture.json",
         "model.safetensors",
         "summary.json",
+        "predictions.npz",
         "best",
     }
     assert names <= {entry.name for entry in path.iterdir()}
@@ -116,11 +118,12 @@ def test_the_run_folder_holds_all_that_is_promised(finished_run):
 
 
 def test_the_best_model_is_kept_beside_the_last(finished_run):
-    records = finished_run.records()
-    best = max(records, key=lambda record: record["balanced_accuracy"])
+    best = max(finished_run.records()[1:], key=lambda record: record["held_back"]["balanced_accuracy"])
     arch, _ = read_model(finished_run.path / "best" / "model.safetensors")
     assert cost.parameters(arch) == best["parameters"]
-    assert json.loads((finished_run.path / "summary.json").read_text())["best"]["round"] == best["round"]
+    summary = json.loads((finished_run.path / "summary.json").read_text())
+    assert summary["best"]["round"] == best["round"]
+    assert summary["best"]["balanced_accuracy"] == best["balanced_accuracy"], "on the test set"
 
 
 class LastFirstGrid(LocalGrid):
@@ -240,8 +243,8 @@ def test_a_guarded_run_gives_units_back_and_records_how_many(run, monkeypatch):
 
 
 def test_a_guard_without_data_of_its_own_is_refused_before_anything_is_trained(run):
-    with pytest.raises(DataError, match=r"prune\.batch-size"):
-        run(prune={"guard": 0.05, "batch_size": 1000})
+    with pytest.raises(DataError, match=r"prune\.guard .*data\.held-back"):
+        run(prune={"guard": 0.05}, data={"held_back": 0.0})
 
 
 def test_a_group_that_does_not_fit_the_model_is_refused_before_anything_is_trained(run):

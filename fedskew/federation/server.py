@@ -110,8 +110,6 @@ class FederatedRun:
         self.folder.republish(self.checkpoint)
         self.progress |= self.checkpoint.progress
         self.progress.pop("stopped", None)
-        if not isinstance(self.progress["best"], dict):
-            self.progress["best"] = None  # of a version that chose by the test set
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         log.info(COLUMNS)
@@ -148,7 +146,7 @@ class FederatedRun:
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
         )  # fmt: skip
-        for line in round_line(record, self.config, self.progress["seconds"], is_best=is_best):
+        for line in round_line(record, self.config, self.progress["seconds"]):
             log.info(line)
         self._stop_if_hopeless()
         return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
@@ -165,7 +163,7 @@ class FederatedRun:
             self.progress["best"] = {"round": note.number, **judgement}
         more = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS} | {
             "held_back": {name: held_back[name] for name in NUMBERS} if held_back else None,
-            "selection": judgement,
+            "selection": judgement | {"best": is_best},
         }
         return round_record(note, arch, found.metrics if found else not_evaluated(), more), is_best
 

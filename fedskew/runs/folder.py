@@ -264,7 +264,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
-    return Checkpoint(state["round"], arch, weights, state["progress"])
+    progress = dict(state["progress"])
+    if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
+        progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
+    return Checkpoint(state["round"], arch, weights, progress)
 
 
 def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:

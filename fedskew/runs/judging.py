@@ -53,11 +53,10 @@ def improves(best: Mapping[str, Any] | None, judgement: Mapping[str, Any], numbe
 
 
 def best_record(records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The line of the best round; None if no round was judged. A run's own choice while it runs is the same."""
+    """The line of the best round: the last that was the best so far. None if no round was judged."""
     best = None
     for record in records:
-        judgement = record.get("selection")
-        if judgement and improves(best and best["selection"], judgement, record["round"]):
+        if (record.get("selection") or {}).get("best"):
             best = record
     return best
 

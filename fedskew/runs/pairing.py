@@ -38,7 +38,8 @@ def paired_comparison(runs: Sequence[RunResult]) -> tuple[Comparison | None, lis
             reasons.append(f"no paired differences between {runs[0].name} and {run.name}: {error}")
     if not columns:
         return None, reasons
-    names = [name for name in next(iter(columns.values())) if name in TITLES or name.startswith("recall.")]
+    compared = next(iter(columns.values()))
+    names = [name for name in compared if name in TITLES] + [name for name in compared if name.startswith("recall.")]
     rows = [(_title(name, first), *(difference_text(found[name]) for found in columns.values())) for name in names]
     return Comparison((f"difference to {runs[0].name}", *columns), tuple(rows)), reasons
 

@@ -47,10 +47,11 @@ def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes:
     return lines + [f"data: {note}" for note in data.notes[:20]]
 
 
-def round_line(record: Mapping[str, Any], config: Config, elapsed: float, *, is_best: bool = False) -> list[str]:
+def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> list[str]:
     """The table's line of one round, with the heading every twenty rounds; `-` where nothing was evaluated."""
     number, rounds = record["round"], config.federation.rounds
     dense = _dense_cost(record)
+    judged = record.get("selection") or {"value": None, "best": False}
     left = elapsed / max(1, number) * (rounds - number) if number else 0.0
     line = (
         f"{number:3d}/{rounds:<3d} {_figure(record['accuracy'])}   {_figure(record['balanced_accuracy'])}"
@@ -60,7 +61,7 @@ def round_line(record: Mapping[str, Any], config: Config, elapsed: float, *, is_
         f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
         f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
         f"  {record['seconds']:7.1f}  {duration(left) if number else '-':>6}"
-        f"   {_figure(record['selection']['value'])}{'*' if is_best else ''}"
+        f"   {_figure(judged['value'])}{'*' if judged['best'] else ''}"
     )
     return [COLUMNS, line] if number % 20 == 0 else [line]
 
@@ -94,8 +95,7 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "seed": config.run.seed,
         "rounds": last["round"],
         "final": {key: final.get(key) for key in ("round", *numbers, *BY_CLASS)},
-        "best": {"round": chosen["round"], "chosen_by": best and best["selection"]}
-        | {key: chosen.get(key) for key in numbers},
+        "best": {"round": chosen["round"], "chosen_by": _chosen_by(best)} | {key: chosen.get(key) for key in numbers},
         "dense": {key: last[f"dense_{key}"] for key in ("parameters", "macs", "macs_total", "memory_bytes")},
         "bytes_down": last["bytes_down_total"],
         "bytes_up": last["bytes_up_total"],
@@ -104,6 +104,10 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
+
+
+def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {key: best["selection"][key] for key in ("source", "metric", "value")} if best else None
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
