@@ -9,12 +9,17 @@ from typing import Annotated
 
 import typer
 
+from fedskew.cli.errors import clear_errors as _clear_errors
 from fedskew.cli.ops import credentials, doctor
+from fedskew.cli.sweep import records, sweep, table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
 
 app.command()(credentials)
+app.command()(sweep)
+app.command()(table)
+app.command()(records)
 app.add_typer(doctor, name="doctor")
 
 Preset = Annotated[str, typer.Option(help="A preset in conf/.")]
@@ -222,14 +227,3 @@ def _values(
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve()) if path else ""
-
-
-class _clear_errors:
-    """What a person can mend becomes one message and exit code 2, not a traceback."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew."):
-            print(f"fedskew: {error}", file=sys.stderr)
-            raise typer.Exit(2) from error

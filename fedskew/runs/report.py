@@ -60,7 +60,7 @@ def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> lis
         f"  {record['macs'] / 1e6:8.1f} ({record['macs'] / dense[1]:4.0%})"
         f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
         f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
-        f"  {record['seconds']:7.1f}  {_duration(left) if number else '-':>6}"
+        f"  {record['seconds']:7.1f}  {duration(left) if number else '-':>6}"
         f"   {_figure(judged['value'])}{'*' if judged['best'] else ''}"
     )
     return [COLUMNS, line] if number % 20 == 0 else [line]
@@ -74,7 +74,8 @@ def _dense_cost(record: Mapping[str, Any]) -> tuple[int, int]:
     return record["dense_parameters"], record["dense_macs"]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`4m05s`, `2h10m`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
@@ -139,7 +140,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     ]
     rows[4:4] = _recall_rows(final)
     width = max(len(name) for name, _, _ in rows)
-    about = f"{summary['method']}, seed {summary['seed']}, {_duration(summary['seconds'])}"
+    about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
     lines = [f"after {summary['rounds']} rounds ({about}):"]
     lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([*lines, f"run folder: {folder}"])

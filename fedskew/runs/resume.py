@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,17 @@ def _merged(path: Path, file: str, overrides: str) -> Config:
     return load_config(file=(path / CONFIG, file), overrides=overrides)
 
 
-def differences(saved: Config, wanted: Config) -> list[str]:
-    """`section.key: was A, is B` for every setting that must not change when a run is resumed."""
+def differences(
+    saved: Config, wanted: Config, may_change: Mapping[str, Collection[str] | None] = MAY_CHANGE
+) -> list[str]:
+    """`section.key was A, is B` for every setting that must not change: by default, when a run is resumed.
+
+    Args:
+        may_change: by section, the keys that may differ; None: all of them.
+    """
     old, new = to_mapping(saved), to_mapping(wanted)
     found = []
-    for section, allowed in MAY_CHANGE.items():
+    for section, allowed in may_change.items():
         if allowed is None:
             continue
         for key, value in new[section].items():

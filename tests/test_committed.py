@@ -1,0 +1,168 @@
+"""What is committed of a sweep: small, without paths of the machine, and enough for the same tables."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from study_records import CLASSES, line, predictions, write_run
+from typer.testing import CliRunner
+
+from fedskew.cli.main import app
+from fedskew.config import load_config
+from fedskew.metrics import Predictions
+from fedskew.runs.committed import export_records, replace_paths, rounded, shortened
+from fedskew.runs.results import ResultsError, read_cells
+from fedskew.runs.table import cell_table
+from fedskew.runs.table_text import as_csv
+
+SETTINGS = {
+    "data": {"dir": "/data/of me/HAM", "cache-dir": "/data", "source": "folder"},
+    "run": {"output-dir": "/home/me/out", "name": "dense-s0", "seed": 0},
+    "model": {"pretrained": "~/weights.safetensors"},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A finished and an unfinished run, with paths wherever a run may have them."""
+    folder = tmp_path / "study"
+    values = {
+        "failed": {"node-1": "no file /data/of me/HAM/images/x.jpg (and /opt/other/y: gone)"},
+        "train_loss": 0.123456789,
+        "notes": {"/home/me/out": ["skipped a/b"]},
+    }
+    done = write_run(folder, "dense-s0", found=predictions([1, 1, 0, 1, 1, 0, 1, 1]), **values)
+    (done / "config.yaml").write_text(yaml.safe_dump({"federation": {"rounds": 2}, **SETTINGS}))
+    (done / "model.safetensors").write_bytes(b"weights")
+    (done / "checkpoints").mkdir()
+    write_run(folder, "dense-s1", finished=False)
+    history = {"cell": "dense", "seed": 0, "attempts": 3, "commits": ["abc"], "state": "done", "at": "now", "why": "x"}
+    content = {"study": "study.yaml", "cells": ["later", "dense"], "runs": {"dense-s0": history}}
+    (folder / "sweep.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_records_hold_what_is_needed_and_nothing_else(study, tmp_path):
+    out = tmp_path / "records"
+    assert export_records(study, out) == [out / "dense-s0"]
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    names = ("config.yaml", "metrics.jsonl", "predictions.npz", "summary.json")
+    assert files == [*(f"dense-s0/{name}" for name in names), "sweep.json"]
+    assert json.loads((out / "sweep.json").read_text()) == {
+        "study": "study.yaml",
+        "cells": ["dense"],
+        "runs": {"dense-s0": {"cell": "dense", "seed": 0, "commits": ["abc"], "state": "done"}},
+    }
+
+
+def test_paths_become_the_keys_that_they_stood_at(study, tmp_path):
+    out = tmp_path / "records"
+    export_records(study, out)
+    settings = yaml.safe_load((out / "dense-s0" / "config.yaml").read_text())
+    assert settings["data"] == {"dir": "<data.dir>", "cache-dir": "<data.cache-dir>", "source": "folder"}
+    assert settings["run"] == {"output-dir": "<run.output-dir>", "name": "dense-s0", "seed": 0}
+    assert settings["model"] == {"pretrained": "<model.pretrained>"}
+    assert load_config(file=out / "dense-s0" / "config.yaml").data.dir == "<data.dir>"
+    last = json.loads((out / "dense-s0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["failed"] == {"node-1": "no file <data.dir>/images/x.jpg (and <path>: gone)"}
+    assert last["notes"] == {"<run.output-dir>": ["skipped a/b"]}
+    for path in out.rglob("*.*"):
+        if path.is_file():
+            assert not re.search(rb"/(home|data|opt|tmp)/", path.read_bytes()), path
+
+
+def test_tables_of_the_records_are_those_of_the_run_folders(study, tmp_path):
+    write_run(study, "pruned-s0", found=predictions([0, 1, 1, 1, 1, 1, 1, 0]), f1_macro=0.123456789)
+    export_records(study, tmp_path / "records")
+    tables = []
+    for place in (study, tmp_path / "records"):
+        cells = [cell for cell in read_cells([place]) if cell.runs]
+        tables.append(as_csv(cell_table(cells, reference="dense")))
+    assert tables[0] == tables[1]
+    assert ",False" in tables[0], "intervals are among the figures"
+
+
+def test_a_second_export_replaces_the_first_and_keeps_other_runs(study, tmp_path):
+    out = tmp_path / "records"
+    export_records(study, out)
+    other = tmp_path / "other"
+    write_run(other, "dense-s0", accuracy=0.9)
+    write_run(other, "deep-s4", accuracy=0.8)
+    export_records(other, out)
+    assert not (out / "dense-s0" / "predictions.npz").exists(), "those of the first export are of another run"
+    found = {cell.name: cell for cell in read_cells([out])}
+    assert found["dense"].values("accuracy") == [0.9]
+    assert set(json.loads((out / "sweep.json").read_text())["runs"]) == {"dense-s0", "deep-s4"}
+
+
+def blocks(*changes):
+    return [
+        {"stage": 0, "heads_before": 3, "heads_after": 3 - change, "hidden_before": 8, "hidden_after": 8,
+         "mlp_scores": [0.1] * 500, "agreement": 0.25}
+        for change in changes
+    ]  # fmt: skip
+
+
+def test_what_makes_metrics_long_is_left_out():
+    counts = {"node-0": {"nv": 3}}
+    records = [
+        line(0, blocks=blocks(0, 0), class_counts={}),
+        line(1, blocks=blocks(0, 1), class_counts=counts, train_loss=1 / 3),
+        line(2, blocks=blocks(0, 0), class_counts=counts),
+    ]
+    first, second, third = shortened(records)
+    assert "blocks" not in first
+    assert "blocks" not in third
+    assert second["blocks"][1] == {
+        "stage": 0, "heads_before": 3, "heads_after": 2, "hidden_before": 8, "hidden_after": 8, "agreement": 0.25,
+    }  # fmt: skip
+    assert len(second["blocks"]) == 2
+    assert second["class_counts"] == counts
+    assert "class_counts" not in third
+    assert second["train_loss"] == 0.333333
+    assert len(records[1]["blocks"][0]["mlp_scores"]) == 500, "the run's own records stay"
+    assert shortened([{"round": 0}]) == [{"round": 0}]
+
+
+def test_rounding_leaves_whole_numbers_alone():
+    assert rounded({"a": [0.1234567, 1234567890, None, True], "b": 1234567.8}) == {
+        "a": [0.123457, 1234567890, None, True],
+        "b": 1234570.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("and/or 1/2 w/o", "and/or 1/2 w/o"),
+        ("https://example.org/x", "https://example.org/x"),
+        ("see /etc/passwd, /a", "see <path>, <path>"),
+        ("'/a/b'", "'<path>'"),
+        ("~/x and ~me", "<path> and ~me"),
+        (r"C:\data\x", "<path>"),
+        ("recall / precision", "recall / precision"),
+    ],
+)
+def test_absolute_paths_in_texts(text, expected):
+    assert replace_paths(text, {}) == expected
+
+
+def test_predictions_that_name_paths_are_refused(tmp_path):
+    found = predictions([1] * 8)
+    images = np.array(["/home/me/x.jpg", *found.images[1:]])
+    bad = Predictions(images, found.lesions, found.labels, CLASSES, found.probabilities, 2)
+    write_run(tmp_path / "study", "a-s0", found=bad)
+    with pytest.raises(ResultsError, match="names a path as an image or lesion: /home/me/x"):
+        export_records(tmp_path / "study", tmp_path / "out")
+
+
+def test_the_command(study, tmp_path):
+    result = CliRunner().invoke(app, ["records", str(study), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"out/dense-s0  \d+ kB", result.output)
+    write_run(tmp_path / "empty", "a-s0", finished=False)
+    result = CliRunner().invoke(app, ["records", str(tmp_path / "empty"), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "holds no finished run yet" in result.output
