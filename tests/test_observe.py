@@ -144,6 +144,11 @@ def test_only_the_stages_asked_for_are_observed_each_once(dense):
     observe(model, images, lambda seen: keys.append(seen.key), stages=(1, 3))
     assert len(keys) == len(set(keys)) == 8
     assert {key.stage for key in keys} == {1, 3}
+    ran = []
+    for stage in range(4):
+        model.block(stage, 0).norm1.register_forward_hook(lambda *_, stage=stage: ran.append(stage))
+    observe(model, images, lambda seen: None, stages=(1,))
+    assert ran == [0, 1], "the network runs no further than the last of them"
 
 
 def fingerprint(model):

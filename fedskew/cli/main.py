@@ -181,7 +181,11 @@ def focus(
     images: Annotated[int, typer.Option(min=1, help="Open images to look at.")] = 400,
     best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
 ) -> None:
-    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others? As JSON."""
+    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others?
+
+    As JSON, for heads and MLP groups, over all units and within sublayers, with the image's own mask and two controls:
+    another image's mask and a central disc. `verdict` says whether the own mask gives more than both.
+    """
     from fedskew.cli.inspect import focus_report
 
     with _clear_errors():
