@@ -257,6 +257,8 @@ def test_time_left_is_rounds_left_times_the_pace_of_the_run_its_cell_or_all(tmp_
     assert seconds_left(runs, states, 50) == pytest.approx(70), "the longest run cannot be shared"
     line = progress_line(runs, states, ["b-s0"], 1, 2)
     assert line == "1 of 5 done, 1 running (b-s0 4/10), 1 failed, 2 left, about 1m33s left"
+    states["b-s0"] = Progress("done", 10, (7.0,))
+    assert progress_line(runs, states, ["b-s0"], 0, 1).startswith("1 of 5 done, 1 running (b-s0 10/10), 3 left, about ")
     assert seconds_left(runs, {run.name: Progress("done", 10, (1.0,)) for run in runs}, 1) == 0
 
 

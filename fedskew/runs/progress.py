@@ -97,7 +97,8 @@ def progress_line(
 ) -> str:
     """`2 of 6 done, 2 running (dense-s1 4/16, pruned-s1 3/16), 2 left, about 1h05m`."""
     rounds = {run.name: run.config.federation.rounds for run in runs}
-    done = sum(states[run.name].state == DONE for run in runs)
+    # a run whose summary is written still runs until its process ends
+    done = sum(states[run.name].state == DONE and run.name not in running for run in runs)
     inside = ", ".join(f"{name} {max(0, states[name].round_number)}/{rounds[name]}" for name in running)
     parts = [f"{done} of {len(runs)} done", f"{len(running)} running" + (f" ({inside})" if inside else "")]
     parts += [f"{failed} failed"] if failed else []
