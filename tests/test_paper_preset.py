@@ -10,7 +10,7 @@ from fedskew.runs.folder import RunFolder
 TINY = (
     f"data.source=generated data.generated-images={IMAGES} data.open=0.2 model.name={MICRO} model.pretrained= "
     "train.local-epochs=1 train.batch-size=16 train.lr=1e-3 train.threads=1 train.device=cpu run.threads=1 "
-    "prune.warm-start-epochs=1 prune.batch-size=16 federation.rounds=4"
+    "train.warm-start-epochs=1 prune.batch-size=16 federation.rounds=4"
 )
 
 

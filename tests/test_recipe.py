@@ -19,6 +19,7 @@ from fedskew.federation.messages import MOMENTS, MessageError, Task, pack_task, 
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.simulation import make_client_app
+from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.weights import layout, layout_of, to_record
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
 from fedskew.pruning.decide import Plan
@@ -233,3 +234,14 @@ def test_the_moments_of_frozen_stages_do_not_travel():
     assert {FIRST + "classifier.weight", SECOND + "classifier.weight", STEPS} <= up.keys()
     plain = copy.copy(layout_of(lively_model(ARCH).state_dict()))
     assert moments_layout(plain).keys() == no_moments(lively_model(ARCH).state_dict()).keys()
+
+
+def test_a_class_that_only_a_silent_node_has_still_counts(run, monkeypatch):
+    """Where a site keeps its counts to itself, those of the others must not weigh its classes with zero."""
+    seen = []
+    original = client.train
+    monkeypatch.setattr(client, "train", lambda *a, **o: seen.append(o["counts"].tolist()) or original(*a, **o))
+    monkeypatch.setattr(SkewPruning, "_total_counts", lambda self: (0, 0, 0, 0, 0, 50, 0))
+    run(train={"class_counts": "global"}, federation={"rounds": 1})
+    assert all(counts[5] == 50 for counts in seen)
+    assert all(any(counts[:5]) for counts in seen), "its own classes"

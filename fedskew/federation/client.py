@@ -106,7 +106,9 @@ def _train(task: Task, model: MultimodalSwin, moments: Moments, node: NodeData, 
     seed = local_seed(config.run.seed, task.round_number, node.name)
     data = training_batches(node.data, node.train, task.architecture, config.train, seed)
     counts = count_classes(node.data, node.train, task.architecture)
-    everywhere = config.train.class_counts == "global" and task.class_counts
+    known = counts
+    if config.train.class_counts == "global" and task.class_counts:
+        known = np.maximum(counts, task.class_counts)  # a class that only a silent node has must not weigh nothing
     result = train(
         model,
         data,
@@ -114,7 +116,7 @@ def _train(task: Task, model: MultimodalSwin, moments: Moments, node: NodeData, 
         round_number=task.round_number,
         rounds=task.rounds,
         seed=seed,
-        counts=np.array(task.class_counts) if everywhere else counts,
+        counts=known,
         moments=moments or None,
     )
     metrics = {
