@@ -112,7 +112,7 @@ def main() -> None:
     for seed in asked.seeds:
         config = load_config(
             "ham10000-small",
-            overrides=f"data.dir={asked.data.resolve()} prune.warm-start-epochs={asked.epochs} run.seed={seed}",
+            overrides=f"data.dir={asked.data.resolve()} train.warm-start-epochs={asked.epochs} run.seed={seed}",
         )
         torch.set_num_threads(max(1, config.run.threads))
         found = summaries(*trained(config))
