@@ -62,6 +62,9 @@ class FederatedRun:
         config: of the run; it may differ from that of the run folder in `MAY_MOVE`.
         folder: to resume in (see `runs.resume`), or made already; None makes a new one once nothing is amiss.
         checkpoint: the last finished round of the folder; None starts at the beginning.
+
+    Raises:
+        ConfigError, DataError, TrainingError, RunFolderError: what is amiss, and the remedy.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class FederatedRun:
             check_place(config, dense)
         else:
             self.folder = folder
+            if saved := saved_config(folder.path):
+                check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new = folder is None
         self._initial = None if checkpoint else initial_model(config)
         self.data = open_data(config.data, dense.image_size)
@@ -88,27 +93,27 @@ class FederatedRun:
         """Run all rounds that are left; returns the run folder. A new run that fails before round 0 is saved has none.
 
         Raises:
-            ConfigError, RunFolderError: the folder cannot be gone on in with this configuration, data or number of
-                nodes; nothing in it was changed.
+            RunFolderError: the folder cannot be gone on in with this data or number of nodes, and nothing in it was
+                changed; or it cannot be written.
         """
+        manifest = self._manifest()
         if not self._is_new:
             with self.folder.locked():
-                self._take_up(self._manifest())
-                return self._go()
-        files = {SPLIT: json_text(self._manifest()), CONFIG: to_yaml(self.config), STARTS: first_start(self.config)}
+                self._take_up(manifest)
+                return self._go(manifest)
+        files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: first_start(self.config)}
         self.folder = new_folder(self.config, files)
         try:
             with self.folder.locked():
-                return self._go()
+                return self._go(manifest)
         except BaseException:
             if not self.folder.checkpoints():
                 self.folder.discard()
             raise
 
-    def _go(self) -> RunFolder:
-        for line in head_lines(
-            self.folder.path, self.config, self.data, self.split, self.nodes, len(self.server.held_back)
-        ):
+    def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
+        nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
+        for line in head_lines(self.folder.path, self.config, self.data, self.split, nodes, held_back):
             log.info(line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
@@ -143,27 +148,26 @@ class FederatedRun:
             DataError: too few images for so many nodes.
             RunFolderError: another number of nodes is connected than the run began with.
         """
-        settings, self.nodes = self.config.data, 0
+        settings, nodes = self.config.data, 0
         if settings.clients == "partition":
             recorded = None if self._is_new else recorded_nodes(self.folder.path)
-            self.nodes = sharing_nodes(self.grid, self.config.federation, recorded)
+            nodes = sharing_nodes(self.grid, self.config.federation, recorded)
             if recorded:
-                check_nodes(self.folder.path, self.nodes)
-        parts = partitions(self.data, self.split, settings, self.nodes) if self.nodes else ()
+                check_nodes(self.folder.path, nodes)
+        parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
         return describe_split(self.data, self.split, parts) | {
-            "nodes": self.nodes or None,
+            "nodes": nodes or None,
             "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
             "split_hash": self.split_hash,
             "samples_hash": samples_hash(self.data.samples),
         }
 
     def _take_up(self, manifest: dict[str, Any]) -> None:
-        """Check that a folder can be gone on in, then write down that it is, and with what changes."""
+        """Check that the data is what it was, then write down that it is, and with what changes."""
         folder, saved = self.folder, saved_config(self.folder.path)
         if saved is None:
             folder.write_text(STARTS, first_start(self.config))
         else:
-            check_changes(folder.path, saved, self.config, MAY_MOVE)
             check_split(folder.path, manifest)
             finished = self.checkpoint.round_number if self.checkpoint else -1
             for change in add_start(folder, saved, self.config, finished + 1):

@@ -13,10 +13,9 @@ from torch import Tensor
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
-from fedskew.data.samples import DataError
+from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.federation.client import count_classes, local_seed, training_batches
-from fedskew.federation.start_checks import check_labels
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
@@ -71,10 +70,11 @@ class ServerModel:
     """
 
     def __init__(self, config: Config, data: DataSet, split: Split) -> None:
-        check_labels(data, config.model.classes)
+        encode_labels([data.samples[i] for i in data.usable], config.model.classes)  # refuses any other
         if not len(split.open) or not len(split.test):
             raise DataError(
-                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are needed"
+                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are "
+                "needed: use more data, or raise data.open and data.test"
             )
         self.config, self._data, self._split = config, data, split
         self.training, self.held_back = divide_open(data, split, config.data)

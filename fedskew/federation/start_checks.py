@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.augment import RandAugment
-from fedskew.data.prepare import DataSet
 from fedskew.data.samples import DataError
 from fedskew.model import cost
 from fedskew.model.families import dense_architecture
@@ -28,8 +26,7 @@ def check_settings(config: Config) -> Architecture:
     """Refuse settings that would end the run later, on the server or on every node; returns the dense architecture.
 
     Raises:
-        ConfigError: the model's name or size, or MLP groups that do not fit it.
-        DataError: timm cannot read the RandAugment policy.
+        ConfigError: the model's name or size, MLP groups that do not fit it, or a RandAugment policy that is none.
         TrainingError: there is no such device.
     """
     arch = dense_architecture(config.model, removed=config.prune.removed)
@@ -38,12 +35,21 @@ def check_settings(config: Config) -> Architecture:
             try:
                 group_size(config.prune.mlp_group, arch, stage)
             except ValueError as error:
-                raise ConfigError(str(error)) from None
-    if config.train.rand_augment:
-        RandAugment(config.train.rand_augment)
+                raise ConfigError(f"{error}; expected ratio, width or a number that divides it") from None
+    _check_policy(config.train.rand_augment)
     pick_device(config.train.device)
     _warn_of_threads(config)
     return arch
+
+
+def _check_policy(policy: str) -> None:
+    try:
+        if policy:
+            RandAugment(policy)
+    except DataError:
+        raise ConfigError(
+            f"train.rand-augment is {policy!r}, which timm cannot read; expected such as rand-m5-n2-mstd0.5, or nothing"
+        ) from None
 
 
 def _warn_of_threads(config: Config) -> None:
@@ -82,21 +88,3 @@ def _check_room(place: Path, needed: int) -> None:
             f"a checkpoint of this model has {needed / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free in {place}; "
             "free space there, or set run.output-dir to another disk"
         )
-
-
-def check_labels(data: DataSet, classes: tuple[str, ...]) -> None:
-    """Refuse a data set with labels that the classifier has no output for; warn of outputs that nothing trains.
-
-    Raises:
-        DataError: with all such labels and how many images have them.
-    """
-    counts = Counter(data.samples[i].label for i in data.usable)
-    unknown = {label: count for label, count in sorted(counts.items()) if label not in classes}
-    if unknown:
-        said = ", ".join(f"{label!r} ({count} images)" for label, count in unknown.items())
-        raise DataError(
-            f"{data.place} has labels that are not in model.classes: {said}. model.classes is {', '.join(classes)}; "
-            "add them to it, or map them to one of its classes in a manifest"
-        )
-    if missing := [name for name in classes if name not in counts]:
-        log.warning("no image of %s is of class %s, which model.classes names", data.place, ", ".join(missing))

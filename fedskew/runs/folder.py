@@ -111,12 +111,14 @@ class RunFolder:
             self._lock.release()
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file of the folder atomically."""
-        write_bytes(self.path / name, text.encode())
+        """Write a small file of the folder atomically. Raises as `finish_round`."""
+        with self._saving(name):
+            write_bytes(self.path / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the folder atomically."""
-        write_json(self.path / name, value)
+        """Write a JSON file of the folder atomically. Raises as `finish_round`."""
+        with self._saving(name):
+            write_json(self.path / name, value)
 
     def finish_round(
         self,
@@ -145,20 +147,22 @@ class RunFolder:
         if companions:
             files[COMPANIONS] = save({name: tensor.contiguous() for name, tensor in companions.items()})
         record = record | {"model_bytes": len(files[MODEL])}
-        try:
+        with self._saving(f"round {round_number}"):
             self._append_metrics(record)
             folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
-        except OSError as error:
-            raise RunFolderError(
-                f"round {round_number} could not be saved in {self.path}: {error}. {self._way_on()}"
-            ) from error
 
-    def _way_on(self) -> str:
-        if self.checkpoints():
-            return f'The rounds before it are intact; free space and go on with resume="{self.path}"'
-        return "Free space, or set run.output-dir to another disk, and start again"
+    @contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """What the operating system says becomes one message with the way to go on."""
+        try:
+            yield
+        except OSError as error:
+            way = "Free space, or set run.output-dir to another disk, and start again"
+            if self.checkpoints():
+                way = f'The rounds before it are intact; free space and go on with resume="{self.path}"'
+            raise RunFolderError(f"{what} could not be saved in {self.path}: {error}. {way}") from error
 
     def _write_checkpoint(
         self, number: int, files: Mapping[str, bytes], record: dict[str, Any], progress: Mapping[str, Any]
@@ -188,7 +192,8 @@ class RunFolder:
         """Make the copies for people those of a checkpoint: the process may have died between the two."""
         number = checkpoint.round_number
         is_best = (checkpoint.progress.get("best") or {}).get("round") == number
-        self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
+        with self._saving(f"the model of round {number}"):
+            self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
 
     def _checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"round-{number:04d}"
@@ -201,7 +206,8 @@ class RunFolder:
     def publish_last_as_best(self) -> None:
         """Make the newest model the best one, where no round could be judged."""
         checkpoint = self.latest()
-        self._publish(self._checkpoint_path(checkpoint.round_number), checkpoint.architecture, self.path / "best")
+        with self._saving("the best model"):
+            self._publish(self._checkpoint_path(checkpoint.round_number), checkpoint.architecture, self.path / "best")
 
     def _publish(self, checkpoint: Path, arch: Architecture, target: Path) -> None:
         target.mkdir(exist_ok=True)
@@ -250,7 +256,7 @@ class RunFolder:
         if not (self.path / METRICS).is_file():
             return []
         kept = [record for record in self.records() if record["round"] <= round_number]
-        write_bytes(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.write_text(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
 

@@ -57,8 +57,10 @@ def changed_settings(saved: Config, wanted: Config) -> Iterator[tuple[str, Any, 
     old, new = to_mapping(saved), to_mapping(wanted)
     for section, values in new.items():
         if isinstance(values, Mapping):
-            yield from ((f"{section}.{key}", old[section][key], value)
-                        for key, value in values.items() if old[section][key] != value)  # fmt: skip
+            before = old[section]
+            keys = [*values, *(key for key in before if key not in values)]
+            yield from ((f"{section}.{key}", before.get(key), values.get(key))
+                        for key in keys if before.get(key) != values.get(key))  # fmt: skip
 
 
 def first_start(config: Config) -> str:
@@ -120,7 +122,7 @@ def _machine(config: Config) -> dict[str, str]:
 def samples_hash(samples: Sequence[Sample]) -> str:
     """SHA-256 over labels and metadata: equal for the same data set wherever it lies."""
     rows = [{name: value for name, value in vars(sample).items() if name != "image"} for sample in samples]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_split(path: Path) -> dict[str, Any]:
