@@ -47,7 +47,16 @@ class TrainResult:
 
 
 def pick_device(setting: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        TrainingError: CUDA is asked for and there is none.
+    """
+    if setting == "cuda" and not torch.cuda.is_available():
+        why = "finds no GPU" if torch.version.cuda else "was built without CUDA"
+        raise TrainingError(
+            f"train.device is cuda, but torch {torch.__version__} {why} here; set train.device=auto or cpu"
+        )
     return torch.device(
         "cuda" if setting == "auto" and torch.cuda.is_available() else "cpu" if setting == "auto" else setting
     )

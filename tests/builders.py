@@ -21,7 +21,6 @@ from fedskew.federation.server import FederatedRun
 from fedskew.federation.simulation import make_client_app
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.runs.folder import RunFolder
-from fedskew.runs.resume import new_folder
 
 MICRO = "swin_micro_patch4_window4_32"
 IMAGES = 160  # of the generated data set that all tests share
@@ -93,4 +92,4 @@ def inputs(arch: Architecture, count: int = 2, seed: int = 1):
 
 def run_here(config: Config, nodes: int = 3, *, grid: Grid | None = None) -> RunFolder:
     """A whole run in this process; `grid` replaces the in-process grid of `nodes` nodes."""
-    return FederatedRun(grid or LocalGrid(make_client_app(), nodes), config, new_folder(config)).run()
+    return FederatedRun(grid or LocalGrid(make_client_app(), nodes), config).run()

@@ -8,6 +8,7 @@ import pytest
 from builders import run_here, tiny_config
 from flwr.app import MessageType, MetricRecord
 
+from fedskew.config import ConfigError
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.server_model import ServerModel
@@ -136,12 +137,10 @@ def test_a_resumed_run_chooses_as_an_undisturbed_one(generated, tmp_path, told):
     assert best == {"round": 4, "source": "held_back", "metric": "balanced_accuracy", "value": 0.7}
 
 
-def test_a_run_resumed_with_another_metric_chooses_among_the_rounds_from_there(generated, tmp_path, told):
-    told(held_back={0: 0.9, 1: 1.0, 2: 1.0, 3: 1.0}, test=dict.fromkeys(range(4), 0.5))
-    folder = run_here(config_in(tmp_path, federation={"rounds": 2}))
-    assert_best_is(folder, 1)
-    best = assert_best_is(go_on(folder, "federation.rounds=3 run.best-metric=auroc_macro"), 3)
-    assert best["chosen_by"]["metric"] == "auroc_macro"
+@pytest.mark.parametrize("setting", ["run.best-metric=auroc_macro", "federation.evaluate-clients=true"])
+def test_what_chooses_the_best_round_stays_the_same_for_all_rounds(finished_run, setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        resume_config(finished_run.path, overrides=setting)
 
 
 @pytest.fixture(scope="module")

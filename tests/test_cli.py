@@ -115,7 +115,8 @@ def test_a_gpu_share_is_passed_on(here):
     assert "client-resources-num-cpus=4 client-resources-num-gpus=0.25" in command[-1]
 
 
-def test_resuming_passes_the_folder_and_no_preset(here):
+def test_resuming_passes_the_folder_and_no_preset(here, finished_run):
+    shutil.copytree(finished_run.path, here / "runs" / "old")
     _, values = planned("--resume", "runs/old", "--set", "federation.rounds=30")
     assert values == {"resume": str(here / "runs/old"), "set": "federation.rounds=30"}
 
@@ -126,7 +127,7 @@ def test_only_declared_keys_are_passed_to_flower(here):
     ]
     (here / "own.yaml").write_text("")
     _, values = planned("--config", "own.yaml", "--data-dir", "x", "--set", "run.seed=1")
-    _, resumed = planned("--resume", "x")
+    _, resumed = planned("--resume", "x", "--connection", "hospital")
     assert set(values) | set(resumed) <= set(declared)
     assert all(isinstance(value, str) for value in declared.values())
 

@@ -28,7 +28,7 @@ def records(folder: RunFolder) -> list[dict]:
 
 def run(config, nodes=3, app=None, grid=None):
     """Run on an in-process grid and return the folder, finished or not."""
-    return FederatedRun(grid or LocalGrid(app or make_client_app(), nodes), config, new_folder(config)).run()
+    return FederatedRun(grid or LocalGrid(app or make_client_app(), nodes), config).run()
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def test_a_node_that_never_answers_costs_the_grace_not_the_deadline(tmp_path, ge
 
 
 def test_rounds_below_the_quorum_keep_the_model_and_end_the_run_with_everything_saved(tmp_path, generated):
-    federation = {"rounds": 9, "round_deadline": 1.0, "quorum": 3, "max_missed_rounds": 2}
+    federation = {"rounds": 3, "round_deadline": 1.0, "quorum": 3, "max_missed_rounds": 2}
     config = tiny_config(federation=federation, run={"output_dir": str(tmp_path)})
     folder = run(config, grid=SilentGrid(make_client_app(), 3))
     lines = records(folder)
@@ -199,9 +199,7 @@ def test_rounds_below_the_quorum_keep_the_model_and_end_the_run_with_everything_
     assert "quorum" in summary["stopped"]
     assert summary["rounds_below_quorum"] == 2
     folder, checkpoint = open_checkpoint(folder.path)
-    healed = tiny_config(
-        federation={**federation, "rounds": 3, "round_deadline": 600.0}, run={"output_dir": str(tmp_path)}
-    )
+    healed = tiny_config(federation={**federation, "round_deadline": 600.0}, run={"output_dir": str(tmp_path)})
     again = FederatedRun(LocalGrid(make_client_app(), 3), healed, folder, checkpoint).run()
     assert records(again)[-1]["clients_ok"] == 3
 

@@ -113,4 +113,6 @@ def test_flwr_is_called_with_the_run_configuration(tmp_path):
     assert commands.status("7") == ("running", "")
     first, second = (tmp_path / "words").read_text().splitlines()
     assert first.startswith(f'run {tmp_path} hospital -c preset="demo" set="run.name=here" data-dir="/data"')
+    FlowerCommands(tmp_path, "here", str(flwr), {"PATH": "/bin:/usr/bin"}, "num-supernodes=6").submit(VALUES)
+    assert "--federation-config num-supernodes=6 --format json" in (tmp_path / "words").read_text().splitlines()[2]
     assert second == "list hospital --run-id 7 --format json"

@@ -9,17 +9,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from fedskew.config import load_config
 from fedskew.ops.supervise import FlowerCommands, run_config_text, supervise
-from fedskew.runs.folder import SUMMARY
+from fedskew.runs.folder import CONFIG, SUMMARY, summary_time
 from fedskew.runs.report import summary_text
+from fedskew.runs.resume import finished_message, is_finished, node_count, planned_folder, resume_config
 
+SIMULATION = "local-simulation"
 CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\n'
 SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 
@@ -82,17 +84,58 @@ def app_directory() -> Path:
 def flower_command(request: RunRequest, run_name: str) -> list[str]:
     """The `flwr run` command of a request."""
     values = named(request.values, run_name)
-    federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
-    federation += f" client-resources-num-gpus={request.gpus}" if request.gpus else ""
     command = ["flwr", "run", str(app_directory()), request.connection, "--stream", "-c", run_config_text(values)]
-    return [*command, "--federation-config", federation] if request.connection == "local-simulation" else command
+    federation = federation_config(request)
+    return [*command, "--federation-config", federation] if federation else command
+
+
+def federation_config(request: RunRequest) -> str:
+    """What Flower is to simulate; empty for a connection to real nodes."""
+    if request.connection != SIMULATION:
+        return ""
+    federation = f"num-supernodes={request.nodes} client-resources-num-cpus={request.cpus}"
+    return federation + (f" client-resources-num-gpus={request.gpus}" if request.gpus else "")
 
 
 def named(values: Mapping[str, str], run_name: str) -> dict[str, str]:
     """The run configuration with the name of the run folder, unless it resumes one."""
     if values.get("resume"):
         return dict(values)
-    return {**values, "set": f"{values['set']} run.name={run_name}".strip()}
+    return {**values, "set": f"{values['set']} run.name={shlex.quote(run_name)}".strip()}
+
+
+def folder_of(values: Mapping[str, str]) -> Path:
+    """The run folder that a request resumes, or that its new run will have.
+
+    Raises:
+        ConfigError: see `load_config`.
+        RunFolderError: the name that was chosen is taken.
+    """
+    if values.get("resume"):
+        return Path(values["resume"])
+    config = load_config(values["preset"], file=values["config"], overrides=values["set"])
+    return planned_folder(replace(config, run=replace(config.run, output_dir=values["output-dir"])))
+
+
+def nodes_of(values: Mapping[str, str], asked: int | None, connection: str) -> int:
+    """How many nodes to simulate; see `node_count`. Nodes that are real ones are not counted."""
+    return node_count(values.get("resume", "") if connection == SIMULATION else "", asked)
+
+
+def is_done(request: RunRequest) -> bool:
+    """Whether a request resumes a run that has nothing left to do; says so.
+
+    Raises:
+        RunFolderError, ConfigError: see `resume_config`. Elsewhere than here the run folder need not be visible.
+    """
+    folder = Path(request.values.get("resume", ""))
+    if not request.values.get("resume") or (request.connection != SIMULATION and not (folder / CONFIG).is_file()):
+        return False
+    config = resume_config(folder, file=request.values["config"], overrides=request.values["set"])
+    if is_finished(folder, config):
+        print(finished_message(folder, config))
+        return True
+    return False
 
 
 def flwr_program() -> tuple[str, dict[str, str]]:
@@ -109,20 +152,24 @@ def run_with_flower(request: RunRequest, *, dry_run: bool = False, supervised: b
     Args:
         supervised: start the run again from its last finished round whenever it fails.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.values.get('preset', '')}".rstrip("-")
-    command = flower_command(request, name)
+    if is_done(request):
+        return 0
+    folder = folder_of(request.values)
+    command = flower_command(request, folder.name)
     print(shlex.join(command), flush=True)
     if dry_run:
         return 0
     command[0], environment = flwr_program()
-    resumed = request.values.get("resume")
-    folder = Path(resumed) if resumed else Path(request.values["output-dir"]) / name
     if supervised:
-        values = named(request.values, name)
-        return supervise(FlowerCommands(app_directory(), request.connection, command[0], environment), values, folder)
+        flower = FlowerCommands(
+            app_directory(), request.connection, command[0], environment, federation_config(request)
+        )
+        return supervise(flower, named(request.values, folder.name), folder)
+    before = summary_time(folder)  # a run that is resumed may have one
     code = subprocess.run(command, env=environment, check=False).returncode
-    if not (folder / SUMMARY).is_file():
-        print(f"fedskew: the run did not finish; its messages are above, what it saved is in {folder}", file=sys.stderr)
+    if summary_time(folder) == before:
+        kept = f"what it saved is in {folder}" if folder.is_dir() else "it left nothing behind"
+        print(f"fedskew: the run did not finish; its messages are above, {kept}", file=sys.stderr)
         return code or 1
     print(summary_text(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), folder))
     return code

@@ -28,7 +28,9 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=v
 DataDir = Annotated[str, typer.Option(help="Folder or archive of the data set.")]
 OutputDir = Annotated[str, typer.Option(help="Where the run folder is made (default: ./runs).")]
 Resume = Annotated[str, typer.Option(help="Run folder to go on with, from its last finished round.")]
-Nodes = Annotated[int, typer.Option(min=1, help="Simulated hospitals.")]
+Nodes = Annotated[
+    int | None, typer.Option(min=1, help="Simulated hospitals (default: 4; resuming: as many as before).")
+]
 
 
 @app.command()
@@ -44,7 +46,7 @@ def setup() -> None:
 def run(
     preset: Preset = "demo",
     data_dir: DataDir = "",
-    nodes: Nodes = 4,
+    nodes: Nodes = None,
     set_: Settings = None,
     config: ConfigFile = "",
     output_dir: OutputDir = "",
@@ -56,22 +58,20 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Only print the flwr command.")] = False,
 ) -> None:
     """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
-    from fedskew.cli.flower import RunRequest, run_with_flower
-    from fedskew.config import load_config
+    from fedskew.cli.flower import RunRequest, nodes_of, run_with_flower
 
-    values = _values(preset, config, set_, data_dir, output_dir, resume)
-    if not resume:
-        with _clear_errors():  # before a SuperLink is started for it
-            load_config(values["preset"], file=values["config"], overrides=values["set"])
-    request = RunRequest(values, nodes, cpus, gpus, connection)
-    raise typer.Exit(run_with_flower(request, dry_run=dry_run, supervised=supervise))
+    with _clear_errors():  # before a SuperLink is started for it
+        values = _values(preset, config, set_, data_dir, output_dir, resume)
+        request = RunRequest(values, nodes_of(values, nodes, connection), cpus, gpus, connection)
+        code = run_with_flower(request, dry_run=dry_run, supervised=supervise)
+    raise typer.Exit(code)
 
 
 @app.command()
 def simulate(
     preset: Preset = "demo",
     data_dir: DataDir = "",
-    nodes: Nodes = 4,
+    nodes: Nodes = None,
     set_: Settings = None,
     config: ConfigFile = "",
     output_dir: OutputDir = "",
@@ -213,20 +213,13 @@ def _values(
     preset: str, config: str, set_: list[str] | None, data_dir: str, output_dir: str, resume: str
 ) -> dict[str, str]:
     """The run configuration, with paths that are absolute: the apps run in another directory."""
+    from fedskew.config import load_config
+
+    values = {"config": _absolute(config), "set": " ".join(set_ or []), "data-dir": _absolute(data_dir)}
     if resume:
-        return {
-            "resume": _absolute(resume),
-            "config": _absolute(config),
-            "set": " ".join(set_ or []),
-            "data-dir": _absolute(data_dir),
-        }
-    return {
-        "preset": preset,
-        "config": _absolute(config),
-        "set": " ".join(set_ or []),
-        "data-dir": _absolute(data_dir),
-        "output-dir": _absolute(output_dir or "runs"),
-    }
+        return {"resume": _absolute(resume), **values}
+    configured = load_config(preset, file=values["config"], overrides=values["set"]).run.output_dir
+    return {"preset": preset, **values, "output-dir": _absolute(output_dir or configured or "runs")}
 
 
 def _absolute(path: str) -> str:

@@ -98,7 +98,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist; give an absolute path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"configuration file {path} cannot be read as YAML: {error}") from error
+        raise ConfigError(f"configuration file {path} cannot be read as YAML in UTF-8: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

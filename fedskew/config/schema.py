@@ -329,6 +329,13 @@ class RunConfig(Section):
 
     _name = "run"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name in (".", "..") or set(self.name) & set("/\\\0\n"):
+            raise ConfigError(
+                f"run.name is {self.name!r}, expected the name of a folder without its path; that is run.output-dir"
+            )
+
 
 @dataclass(frozen=True)
 class Config:

@@ -86,7 +86,8 @@ def generate(directory: Path, *, images: int, seed: int, size: tuple[int, int] =
             if not _holds(directory, settings):  # another process may have written it meanwhile
                 _write_whole(directory, settings, images, seed, size)
     except OSError as error:
-        raise DataError(f"synthetic data cannot be written to {directory}: {error}") from error
+        raise DataError(f"synthetic data cannot be written to {directory}: {error}; free space there, or set "
+                        "FEDSKEW_HOME to a folder that can be written") from error  # fmt: skip
     return directory
 
 

@@ -13,12 +13,27 @@ from fedskew.config.schema import FederationConfig
 
 log = logging.getLogger("flwr.fedskew.server")
 
-POLL_SECONDS = 1.0
+POLL_SECONDS, SETTLING_SECONDS = 1.0, 10.0
 
 
 def connected_nodes(grid: Grid) -> dict[int, str]:
     """Node id → the name that it was registered under (empty in simulations), in the order of the ids."""
     return {info.node_id: info.name for info in sorted(grid.get_nodes(), key=lambda info: info.node_id)}
+
+
+def sharing_nodes(grid: Grid, config: FederationConfig, recorded: int | None) -> int:
+    """How many nodes share the data: those that are connected.
+
+    Args:
+        recorded: how many did when the run began, if it is resumed. Flower's simulation adds them one by one while
+            the server is at work already: they get a moment.
+    """
+    if recorded is None:
+        return len(wait_for_nodes(grid, config, 0))
+    deadline = time.monotonic() + min(SETTLING_SECONDS, config.join_deadline)
+    while len(nodes := connected_nodes(grid)) < recorded and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return len(nodes)
 
 
 def wait_for_nodes(grid: Grid, config: FederationConfig, number: int) -> dict[int, str]:

@@ -15,18 +15,32 @@ from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.companions import cut
-from fedskew.federation.selection import wait_for_nodes
-from fedskew.federation.server_model import Evaluation, ServerModel
+from fedskew.federation.selection import sharing_nodes
+from fedskew.federation.server_model import Evaluation, ServerModel, initial_model
+from fedskew.federation.start_checks import check_place, check_settings
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
+from fedskew.learning.optimiser import learning_rate
 from fedskew.metrics.classification import NUMBERS, not_evaluated
-from fedskew.model.families import image_size
 from fedskew.pruning.schedule import stages_to_prune
-from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
+from fedskew.runs.atomic import json_text
+from fedskew.runs.checkpoint import Checkpoint
+from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
+from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
+from fedskew.runs.starts import (
+    STARTS,
+    add_start,
+    check_nodes,
+    check_split,
+    first_start,
+    read_changes,
+    recorded_nodes,
+    samples_hash,
+)
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -41,16 +55,32 @@ class RunStopped(RuntimeError):
 class FederatedRun:
     """A run in progress: prepares, lets Flower's loop drive the strategy, records every round.
 
+    Building one checks all that can be checked, so that a start that fails leaves nothing behind.
+
     Args:
         grid: Flower's grid, or a `LocalGrid`.
-        config: of the run; that of the run folder if it resumes.
-        folder: a new run folder, or the one to resume in (see `runs.resume`).
+        config: of the run; it may differ from that of the run folder in `MAY_MOVE`.
+        folder: to resume in (see `runs.resume`), or made already; None makes a new one once nothing is amiss.
         checkpoint: the last finished round of the folder; None starts at the beginning.
+
+    Raises:
+        ConfigError, DataError, TrainingError, RunFolderError: what is amiss, and the remedy.
     """
 
-    def __init__(self, grid: Grid, config: Config, folder: RunFolder, checkpoint: Checkpoint | None = None) -> None:
-        self.config, self.grid, self.folder, self.checkpoint = config, StreamingGrid(grid), folder, checkpoint
-        self.data = open_data(config.data, image_size(config.model))
+    def __init__(
+        self, grid: Grid, config: Config, folder: RunFolder | None = None, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self.config, self.grid, self.checkpoint = config, StreamingGrid(grid), checkpoint
+        dense = check_settings(config)
+        if folder is None:
+            check_place(config, dense)
+        else:
+            self.folder = folder
+            if saved := saved_config(folder.path):
+                check_changes(folder.path, saved, config, MAY_MOVE)
+        self._is_new = folder is None
+        self._initial = None if checkpoint else initial_model(config)
+        self.data = open_data(config.data, dense.image_size)
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerModel(config, self.data, self.split)
@@ -60,20 +90,42 @@ class FederatedRun:
         self._round_started = time.perf_counter()
 
     def run(self) -> RunFolder:
-        """Run all rounds that are left; returns the run folder."""
-        with self.folder.locked():
-            self._prepare_folder()
-            # a run killed before its first checkpoint may have left a line of metrics
-            self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
-            state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
-            self.strategy = SkewPruning(
-                self.config, arch, self.server, self.grid,
-                split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
-            )  # fmt: skip
-            self.strategy.round, self.strategy.companions = first, companions
-            self.strategy.class_counts = self.progress["class_counts"]
-            self._rounds(state)
-            return self._finish()
+        """Run all rounds that are left; returns the run folder. A new run that fails before round 0 is saved has none.
+
+        Raises:
+            RunFolderError: the folder cannot be gone on in with this data or number of nodes, and nothing in it was
+                changed; or it cannot be written.
+        """
+        manifest = self._manifest()
+        if not self._is_new:
+            with self.folder.locked():
+                self._take_up(manifest)
+                return self._go(manifest)
+        files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: first_start(self.config)}
+        self.folder = new_folder(self.config, files)
+        try:
+            with self.folder.locked():
+                return self._go(manifest)
+        except BaseException:
+            if not self.folder.checkpoints():
+                self.folder.discard()
+            raise
+
+    def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
+        nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
+        for line in head_lines(self.folder.path, self.config, self.data, self.split, nodes, held_back):
+            log.info(line)
+        # a run killed before its first checkpoint may have left a line of metrics
+        self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
+        state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
+        self.strategy = SkewPruning(
+            self.config, arch, self.server, self.grid,
+            split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
+        )  # fmt: skip
+        self.strategy.round, self.strategy.companions = first, companions
+        self.strategy.class_counts = self.progress["class_counts"]
+        self._rounds(state)
+        return self._finish()
 
     def _rounds(self, state: Mapping[str, Tensor]) -> None:
         try:
@@ -89,22 +141,48 @@ class FederatedRun:
             log.error("the run stops: %s", reason)
             self.progress["stopped"] = str(reason)
 
-    def _prepare_folder(self) -> None:
-        settings = self.config
-        nodes = 0
-        if settings.data.clients == "partition":
-            nodes = len(wait_for_nodes(self.grid, settings.federation, 0))
-        parts = partitions(self.data, self.split, settings.data, nodes) if nodes else ()
-        held_back = [self.data.samples[i].image_id for i in self.server.held_back]
-        manifest = describe_split(self.data, self.split, parts) | {
-            "held_back": held_back, "split_hash": self.split_hash,
-        }  # fmt: skip
-        if self.checkpoint:
-            self.folder.check_split(manifest)
-        self.folder.write_text(CONFIG, to_yaml(settings))
-        self.folder.write_json(SPLIT, manifest)
-        for line in head_lines(self.folder.path, settings, self.data, self.split, nodes, len(held_back)):
-            log.info(line)
+    def _manifest(self) -> dict[str, Any]:
+        """Who gets which images; `nodes` is None where each has its own.
+
+        Raises:
+            DataError: too few images for so many nodes.
+            RunFolderError: another number of nodes is connected than the run began with.
+        """
+        settings, nodes = self.config.data, 0
+        if settings.clients == "partition":
+            recorded = None if self._is_new else recorded_nodes(self.folder.path)
+            nodes = sharing_nodes(self.grid, self.config.federation, recorded)
+            if recorded:
+                check_nodes(self.folder.path, nodes)
+        parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
+        return describe_split(self.data, self.split, parts) | {
+            "nodes": nodes or None,
+            "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
+            "split_hash": self.split_hash,
+            "samples_hash": samples_hash(self.data.samples),
+        }
+
+    def _take_up(self, manifest: dict[str, Any]) -> None:
+        """Check that the data is what it was, then write down that it is, and with what changes."""
+        folder, saved = self.folder, saved_config(self.folder.path)
+        if saved is None:
+            folder.write_text(STARTS, first_start(self.config))
+        else:
+            check_split(folder.path, manifest)
+            finished = self.checkpoint.round_number if self.checkpoint else -1
+            for change in add_start(folder, saved, self.config, finished + 1):
+                log.info("%s", change)
+            self._say_learning_rate(saved, max(0, finished))
+        folder.write_json(SPLIT, manifest)
+        folder.write_text(CONFIG, to_yaml(self.config))
+
+    def _say_learning_rate(self, saved: Config, finished: int) -> None:
+        """More rounds stretch the curve of the learning rate, from here on."""
+        rounds = [config.federation.rounds for config in (saved, self.config)]
+        if rounds[0] != rounds[1]:
+            before, after = (learning_rate(self.config.train, finished / number) for number in rounds)
+            log.info("the learning rate follows the curve of %d rounds from round %d on: it begins there at %.3g, with "
+                     "%d rounds it was to be %.3g", rounds[1], finished + 1, after, rounds[0], before)  # fmt: skip
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None
@@ -120,7 +198,8 @@ class FederatedRun:
 
     def _round_zero(self) -> Start:
         """The initial model; after a warm start on open data and its pruning step if the configuration asks."""
-        state, arch = self.server.initial()
+        assert self._initial is not None
+        (state, arch), self._initial = self._initial, None
         note, prune, epochs = RoundLog(0, before=arch), self.config.prune, self.config.train.warm_start_epochs
         moments: dict[str, Tensor] = {}
         if epochs:
@@ -192,7 +271,8 @@ class FederatedRun:
             log.warning("no round could be judged by %s: best/ is the model of the last round, %d",
                         in_words(judge(self.config, None)), records[-1]["round"])  # fmt: skip
             self.folder.publish_last_as_best()
-        summary = summary_of(records, self.config, self.progress)
+        changes = [change.as_json() for change in read_changes(self.folder.path)]
+        summary = summary_of(records, self.config, self.progress) | {"changes": changes}
         self.folder.write_json(SUMMARY, summary)
         for line in summary_text(summary, self.folder.path).splitlines():
             log.info(line)

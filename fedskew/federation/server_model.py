@@ -13,7 +13,7 @@ from torch import Tensor
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
-from fedskew.data.samples import DataError
+from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.federation.client import count_classes, local_seed, training_batches
 from fedskew.metrics import Predictions, classification_metrics
@@ -22,7 +22,6 @@ from fedskew.model.pretrained import load_pretrained
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.step import StepResult, prune_step
-from fedskew.pruning.units import group_size
 from fedskew.runs.evaluation import predict_images
 from fedskew.runs.judging import HELD_BACK, source_of
 from fedskew.training import cpu_threads, evaluate, pick_device, train
@@ -45,6 +44,20 @@ class Evaluation:
     predictions: Predictions
 
 
+def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
+    """The dense model that a run starts from: seeded random weights, or pretrained ones.
+
+    Raises:
+        ConfigError: see `dense_architecture` and `load_pretrained`.
+    """
+    arch = dense_architecture(config.model, removed=config.prune.removed)
+    torch.manual_seed(config.run.seed)
+    model = build(arch, embedding_std=config.model.embedding_std)
+    if config.model.pretrained:
+        load_pretrained(model, config.model)
+    return model.state_dict(), arch
+
+
 class ServerModel:
     """The server's data and what is done with it. The open data is never a client's, never the test set's.
 
@@ -57,9 +70,11 @@ class ServerModel:
     """
 
     def __init__(self, config: Config, data: DataSet, split: Split) -> None:
+        encode_labels([data.samples[i] for i in data.usable], config.model.classes)  # refuses any other
         if not len(split.open) or not len(split.test):
             raise DataError(
-                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are needed"
+                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are "
+                "needed: use more data, or raise data.open and data.test"
             )
         self.config, self._data, self._split = config, data, split
         self.training, self.held_back = divide_open(data, split, config.data)
@@ -89,31 +104,18 @@ class ServerModel:
             )
 
     def _check_pruning(self) -> None:
-        """Refuse at the start what would end the run after its first training."""
+        """Say it at the start where fewer images are left to score on than were asked for."""
         prune = self.config.prune
-        if prune.method == "none":
-            return
-        if len(self.scoring) < prune.batch_size:
+        if prune.method != "none" and len(self.scoring) < prune.batch_size:
             log.warning(
                 "units are scored on %d images: prune.batch-size is %d, but no more open images are left beside the %d "
                 "held back; raise data.open or lower prune.batch-size",
                 len(self.scoring), prune.batch_size, len(self.held_back),
             )  # fmt: skip
-        arch = dense_architecture(self.config.model, removed=prune.removed)
-        for stage in range(len(arch.stages)):
-            try:
-                group_size(prune.mlp_group, arch, stage)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
 
     def initial(self) -> tuple[dict[str, Tensor], Architecture]:
-        """The dense model that the run starts from: seeded random weights, or pretrained ones."""
-        arch = dense_architecture(self.config.model, removed=self.config.prune.removed)
-        torch.manual_seed(self.config.run.seed)
-        model = build(arch, embedding_std=self.config.model.embedding_std)
-        if self.config.model.pretrained:
-            load_pretrained(model, self.config.model)
-        return model.state_dict(), arch
+        """See `initial_model`."""
+        return initial_model(self.config)
 
     def warm_start(
         self, state: Mapping[str, Tensor], arch: Architecture

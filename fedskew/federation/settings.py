@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedskew.config import Config, load_config
+from fedskew.config import Config, ConfigError, load_config
 from fedskew.federation.server import FederatedRun
 from fedskew.runs.folder import RunFolder
-from fedskew.runs.resume import new_folder, open_checkpoint, resume_config
+from fedskew.runs.resume import finished_message, is_finished, open_checkpoint, resume_config
+
+log = logging.getLogger("flwr.fedskew.server")
 
 KEYS = ("preset", "config", "set", "data-dir", "output-dir", "resume")
 
@@ -28,6 +31,8 @@ def config_from_run(run_config: Mapping[str, Any]) -> Config:
     """
     text = {key: str(run_config.get(key, "")) for key in KEYS}
     if text["resume"]:
+        if text["output-dir"]:
+            raise ConfigError(f"output-dir={text['output-dir']}, but a resumed run stays in its folder; leave it out")
         config = resume_config(Path(text["resume"]), file=text["config"], overrides=text["set"])
     else:
         config = load_config(text["preset"], file=text["config"], overrides=text["set"])
@@ -41,5 +46,18 @@ def config_from_run(run_config: Mapping[str, Any]) -> Config:
 def run_on(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
     """Start or resume the run that Flower's run configuration describes, on a grid."""
     config, resume = config_from_run(run_config), str(run_config.get("resume", ""))
-    folder, checkpoint = open_checkpoint(Path(resume)) if resume else (new_folder(config), None)
-    return FederatedRun(grid, config, folder, checkpoint).run()
+    return go_on(grid, config, Path(resume)) if resume else FederatedRun(grid, config).run()
+
+
+def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
+    """Go on in a run folder from its last finished round; a finished run is left exactly as it is.
+
+    Raises:
+        RunFolderError: another process runs in it.
+    """
+    folder = RunFolder(path)
+    if is_finished(path, config):
+        log.info(finished_message(path, config))
+        return folder
+    with folder.locked():  # from before its checkpoint is read
+        return FederatedRun(grid, config, folder, open_checkpoint(path)[1]).run()

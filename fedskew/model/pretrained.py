@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.swin_transformer import checkpoint_filter_fn
+from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from fedskew.config.schema import ConfigError, ModelConfig
@@ -46,12 +46,22 @@ def load_pretrained(model: MultimodalSwin, config: ModelConfig) -> tuple[str, ..
 def _from_hub(tag: str) -> Mapping[str, Tensor]:
     if tag not in timm.list_models(pretrained=True):
         raise ConfigError(f"model.pretrained {tag!r} is neither a file nor a timm tag with weights. {REMEDY}")
+    _check_family(tag)
     try:
         return timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises many kinds; each becomes one clear message
         raise ConfigError(
             f"model.pretrained: the weights of {tag!r} could not be fetched ({error}). {REMEDY}"
         ) from error
+
+
+def _check_family(tag: str) -> None:
+    """Refuse the tag of another architecture before its weights are fetched."""
+    if type(found := timm.create_model(tag, num_classes=0)) is not SwinTransformer:
+        raise ConfigError(
+            f"model.pretrained: {tag} is a {type(found).__name__}; expected the tag of a Swin v1, such as "
+            "swin_tiny_patch4_window7_224.ms_in1k"
+        )
 
 
 def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
@@ -61,7 +71,10 @@ def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
         )
     found = file_sha256(path)
     if expected and found != expected.lower():
-        raise ConfigError(f"model.pretrained: {path} has SHA-256 {found}, model.pretrained-sha256 says {expected}")
+        raise ConfigError(
+            f"model.pretrained: {path} has SHA-256 {found}, model.pretrained-sha256 says {expected}; "
+            "fetch the file again, or correct the hash"
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -99,7 +112,8 @@ def _load_encoder(model: MultimodalSwin, state: Mapping[str, Tensor], name: str)
     if missing or shapes:
         raise ConfigError(
             f"model.pretrained: {name} does not fit {model.architecture.name}: "
-            f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+            f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
+            "expected the weights of a timm Swin of that size"
         )
     model.encoder.load_state_dict(found, strict=True)
     return tuple(found)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fedskew.config import load_config
-from fedskew.runs.folder import CONFIG, METRICS, SUMMARY
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
 from fedskew.runs.report import round_line, summary_text
 
 AnswerT = TypeVar("AnswerT")
@@ -67,16 +67,20 @@ class FlowerCommands:
     Args:
         flwr: path of the command `flwr`.
         environment: that it runs in.
+        federation: of a simulation, as `--federation-config` takes it; Flower forgets it between runs.
     """
 
     app: Path
     connection: str
     flwr: str
     environment: Mapping[str, str]
+    federation: str = ""
 
     def submit(self, values: Mapping[str, str]) -> str:
         """See `Submitter`."""
-        answer = self._ask("run", str(self.app), self.connection, "-c", run_config_text(values), "--format", "json")
+        more = ["--federation-config", self.federation] if self.federation else []
+        words = ("run", str(self.app), self.connection, "-c", run_config_text(values), *more, "--format", "json")
+        answer = self._ask(*words)
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:
@@ -157,21 +161,16 @@ class Supervisor:
         values = {**_resumable(self._values), "resume": str(self._folder)} if resume else self._values
         run_id = self._patiently(lambda: self._flower.submit(values))
         self._say(f"run {run_id} {f'goes on in {self._folder}' if resume else 'started'}")
-        ended = self._summary_time()
+        ended = summary_time(self._folder)
         for look in itertools.count():
             self._show_rounds()
-            if look % ASK_EVERY == 0 or self._summary_time() != ended:
+            if look % ASK_EVERY == 0 or summary_time(self._folder) != ended:
                 status, details = self._patiently(lambda: self._flower.status(run_id))
                 if status.startswith("finished"):
                     self._show_rounds()
                     return status, details
             self._sleep(POLL_SECONDS)
         raise AssertionError("unreachable")
-
-    def _summary_time(self) -> int:
-        """When the summary was written; it is the last thing that a run does."""
-        path = self._folder / SUMMARY
-        return path.stat().st_mtime_ns if path.is_file() else 0
 
     def _patiently(self, call: Callable[[], AnswerT]) -> AnswerT:
         """Call until the SuperLink answers: it may be starting again."""

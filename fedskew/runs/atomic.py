@@ -24,7 +24,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, for files that people read too."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def link(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from fedskew.config import Config, load_config
 from fedskew.metrics.clinical import DANGEROUS, HARMLESS, degradation
 from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
 from fedskew.runs.judging import best_record, evaluated
+from fedskew.runs.starts import recorded_nodes
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("Accuracy", "accuracy", "{:.3f}".format, False),
@@ -52,7 +53,7 @@ class RunResult:
         path: the run folder.
         config: None if the folder holds none.
         rounds: finished rounds.
-        nodes: how many nodes the records name.
+        nodes: how many nodes share the data, or, where each has its own, how many the records name.
         model: folder of the model of `record`, with its predictions.
     """
 
@@ -94,7 +95,7 @@ def read_run(path: Path, *, best: bool = False, label: str = "") -> RunResult:
         path=path,
         config=_config(path),
         rounds=records[-1]["round"],
-        nodes=len({name for line in records for name in (*line["nodes"], *line["failed"])}),
+        nodes=recorded_nodes(path) or len({name for line in records for name in (*line["nodes"], *line["failed"])}),
         model=path / "best" if best else path,
     )
 

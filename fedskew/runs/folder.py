@@ -1,6 +1,8 @@
 """The run folder: configuration, split, one line of metrics a round, checkpoints, the latest and the best model.
 
-    config.yaml  split.json  metrics.jsonl  summary.json
+    config.yaml  split.json                   the resolved configuration; who has which images, and the number of nodes
+    starts.jsonl                              a line for every start: when, where, and what changed from which round on
+    metrics.jsonl  summary.json
     architecture.json  model.safetensors      the latest finished round
     predictions.npz                           what it says of every test image; absent if it was not evaluated
     best/                                     the same three of the best round
@@ -12,32 +14,33 @@ A round counts when its checkpoint folder has been renamed into place; everythin
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from fedskew.architecture import Architecture
 from fedskew.metrics import Predictions
-from fedskew.model.pretrained import file_sha256
 from fedskew.runs.atomic import link, sync_directory, write_bytes, write_json
-from fedskew.runs.modelfile import ModelFileError, encode_model, read_model
+from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
+from fedskew.runs.modelfile import encode_model
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
 
 log = logging.getLogger("flwr.fedskew.runs")
 
-MODEL, ARCHITECTURE, STATE = "model.safetensors", "architecture.json", "state.json"
-COMPANIONS = "companions.safetensors"
+ARCHITECTURE = "architecture.json"
 METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
 
 
@@ -45,80 +48,77 @@ class RunFolderError(RuntimeError):
     """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """All that is needed to go on after a finished round."""
-
-    round_number: int
-    architecture: Architecture
-    weights: dict[str, Tensor]
-    progress: dict[str, Any]  # running sums, best metric, rounds below quorum
-    companions: dict[str, Tensor] = field(default_factory=dict)  # optimisers' moments
-
-
 class RunFolder:
     """One run on disk. Every method leaves the folder usable if the process dies inside it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = FileLock(path / ".lock", timeout=0)
+        self._made: tuple[Path, ...] = ()  # parents that were made for it, the deepest first
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> RunFolder:
-        """Make a new folder `parent/name`, with a number appended if the name is taken.
+    def create(
+        cls, parent: Path, name: str, files: Mapping[str, str] | None = None, *, numbered: bool = True
+    ) -> RunFolder:
+        """Make a new folder `parent/name` with its first files: whole, or not at all.
+
+        Args:
+            files: text by file name.
+            numbered: append a number if the name is taken.
 
         Raises:
-            RunFolderError: the parent cannot be written.
+            RunFolderError: the name is taken and not to be numbered, or the parent cannot be written.
         """
+        made = tuple(path for path in (parent, *parent.parents) if not os.path.exists(path))
+        scratch = parent / f".{name}.{uuid4().hex}.tmp"
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for suffix in ("", *(f"-{i}" for i in range(2, 10_000))):
-                path = parent / f"{name}{suffix}"
-                try:
-                    path.mkdir()
-                except FileExistsError:
-                    continue
-                (path / "checkpoints").mkdir()
-                return cls(path)
+            (scratch / "checkpoints").mkdir(parents=True)
+            for file, text in (files or {}).items():
+                write_bytes(scratch / file, text.encode())
+            folder = cls(_rename_to_free(scratch, parent, name, numbered=numbered))
+            sync_directory(parent)
         except OSError as error:
+            _remove(scratch, made)
             raise RunFolderError(
                 f"no run folder can be made in {parent} ({error}); set run.output-dir to a writable folder"
             ) from error
-        raise RunFolderError(f"{parent} holds too many runs named {name}")
+        except RunFolderError:
+            _remove(scratch, made)
+            raise
+        folder._made = made
+        return folder
+
+    def discard(self) -> None:
+        """Remove the folder of a run that did not get as far as its first checkpoint, and parents made for it."""
+        _remove(self.path, self._made)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one server; the lock goes when the process does.
+        """Hold the folder for one server; the lock goes when the process does. May be nested.
 
         Raises:
-            RunFolderError: another process runs in it.
+            RunFolderError: another process runs in it, or it cannot be written.
         """
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            self._lock.acquire()
         except Timeout:
             raise RunFolderError(f"another run is using {self.path}; wait for it, or stop it first") from None
-
-    def check_split(self, manifest: Mapping[str, Any]) -> None:
-        """Raise `RunFolderError` if the data splits otherwise than when the run began; names what differs."""
-        path = self.path / SPLIT
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if saved and saved["split_hash"] != manifest["split_hash"]:
-            counts = [
-                f"{name} {sum(m['counts'][name].values())}" for m in (saved, manifest) for name in ("test", "open")
-            ]
-            raise RunFolderError(
-                f"{self.path} cannot be resumed: its data was {saved['data']} ({counts[0]}, {counts[1]} images), "
-                f"now it is {manifest['data']} ({counts[2]}, {counts[3]}) and splits otherwise. "
-                "Give it the data it began with"
-            )
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be written ({error}); make it writable, or copy it") from error
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file of the folder atomically."""
-        write_bytes(self.path / name, text.encode())
+        """Write a small file of the folder atomically. Raises as `finish_round`."""
+        with self._saving(name):
+            write_bytes(self.path / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the folder atomically."""
-        write_json(self.path / name, value)
+        """Write a JSON file of the folder atomically. Raises as `finish_round`."""
+        with self._saving(name):
+            write_json(self.path / name, value)
 
     def finish_round(
         self,
@@ -147,16 +147,22 @@ class RunFolder:
         if companions:
             files[COMPANIONS] = save({name: tensor.contiguous() for name, tensor in companions.items()})
         record = record | {"model_bytes": len(files[MODEL])}
-        try:
+        with self._saving(f"round {round_number}"):
             self._append_metrics(record)
             folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
+
+    @contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """What the operating system says becomes one message with the way to go on."""
+        try:
+            yield
         except OSError as error:
-            raise RunFolderError(
-                f"round {round_number} could not be saved in {self.path}: {error}. The rounds before it are intact; "
-                f'free space and go on with resume="{self.path}"'
-            ) from error
+            way = "Free space, or set run.output-dir to another disk, and start again"
+            if self.checkpoints():
+                way = f'The rounds before it are intact; free space and go on with resume="{self.path}"'
+            raise RunFolderError(f"{what} could not be saved in {self.path}: {error}. {way}") from error
 
     def _write_checkpoint(
         self, number: int, files: Mapping[str, bytes], record: dict[str, Any], progress: Mapping[str, Any]
@@ -174,7 +180,7 @@ class RunFolder:
                 "progress": dict(progress),
                 "record": record,
             }
-            write_json(scratch / STATE, state | {"sha256": _digest(state)})
+            write_json(scratch / STATE, state | {"sha256": digest(state)})
             shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same round
             os.replace(scratch, final)
             sync_directory(final.parent)
@@ -186,7 +192,8 @@ class RunFolder:
         """Make the copies for people those of a checkpoint: the process may have died between the two."""
         number = checkpoint.round_number
         is_best = (checkpoint.progress.get("best") or {}).get("round") == number
-        self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
+        with self._saving(f"the model of round {number}"):
+            self._publish_all(self._checkpoint_path(number), checkpoint.architecture, is_best=is_best)
 
     def _checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"round-{number:04d}"
@@ -199,7 +206,8 @@ class RunFolder:
     def publish_last_as_best(self) -> None:
         """Make the newest model the best one, where no round could be judged."""
         checkpoint = self.latest()
-        self._publish(self._checkpoint_path(checkpoint.round_number), checkpoint.architecture, self.path / "best")
+        with self._saving("the best model"):
+            self._publish(self._checkpoint_path(checkpoint.round_number), checkpoint.architecture, self.path / "best")
 
     def _publish(self, checkpoint: Path, arch: Architecture, target: Path) -> None:
         target.mkdir(exist_ok=True)
@@ -241,47 +249,54 @@ class RunFolder:
         path = self.path / METRICS
         if not path.is_file():
             raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
-        return [json.loads(line) for line in _whole_lines(path)]
+        return [json.loads(line) for line in whole_lines(path)]
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
         if not (self.path / METRICS).is_file():
             return []
         kept = [record for record in self.records() if record["round"] <= round_number]
-        write_bytes(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.write_text(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
 
-def _whole_lines(path: Path) -> list[str]:
+def summary_time(path: Path) -> int:
+    """When a run's summary was written, in ns: it is the last thing that a run does. 0 if it has none."""
+    file = path / SUMMARY
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def numbered_names(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3` …"""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def _rename_to_free(scratch: Path, parent: Path, name: str, *, numbered: bool) -> Path:
+    """Give a finished folder its name, which nothing else may have."""
+    for candidate in numbered_names(name):
+        path = parent / candidate
+        if not path.exists():
+            try:
+                scratch.rename(path)
+                return path
+            except OSError as error:  # somebody else was faster
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+        if not numbered:
+            raise RunFolderError(f'{path} is there already; go on in it with resume="{path}", or set another run.name')
+    raise AssertionError("unreachable")
+
+
+def _remove(folder: Path, made: tuple[Path, ...]) -> None:
+    """Remove a folder, and those of its parents that were made for it and hold nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in made:
+        with suppress(OSError):  # another run has come to lie there
+            parent.rmdir()
+
+
+def whole_lines(path: Path) -> list[str]:
     """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
     text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder and compare its hashes.
-
-    Raises:
-        ValueError, KeyError, OSError: it is damaged.
-    """
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or state.pop("sha256") != _digest(state):
-        raise ValueError(f"{STATE} does not match its hash")
-    for name, expected in _file_hashes(state).items():
-        if file_sha256(path / name) != expected:
-            raise ModelFileError(f"{name} does not match its hash")
-    arch, weights = read_model(path / MODEL)
-    progress = dict(state["progress"])
-    if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
-        progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
-    companions = load_file(path / COMPANIONS) if (path / COMPANIONS).is_file() else {}
-    return Checkpoint(state["round"], arch, weights, progress, companions)
-
-
-def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of a checkpoint's files by name; versions before predictions were kept noted the model's only."""
-    return state["files_sha256"] if "files_sha256" in state else {MODEL: state["model_sha256"]}
-
-
-def _digest(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -42,8 +42,8 @@ def judge(config: Config, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
 def improves(best: Mapping[str, Any] | None, judgement: Mapping[str, Any], number: int) -> bool:
     """Whether a round is better than the best so far. Round 0 never is: no node has taken part.
 
-    A round that is judged by something else than the best so far (a resumed run may be) replaces it: the values
-    cannot be compared, and what is asked for now counts.
+    A round that is judged by something else than the best so far (earlier versions let a resumed run change that)
+    replaces it: the values cannot be compared, and what is asked for now counts.
     """
     if number == 0 or judgement["value"] is None:
         return False

@@ -11,6 +11,7 @@ from fedskew.metrics import Difference, PairingError, Predictions, paired_differ
 from fedskew.runs.compare import Comparison, RunResult
 from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
+from fedskew.runs.starts import read_changes
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",
           "auroc_macro": "Macro AUROC"}  # fmt: skip
@@ -75,6 +76,7 @@ def warnings_of(runs: Sequence[RunResult]) -> list[str]:
     of_each: dict[str, Callable[[RunResult], Any]] = {
         "test sets": _test_set,
         "numbers of nodes": lambda run: run.nodes,
+        "ways to share the data": _partition,
         "seeds": lambda run: run.config.run.seed if run.config else None,
         "finished rounds": lambda run: run.rounds,
     }
@@ -83,7 +85,19 @@ def warnings_of(runs: Sequence[RunResult]) -> list[str]:
         known = {run.name: found for run in runs if (found := value(run)) is not None}
         if len(set(known.values())) > 1:
             lines.append(f"the {what} differ: {', '.join(f'{name}: {found}' for name, found in known.items())}")
+    for run in runs:
+        if changes := read_changes(run.path):
+            lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
     return lines
+
+
+def _partition(run: RunResult) -> str | None:
+    """How the nodes share the data; None if each has its own, or it is not known."""
+    settings = run.config.data if run.config else None
+    if settings is None or settings.clients != "partition":
+        return None
+    how = f"{settings.partition}, alpha {settings.alpha:g}" if settings.partition == "dirichlet" else settings.partition
+    return f"{how}, by {settings.split_by}, validation {settings.validation:g}"
 
 
 def _test_set(run: RunResult) -> str | None:

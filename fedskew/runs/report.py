@@ -143,7 +143,13 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
     lines = [f"after {summary['rounds']} rounds ({about}):"]
     lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
+    lines += [f"resumed: {change_text(change)}" for change in summary.get("changes", ())]
     return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def change_text(change: Mapping[str, Any]) -> str:
+    """`federation.rounds 8 → 12 from round 9`."""
+    return f"{change['key']} {change['old']} → {change['new']} from round {change['round']}"
 
 
 def _about_best(best: Mapping[str, Any]) -> str:

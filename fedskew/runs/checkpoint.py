@@ -1,0 +1,60 @@
+"""What a finished round leaves behind to go on from, and how it is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedskew.architecture import Architecture
+from fedskew.model.pretrained import file_sha256
+from fedskew.runs.modelfile import ModelFileError, read_model
+
+MODEL, STATE, COMPANIONS = "model.safetensors", "state.json", "companions.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that is needed to go on after a finished round."""
+
+    round_number: int
+    architecture: Architecture
+    weights: dict[str, Tensor]
+    progress: dict[str, Any]  # running sums, best metric, rounds below quorum
+    companions: dict[str, Tensor] = field(default_factory=dict)  # optimisers' moments
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder and compare its hashes.
+
+    Raises:
+        ValueError, KeyError, OSError: it is damaged.
+    """
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.pop("sha256") != digest(state):
+        raise ValueError(f"{STATE} does not match its hash")
+    for name, expected in _file_hashes(state).items():
+        if file_sha256(path / name) != expected:
+            raise ModelFileError(f"{name} does not match its hash")
+    arch, weights = read_model(path / MODEL)
+    progress = dict(state["progress"])
+    if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
+        progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
+    companions = load_file(path / COMPANIONS) if (path / COMPANIONS).is_file() else {}
+    return Checkpoint(state["round"], arch, weights, progress, companions)
+
+
+def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of a checkpoint's files by name; versions before predictions were kept noted the model's only."""
+    return state["files_sha256"] if "files_sha256" in state else {MODEL: state["model_sha256"]}
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state in canonical JSON."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
