@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedskew.federation.settings import run_on
+from fedskew.federation.settings import run_app
 
 app = ServerApp()
 
@@ -11,4 +11,4 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
-    run_on(grid, context.run_config)
+    run_app(grid, context.run_config)

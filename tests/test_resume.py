@@ -8,8 +8,10 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 from builders import run_here, tiny_config
+from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
+import serverapp
 from fedskew.cli.main import app
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import to_mapping
@@ -459,3 +461,13 @@ def test_a_sweep_begins_in_a_folder_that_it_made(tmp_path, generated):
     FederatedRun(LocalGrid(make_client_app(), 3), config, folder, None).run()
     assert recorded_nodes(folder.path) == 3
     assert json.loads((folder.path / "starts.jsonl").read_text())["round"] == 0
+
+
+def test_flowers_server_says_what_is_wrong_in_one_line_of_its_own(copy, caplog):
+    grid = LocalGrid(make_client_app(), 2)
+    context = Context(1, 0, {}, RecordDict(), {"resume": str(copy(1)), "set": "federation.join-deadline=0"})
+    with pytest.raises(RunFolderError, match="begun with 3 nodes"):
+        serverapp.main(grid, context)
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
+    assert line.startswith("fedskew: ")
+    assert 'Give flwr run --federation-config "num-supernodes=3"' in line

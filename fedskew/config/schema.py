@@ -263,7 +263,7 @@ class PruneConfig(Section):
 class FederationConfig(Section):
     """Rounds, who takes part, and how long the server waits."""
 
-    rounds: int = option(20, "rounds of a run", low=1, high=100_000)
+    rounds: int = option(20, "rounds of a run; one that is resumed may get more", low=1, high=100_000)
     fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
     min_nodes: int = option(1, "nodes that should be connected before a round starts", low=1)
     join_deadline: float = option(
@@ -314,7 +314,7 @@ class RunConfig(Section):
 
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
     output_dir: str = option("", "run folders are made in here; empty: $FEDSKEW_HOME/runs")
-    name: str = option("", "name of the run folder; empty: date, preset and method")
+    name: str = option("", "name of the run folder, which must be free; empty: date, preset, method and seed")
     best_metric: str = option(
         "balanced_accuracy",
         "names the best round, on nodes' validation images (federation.evaluate-clients) or held-back open images",
