@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from shutil import get_terminal_size
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
+from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.companions import cut
 from fedskew.federation.selection import wait_for_nodes
@@ -26,9 +28,10 @@ from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.runs.record import RoundLog, round_record
-from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
+from fedskew.runs.report import head_lines, quiet_flower, round_heading, round_line, summary_of, summary_text
 
 log = logging.getLogger("flwr.fedskew.server")
+results = logging.getLogger(RESULTS)
 
 SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
@@ -49,6 +52,7 @@ class FederatedRun:
     """
 
     def __init__(self, grid: Grid, config: Config, folder: RunFolder, checkpoint: Checkpoint | None = None) -> None:
+        log.info("run folder: %s", folder.path)
         self.config, self.grid, self.folder, self.checkpoint = config, StreamingGrid(grid), folder, checkpoint
         self.data = open_data(config.data, image_size(config.model))
         self.split = split_server(self.data, config.data)
@@ -103,7 +107,7 @@ class FederatedRun:
             self.folder.check_split(manifest)
         self.folder.write_text(CONFIG, to_yaml(settings))
         self.folder.write_json(SPLIT, manifest)
-        for line in head_lines(self.folder.path, settings, self.data, self.split, nodes, len(held_back)):
+        for line in head_lines(settings, self.data, self.split, nodes, len(held_back)):
             log.info(line)
 
     def _resumed(self) -> Start:
@@ -115,7 +119,7 @@ class FederatedRun:
         self.progress.pop("stopped", None)
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
-        log.info(COLUMNS)
+        results.info(round_heading(self.config, get_terminal_size().columns))
         return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
 
     def _round_zero(self) -> Start:
@@ -153,8 +157,8 @@ class FederatedRun:
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
             companions=self.strategy.companions,
         )  # fmt: skip
-        for line in round_line(record, self.config, self.progress["seconds"]):
-            log.info(line)
+        for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
+            results.info(line)
         self._stop_if_hopeless()
         return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
 
@@ -194,6 +198,7 @@ class FederatedRun:
             self.folder.publish_last_as_best()
         summary = summary_of(records, self.config, self.progress)
         self.folder.write_json(SUMMARY, summary)
+        (self.folder.path / PROGRESS_FILE).unlink(missing_ok=True)
         for line in summary_text(summary, self.folder.path).splitlines():
-            log.info(line)
+            results.info(line)
         return self.folder
