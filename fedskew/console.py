@@ -18,6 +18,8 @@ from typing import TextIO
 
 from flwr.common.logger import update_console_handler
 
+from fedskew.errors import is_ours
+
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
 RESULT_MARK, MESSAGE_MARK = "| ", "fedskew: "  # what the lines begin with in Flower's stream
 PROGRESS_FILE = ".progress"  # in the run folder, while a round runs under Flower
@@ -94,11 +96,6 @@ def in_flower() -> Iterator[None]:
             if is_ours(error):  # in one line; Flower adds the traceback
                 logging.getLogger(OURS).error("%s", error)
             raise
-
-
-def is_ours(error: BaseException | None) -> bool:
-    """Whether an error says what a person can mend; any other is a fault, and its traceback is of use."""
-    return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew.")
 
 
 class ProgressFile(logging.Handler):

@@ -54,7 +54,7 @@ class Phase:
     def text(self) -> str:
         """`round 3/8: 2 of 4 nodes have trained, 1,120 images, about 0m12s left`."""
         if self._asked and self._answered == self._asked:
-            return f"{self._title}: all {self._asked} nodes have {self.done}, {self._images:,} images; the server goes on"
+            return f"{self._title}: all {self._asked} nodes have {self.done}, {self._images:,} images; now the server"
         left = self._left()
         parts = [f"{self._title}: {self._answered} of {self._asked} nodes have {self.done}"]
         parts += [f"{self._images:,} images"] if self._images else []

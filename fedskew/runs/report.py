@@ -187,14 +187,34 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     rows[4:4] = _recall_rows(final)
-    width = max(len(name) for name, _, _ in rows)
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {summary['rounds']} rounds ({about}):"]
-    lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
+    lines = [f"after {summary['rounds']} rounds ({about}):", *_aligned(rows)]
     lines += _wrapped(f"best round: {_about_best(summary['best'])}")
     if summary.get("stopped"):
         lines += _wrapped(f"stopped early: {summary['stopped']}")
     return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def evaluation_text(found: Mapping[str, Any]) -> str:
+    """What `evaluation.evaluate_run` found, for a person."""
+    rows = [
+        ("accuracy", _figure(found["accuracy"]), ""),
+        ("balanced accuracy", _figure(found["balanced_accuracy"]), ""),
+        ("macro F1", _figure(found["f1_macro"]), ""),
+        ("macro AUROC", _figure(found["auroc_macro"]), ""),
+        *_recall_rows(found),
+        ("calibration error", _figure(found["expected_calibration_error"]), ""),
+    ]
+    skipped = f", {found['skipped']} unreadable" if found["skipped"] else ""
+    images = "all images" if found["split"] == "all" else "test images of its split"
+    lines = [found["model"], f"{found['data']}: {found['examples']} {images}{skipped}", *_aligned(rows)]
+    return "\n".join([*lines, f"{found['parameters'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.1f} M MACs"])
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Names, values and notes in columns."""
+    width = max(len(name) for name, _, _ in rows)
+    return [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
 
 
 def _about_best(best: Mapping[str, Any]) -> str:

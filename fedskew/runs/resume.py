@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import to_mapping
 from fedskew.paths import runs_directory
-from fedskew.runs.folder import CONFIG, Checkpoint, RunFolder, RunFolderError
+from fedskew.runs.folder import CONFIG, SPLIT, Checkpoint, RunFolder, RunFolderError
+
+DEFAULT_NODES = 4
 
 # What may differ when a run is resumed. Everything else decides the data, the model or what the rounds did.
 MAY_CHANGE = {
@@ -27,11 +30,29 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def new_folder(config: Config) -> RunFolder:
-    """A new run folder named by `run.name`, or by date, preset, method and seed."""
+def run_name(config: Config) -> str:
+    """What a run is called: `run.name`, or date, preset, method and seed."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = config.run.name or f"{stamp}-{config.preset}-{config.prune.method}-seed{config.run.seed}"
-    return RunFolder.create(runs_directory(config.run.output_dir), name)
+    return config.run.name or f"{stamp}-{config.preset}-{config.prune.method}-seed{config.run.seed}"
+
+
+def planned_folder(config: Config) -> Path:
+    """Where a new run will lie. A name that a person chose is never changed; any other gets a number if it is taken.
+
+    Raises:
+        RunFolderError: there is something of the chosen name already.
+    """
+    parent, name = runs_directory(config.run.output_dir), run_name(config)
+    for candidate in [name] if config.run.name else [name, *(f"{name}-{number}" for number in range(2, 10_000))]:
+        if not (parent / candidate).exists():
+            return parent / candidate
+    path = parent / name
+    raise RunFolderError(f'{path} is there already; go on in it with resume="{path}", or set another run.name')
+
+
+def new_folder(config: Config) -> RunFolder:
+    """A new run folder, named by `run_name`."""
+    return RunFolder.create(runs_directory(config.run.output_dir), run_name(config))
 
 
 def resume_config(path: Path, *, file: str = "", overrides: str = "") -> Config:
@@ -74,6 +95,22 @@ def differences(saved: Config, wanted: Config) -> list[str]:
 
 def _short(value: Any) -> str:
     return repr(value)[:60]
+
+
+def node_count(resume: str | Path, asked: int | None) -> int:
+    """How many nodes to simulate: as many as share the data of the run that is resumed, else as many as asked for.
+
+    Raises:
+        ConfigError: another number is asked for than the run was begun with.
+    """
+    split = Path(resume) / SPLIT
+    parts = json.loads(split.read_text(encoding="utf-8"))["ids"]["parts"] if resume and split.is_file() else []
+    if parts and asked not in (None, len(parts)):
+        raise ConfigError(
+            f"--nodes {asked}, but {resume} was begun with {len(parts)} nodes, and others would get other images; "
+            "leave --nodes out, or start a new run"
+        )
+    return len(parts) or asked or DEFAULT_NODES
 
 
 def open_checkpoint(path: Path) -> tuple[RunFolder, Checkpoint | None]:
