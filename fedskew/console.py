@@ -71,9 +71,11 @@ def in_terminal(results: Callable[[str], None], messages: Callable[[str], None],
     """Give the lines of a run in this process to two writers, and its progress to a status line."""
     _plain_where_no_terminal(sys.stderr)
     handlers = {OURS: Lines(messages), RESULTS: Lines(results), PROGRESS: Lines(status.show, logging.DEBUG)}
-    with _handled_by(handlers):
-        yield
-    status.clear()
+    try:
+        with _handled_by(handlers):
+            yield
+    finally:
+        status.clear()
 
 
 @contextmanager

@@ -100,9 +100,10 @@ def federation_config(request: RunRequest) -> str:
 
 def named(values: Mapping[str, str], run_name: str) -> dict[str, str]:
     """The run configuration with the name of the run folder, unless it resumes one."""
-    if values.get("resume"):
+    name = f"run.name={run_name}"
+    if values.get("resume") or name in shlex.split(values["set"]):
         return dict(values)
-    return {**values, "set": f"{values['set']} run.name={shlex.quote(run_name)}".strip()}
+    return {**values, "set": f"{values['set']} {shlex.quote(name)}".strip()}
 
 
 def config_of(values: Mapping[str, str]) -> Config:

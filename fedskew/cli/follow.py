@@ -19,19 +19,21 @@ from typing import Any
 from fedskew.cli.flower import SIMULATION, RunRequest, app_directory, flower_command, flwr_program, folder_of, named
 from fedskew.cli.terminal import Terminal, shown
 from fedskew.config import load_config
-from fedskew.console import MESSAGE_MARK, PROGRESS_FILE, RESULT_MARK
+from fedskew.console import MESSAGE_MARK, PROGRESS_FILE, RESULT_MARK, in_terminal
 from fedskew.errors import ExitCode
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder
 from fedskew.runs.report import round_heading, round_line, summary_text
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+EXCEPTION = re.compile(r"([A-Za-z_]\w*\.)*[A-Za-z_]*(Error|Exception|Exit|Interrupt|Timeout)\b.*: \S")
 STARTED, FOLDER = re.compile(r"Successfully started run (\d+)"), re.compile(r"run folder: (.+)")
 ROW, HEADING = re.compile(r"\s*(\d+)/\d+ "), re.compile(r"\s*round +acc ")
 SLOW_START = "Failed to start local SuperLink within"  # Flower waits 15 seconds, a busy machine may need more
 TRIES = 3
-WITHHELD = 40  # lines of Flower's that are shown after all if the run fails and nobody has said why
+WITHHELD = 20  # lines of Flower's that are shown after all if the run fails and nobody has said why
 IDLE_SECONDS = 0.5
+PREPARING = "data are read, and decoded when they are new"
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Stream:
     run_id: str = ""
     error: str = ""  # the last one that the run told
     withheld: deque[str] = field(default_factory=lambda: deque(maxlen=WITHHELD))
+    exceptions: dict[str, None] = field(default_factory=dict)  # last lines of tracebacks, each once, the first first
     code: int = 0  # of flwr
 
 
@@ -96,7 +99,7 @@ class _Watch:
 
     def follow(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Run a command to its end; a `KeyboardInterrupt` reaches it too, as it shares the terminal."""
-        self._terminal.status.show("Flower starts; data are read, and decoded when they are new")
+        self._terminal.status.show(f"Flower starts; {PREPARING}")
         with subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               text=True, encoding="utf-8", errors="replace") as process:  # fmt: skip
             for line in _lines(process):
@@ -116,6 +119,8 @@ class _Watch:
             if found := STARTED.search(line):
                 self.stream.run_id = found[1]
             self.stream.withheld.append(line)
+            if EXCEPTION.match(line):
+                self.stream.exceptions[line] = None
             if self._verbose:
                 self._terminal.message(line)
 
@@ -207,9 +212,37 @@ def finished(
     return ExitCode.OK
 
 
+def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, as_json: bool) -> int:
+    """Run a federation in this process; the exit code.
+
+    Raises:
+        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`.
+    """
+    from fedskew.federation.simulation import simulate
+
+    folder: list[Path] = []
+
+    def message(text: str) -> None:
+        if found := FOLDER.fullmatch(text):
+            folder.append(Path(found[1]))
+        terminal.message(text)
+
+    terminal.status.show(PREPARING)
+    try:
+        with in_terminal(terminal.result, message, terminal.status):
+            path = simulate(values, nodes).path
+    except KeyboardInterrupt:
+        terminal.message("fedskew: interrupted; finished rounds are kept")
+        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))
+        return ExitCode.INTERRUPTED
+    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    return finished(summary, path, terminal, as_json=as_json, command="simulate", silent=True)
+
+
 def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:
-    for line in () if stream.error else stream.withheld:  # nobody has said why
-        terminal.message(line)
+    if not stream.error:  # nobody has said why
+        for line in list(stream.exceptions)[:2] or stream.withheld:
+            terminal.message(line)
     kept = stream.folder.is_dir()
     terminal.message(
         f"fedskew: the run {'failed' if stream.run_id else 'was not started'}; "

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.architecture import Architecture
+from fedskew.cli.terminal import wrapped
 from fedskew.config import Config, load_config
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
@@ -79,7 +80,7 @@ def plan_text(report: PlanReport) -> str:
     return "\n".join([
         plan_table(report.architecture, report.plan, report.group),
         sign_table(report.signs, report.images, report.views),
-        *(f"warning: {line}" for line in report.warnings),
+        *(wrapped(f"warning: {line}") for line in report.warnings),
     ])  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def _scores(plan: Plan, key: SublayerKey) -> list[float | None] | None:
 def sign_table(rows: list[dict[str, Any]], images: int, views: int) -> str:
     """How two halves of the scoring images judge the units: as a table, or why there is none."""
     if not rows:
-        return "signs: not compared, as the scores do not come from images or there is only one of them"
+        return wrapped("signs: not compared, as the scores do not come from images or there is only one of them")
     table = Table("stage", "kind", "units", "same sign", "by chance", "κ")
     for row in rows:
         kappa = "-" if row["kappa"] is None else f"{row['kappa']:.2f}"

@@ -24,7 +24,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
-    from fedskew.cli.terminal import Terminal, shown
+    from fedskew.cli.terminal import Terminal, shown, wrapped
     from fedskew.runs import compare as comparing
     from fedskew.runs import pairing
 
@@ -39,7 +39,9 @@ def compare(
         table, paired = comparing.comparison(found), pairing.comparison_of(found, differences)
     limit = get_terminal_size().columns if sys.stdout.isatty() else None
     render = comparing.to_markdown if markdown else partial(comparing.to_console, limit=limit)
-    parts = [render(table), comparing.LEGEND] + ([render(paired), pairing.LEGEND] if paired else [])
+    explain = str if markdown else wrapped
+    parts = [render(table), explain(comparing.LEGEND)]
+    parts += [render(paired), explain(pairing.LEGEND)] if paired else []
     terminal.result("\n\n".join(part.strip("\n") for part in parts))
     for line in warnings:
         terminal.message(f"fedskew: {line}")
@@ -103,7 +105,7 @@ def plan(
 ) -> None:
     """Show what a pruning step would remove from a run's model, without removing it."""
     from fedskew.cli.inspect import plan_data, plan_report, plan_text, run_config
-    from fedskew.cli.terminal import Terminal
+    from fedskew.cli.terminal import Terminal, shown
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
@@ -114,7 +116,7 @@ def plan(
         terminal.data(plan_data(report))
         return
     terminal.result(plan_text(report))
-    terminal.next_step("fedskew plan … --set prune.method=l1-norm (fedskew options prune: what can be set)")
+    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule=share", "fedskew options prune")
 
 
 def focus(

@@ -86,34 +86,19 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
-    import json
-
     from fedskew.cli.checks import check_simulated
     from fedskew.cli.flower import SIMULATION, config_of, nodes_of
-    from fedskew.cli.follow import finished
+    from fedskew.cli.follow import simulate_here
     from fedskew.cli.terminal import Terminal
-    from fedskew.console import in_terminal
-    from fedskew.errors import ExitCode
-    from fedskew.federation.simulation import simulate as simulate_run
-    from fedskew.runs.folder import SUMMARY
 
-    terminal = Terminal(as_json=as_json)
     with clear_errors():
         settings = settings_text(set_, manifest=manifest, name=name)
         values = run_values(preset, config, settings, data_dir, output_dir, resume)
         count = nodes_of(values, nodes, SIMULATION)
         if not resume:
             check_simulated(config_of(values))
-        terminal.status.show("data are read, and decoded when they are new")
-        try:
-            with in_terminal(terminal.result, terminal.message, terminal.status):
-                folder = simulate_run(values, count).path
-        except KeyboardInterrupt:
-            terminal.message("fedskew: interrupted; finished rounds are kept")
-            terminal.next_step("fedskew simulate --resume RUN-FOLDER")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    raise typer.Exit(finished(summary, folder, terminal, as_json=as_json, command="simulate", silent=True))
+        code = simulate_here(values, count, Terminal(as_json=as_json), as_json=as_json)
+    raise typer.Exit(code)
 
 
 def stop() -> None:

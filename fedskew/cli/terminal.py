@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from fedskew.console import StatusLine
@@ -53,3 +55,8 @@ def shown(path: Path) -> str:
     except ValueError:  # on another drive
         near = str(path)
     return shlex.quote(str(path) if near.startswith("..") else near)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines that the terminal has room for."""
+    return textwrap.fill(text, min(get_terminal_size().columns, 120), break_long_words=False, break_on_hyphens=False)

@@ -201,7 +201,7 @@ def to_console(table: Comparison, limit: int | None = None) -> str:
     for row in table.rows:
         shown.add_row(*row)
     widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
-    natural = max(80, sum(min(width, 40) + 3 for width in widths) + 1)
+    natural = max(80, sum(min(width, 44) + 3 for width in widths) + 1)
     console = Console(file=io.StringIO(), width=natural if limit is None else min(natural, limit))
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined]
