@@ -3,6 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedskew.console import in_flower
 from fedskew.federation.settings import run_app
 
 app = ServerApp()
@@ -11,4 +12,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
-    run_app(grid, context.run_config)
+    with in_flower():
+        run_app(grid, context.run_config)

@@ -15,8 +15,9 @@ from builders import MICRO
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
+from fedskew.cli.errors import clear_errors
 from fedskew.cli.flower import RunRequest, flower_command, flower_home, register_connection
-from fedskew.cli.main import _clear_errors, app
+from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.data.samples import DataError
 from fedskew.federation.settings import config_from_run
@@ -155,7 +156,7 @@ def test_compare_prints_the_table(dense_run, finished_run):
 
 
 def test_evaluate_prints_json(finished_run, generated):
-    result = call("evaluate", finished_run.path, "--data", generated, "--all")
+    result = call("evaluate", finished_run.path, "--data-dir", generated, "--all", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert (found["examples"], found["split"]) == (160, "all")
@@ -174,7 +175,7 @@ def test_compare_warns_beside_the_table_not_in_it(dense_run, finished_run, here)
 
 
 def test_evaluate_saves_predictions(finished_run, generated, here):
-    result = call("evaluate", finished_run.path, "--data", generated, "--predictions", "own.npz")
+    result = call("evaluate", finished_run.path, "--data", generated, "--predictions", "own.npz", "--json")
     assert result.exit_code == 0, result.output
     found = read_predictions(here / "own.npz")
     assert len(found.images) == json.loads(result.stdout)["examples"]
@@ -232,7 +233,7 @@ def test_a_folder_that_is_no_data_set_is_said(finished_run, here):
 
 @pytest.mark.parametrize("error", [TrainingError("lower train.lr"), DataError("no images"), RunFolderError("full")])
 def test_every_error_of_ours_is_a_message(capsys, error):
-    with pytest.raises(typer.Exit) as end, _clear_errors():
+    with pytest.raises(typer.Exit) as end, clear_errors():
         raise error
     assert end.value.exit_code == 2
     assert capsys.readouterr().err == f"fedskew: {error}\n"
@@ -240,7 +241,7 @@ def test_every_error_of_ours_is_a_message(capsys, error):
 
 @pytest.mark.parametrize("error", [ValueError("a fault of ours"), RuntimeError("torch"), KeyError("x")])
 def test_any_other_error_is_a_fault_and_keeps_its_traceback(error):
-    with pytest.raises(type(error)), _clear_errors():
+    with pytest.raises(type(error)), clear_errors():
         raise error
 
 

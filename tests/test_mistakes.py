@@ -160,7 +160,7 @@ MISTAKES = {
     # nodes
     "--nodes 0": ("'--nodes': 0", "x>=1"),
     "--nodes 1000": ("1000 clients, but only", "use at most"),
-    "--preset hospitals": ("data.clients is own", "set data.clients=partition", "docs/deployment.md"),
+    "--preset hospitals": ("data.clients=own", "set data.clients=partition", "docs/deployment.md"),
     # resuming
     "--resume nowhere": ("nowhere", "no run folder there", "give the absolute path"),
     "--resume some": ("some", "no run folder there", "config.yaml is missing"),

@@ -1,10 +1,18 @@
-"""Errors of the command line: one message for what a person can mend."""
+"""Errors of the command line: one message for what a person can mend, a traceback for whoever asks with `--debug`."""
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from typing import NoReturn
 
+import click
 import typer
+
+from fedskew.errors import ExitCode, is_ours
+
+DEBUG = "fedskew.debug"  # key in the command's context
 
 
 class clear_errors:
@@ -13,6 +21,36 @@ class clear_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew."):
-            print(f"fedskew: {error}", file=sys.stderr)
-            raise typer.Exit(2) from error
+        if is_ours(error):
+            if is_debugging():
+                traceback.print_exception(error)
+            refuse(str(error), error)
+
+
+def refuse(message: str, cause: BaseException | None = None) -> NoReturn:
+    """End the command: a person has to mend something.
+
+    Raises:
+        typer.Exit: always, with the exit code of a user's error.
+    """
+    print(f"fedskew: {message}", file=sys.stderr)
+    raise typer.Exit(ExitCode.USER) from cause
+
+
+def is_debugging() -> bool:
+    """Whether `--debug` was given, or `FEDSKEW_DEBUG` is set."""
+    context = click.get_current_context(silent=True)
+    return bool(os.environ.get("FEDSKEW_DEBUG") or (context and context.meta.get(DEBUG)))
+
+
+def debug_option() -> click.Option:
+    """`--debug`, which every command gets."""
+
+    def note(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            context.meta[DEBUG] = True
+
+    return typer.core.TyperOption(
+        param_decls=["--debug"], is_flag=True, expose_value=False, callback=note,
+        help="Show the traceback of an error.",
+    )  # fmt: skip

@@ -1,29 +1,39 @@
-"""What `fedskew` does with Flower's own commands: connection, run, stop."""
+"""What `fedskew` does with Flower's own commands: connection, programs, the command of a run, the local SuperLink."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from fedskew.config import load_config
-from fedskew.ops.supervise import FlowerCommands, run_config_text, supervise
-from fedskew.runs.folder import CONFIG, SUMMARY, summary_time
-from fedskew.runs.report import summary_text
+from fedskew.cli.errors import refuse
+from fedskew.config import Config, load_config
+from fedskew.ops.supervise import run_config_text
+from fedskew.runs.folder import CONFIG
 from fedskew.runs.resume import finished_message, is_finished, node_count, planned_folder, resume_config
 
 SIMULATION = "local-simulation"
 CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\n'
 SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+# What every Python process of this environment does first. Programs that Flower starts by name lie beside it.
+PTH = (
+    "import os, sys; "
+    f'os.environ.setdefault("{SWITCH}", "1"); '
+    'os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), os.path.dirname(sys.executable)]))\n'
+)
+WITHOUT_CHECKOUT = (
+    "this installation of fedskew has no checkout, and `flwr run` bundles the app from one: `fedskew run` and "
+    "`fedskew bundle-hash` need it (clone the repository, `make install` there). Everything else works here: "
+    "`fedskew simulate` runs the same federation in one process; compare, plot, evaluate, plan, focus and options read "
+    "run folders; `fedskew site` and `fedskew doctor` serve a hospital"
+)
 
 
 @dataclass(frozen=True)
@@ -48,37 +58,29 @@ def register_connection() -> str:
 
     init_flwr_config()
     path = flower_home() / "config.toml"
-    if "local-simulation" in read_flower_config()[0].get("superlink", {}):
-        return f"connection local-simulation: already in {path}"
+    if SIMULATION in read_flower_config()[0].get("superlink", {}):
+        return f"connection {SIMULATION}: already in {path}"
     with path.open("a", encoding="utf-8") as file:
         file.write(CONNECTION)
-    return f"connection local-simulation: added to {path}"
+    return f"connection {SIMULATION}: added to {path}"
 
 
 def use_installed_packages() -> str:
-    """Let a SuperLink started from this environment use its packages.
+    """Let Flower's programs find each other, and let a SuperLink use the packages of this environment.
 
-    Otherwise Flower installs all dependencies, torch too, into a fresh environment for every run. The switch is an
-    environment variable; a .pth file sets its default for every process of this environment.
+    Otherwise Flower installs all dependencies, torch too, into a fresh environment for every run, and `flwr` finds
+    `flower-superlink` only where the environment is activated. Both are environment variables; a .pth file sets them
+    for every process of this environment.
     """
     path = Path(sysconfig.get_paths()["purelib"]) / "fedskew_flower.pth"
-    path.write_text(f'import os; os.environ.setdefault("{SWITCH}", "1")\n', encoding="utf-8")
+    path.write_text(PTH, encoding="utf-8")
     return f"Flower uses the packages of {sys.prefix} (set {SWITCH}=0 to install per run, or delete {path})"
 
 
 def app_directory() -> Path:
-    """The Flower app that this package belongs to.
-
-    Raises:
-        SystemExit: the package was not installed from a checkout.
-    """
+    """The Flower app that this package belongs to; ends the command if it was not installed from a checkout."""
     path = Path(__file__).resolve().parents[2]
-    if not (path / "clientapp.py").is_file():
-        sys.exit(
-            f"fedskew: {path} is no checkout of fedskew. `flwr run` bundles the app from one: "
-            "clone the repository and `make install` there."
-        )
-    return path
+    return path if (path / "clientapp.py").is_file() else refuse(WITHOUT_CHECKOUT)
 
 
 def flower_command(request: RunRequest, run_name: str) -> list[str]:
@@ -99,9 +101,20 @@ def federation_config(request: RunRequest) -> str:
 
 def named(values: Mapping[str, str], run_name: str) -> dict[str, str]:
     """The run configuration with the name of the run folder, unless it resumes one."""
-    if values.get("resume"):
+    name = f"run.name={run_name}"
+    if values.get("resume") or name in shlex.split(values["set"]):
         return dict(values)
-    return {**values, "set": f"{values['set']} run.name={shlex.quote(run_name)}".strip()}
+    return {**values, "set": f"{values['set']} {shlex.quote(name)}".strip()}
+
+
+def config_of(values: Mapping[str, str]) -> Config:
+    """The configuration of a new run.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    config = load_config(values["preset"], file=values["config"], overrides=values["set"])
+    return replace(config, run=replace(config.run, output_dir=values["output-dir"]))
 
 
 def folder_of(values: Mapping[str, str]) -> Path:
@@ -111,10 +124,7 @@ def folder_of(values: Mapping[str, str]) -> Path:
         ConfigError: see `load_config`.
         RunFolderError: the name that was chosen is taken.
     """
-    if values.get("resume"):
-        return Path(values["resume"])
-    config = load_config(values["preset"], file=values["config"], overrides=values["set"])
-    return planned_folder(replace(config, run=replace(config.run, output_dir=values["output-dir"])))
+    return Path(values["resume"]) if values.get("resume") else planned_folder(config_of(values))
 
 
 def nodes_of(values: Mapping[str, str], asked: int | None, connection: str) -> int:
@@ -122,63 +132,30 @@ def nodes_of(values: Mapping[str, str], asked: int | None, connection: str) -> i
     return node_count(values.get("resume", "") if connection == SIMULATION else "", asked)
 
 
-def is_done(request: RunRequest) -> bool:
-    """Whether a request resumes a run that has nothing left to do; says so.
+def done_message(request: RunRequest) -> str:
+    """What a person is told whose request resumes a run that has nothing left to do; empty if there is something.
 
     Raises:
         RunFolderError, ConfigError: see `resume_config`. Elsewhere than here the run folder need not be visible.
     """
     folder = Path(request.values.get("resume", ""))
     if not request.values.get("resume") or (request.connection != SIMULATION and not (folder / CONFIG).is_file()):
-        return False
+        return ""
     config = resume_config(folder, file=request.values["config"], overrides=request.values["set"])
-    if is_finished(folder, config):
-        print(finished_message(folder, config))
-        return True
-    return False
+    return finished_message(folder, config) if is_finished(folder, config) else ""
 
 
 def flwr_program() -> tuple[str, dict[str, str]]:
     """Path of the command `flwr` of this environment, and the environment variables to call it with."""
     flwr = Path(sys.executable).with_name("flwr")
     search = f"{flwr.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search}
+    environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search, "PYTHONUNBUFFERED": "1"}
     return str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr", environment
-
-
-def run_with_flower(request: RunRequest, *, dry_run: bool = False, supervised: bool = False) -> int:
-    """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed).
-
-    Args:
-        supervised: start the run again from its last finished round whenever it fails.
-    """
-    if is_done(request):
-        return 0
-    folder = folder_of(request.values)
-    command = flower_command(request, folder.name)
-    print(shlex.join(command), flush=True)
-    if dry_run:
-        return 0
-    command[0], environment = flwr_program()
-    if supervised:
-        flower = FlowerCommands(
-            app_directory(), request.connection, command[0], environment, federation_config(request)
-        )
-        return supervise(flower, named(request.values, folder.name), folder)
-    before = summary_time(folder)  # a run that is resumed may have one
-    code = subprocess.run(command, env=environment, check=False).returncode
-    if summary_time(folder) == before:
-        kept = f"what it saved is in {folder}" if folder.is_dir() else "it left nothing behind"
-        print(f"fedskew: the run did not finish; its messages are above, {kept}", file=sys.stderr)
-        return code or 1
-    print(summary_text(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), folder))
-    return code
 
 
 def stop_local_superlink() -> str:
     """End the SuperLink that `flwr run` started for this Flower home, and what it started."""
-    marker = str(flower_home() / "local-superlink" / "superlink.log")
-    found = [process for process in psutil.process_iter(["cmdline"]) if _is_superlink(process, marker)]
+    found = local_superlinks()
     if not found:
         return "no local SuperLink is running"
     family = [member for process in found for member in [*process.children(recursive=True), process]]
@@ -190,12 +167,18 @@ def stop_local_superlink() -> str:
     return f"stopped the local SuperLink (process {', '.join(str(process.pid) for process in found)})"
 
 
+def local_superlinks() -> list[psutil.Process]:
+    """The SuperLink that `flwr run` started for this Flower home, if it is running."""
+    marker = str(flower_home() / "local-superlink" / "superlink.log")
+    return [process for process in psutil.process_iter(["cmdline"]) if _is_superlink(process, marker)]
+
+
 def _is_superlink(process: psutil.Process, marker: str) -> bool:
     command = process.info["cmdline"] or []
     return marker in command and any("flower-superlink" in word for word in command)
 
 
-def _quietly(action) -> None:  # noqa: ANN001
+def _quietly(action: Callable[[], None]) -> None:
     """Signal a process that may have ended by itself meanwhile."""
     try:
         action()

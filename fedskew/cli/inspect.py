@@ -1,10 +1,12 @@
-"""What a person looks at before a run: every setting, and what a pruning step would remove."""
+"""What a person looks at before a run: what a pruning step would remove, and what kept units look at."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import fields, is_dataclass
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.architecture import Architecture
+from fedskew.cli.terminal import wrapped
 from fedskew.config import Config, load_config
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
@@ -29,61 +32,100 @@ from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
 
 
-def option_table() -> str:
-    """Every setting with its default, its choices or bounds, and what it is for."""
-    table = Table("setting", "default", "allowed", "what it is for")
-    for section in fields(Config):
-        kind = section.default_factory
-        if not is_dataclass(kind):
-            continue
-        for spec in fields(kind):
-            doc, choices, low, high = (spec.metadata[key] for key in ("doc", "choices", "low", "high"))
-            bounds = " | ".join(map(str, choices)) if choices else _bounds(low, high)
-            default = ", ".join(spec.default) if isinstance(spec.default, tuple) else str(spec.default)
-            table.add_row(f"{section.name}.{spec.name.replace('_', '-')}", default, bounds, doc)
-    return _render(table, 150)
+@dataclass(frozen=True)
+class PlanReport:
+    """What the next pruning step of a model would remove, and how stable the scores behind it are.
 
-
-def _bounds(low: float | None, high: float | None) -> str:
-    if low is None and high is None:
-        return ""
-    return f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
-
-
-def plan_report(run: Path, data: Path, overrides: str) -> str:
-    """What the next pruning step of a run's model would remove, block by block; nothing is changed.
-
-    All stages are scored, whatever the schedule; `overrides` may set any `prune.*` key.
+    Attributes:
+        group: how MLP channels are grouped.
+        signs: rows of `runs.record.sign_rows`.
+        images, views: that the scores come from.
     """
-    model = load_model(run / MODEL)
-    config = load_config(file=run / CONFIG, overrides=f"{overrides} data.dir={data} data.source=folder".strip())
+
+    architecture: Architecture
+    plan: Plan
+    group: str
+    signs: list[dict[str, Any]]
+    images: int
+    views: int
+    warnings: list[str]
+
+
+def run_config(run: Path, overrides: str = "", *, data: str = "", manifest: str = "") -> Config:
+    """The configuration of a run, on other data than its own where such are given (absolute paths)."""
+    given = {"data.dir": data, "data.source": "folder" if data else "", "data.manifest": manifest}
+    own = [shlex.quote(f"{key}={value}") for key, value in given.items() if value]
+    return load_config(file=run / CONFIG, overrides=" ".join([overrides, *own]).strip())
+
+
+def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
+    """What the next pruning step of a run's model would remove; nothing is changed.
+
+    All stages are scored, whatever the schedule.
+    """
+    model = load_model(run / ("best" if best else "") / MODEL)
     opened = open_data(config.data, model.architecture.image_size)
     training, _ = divide_open(opened, split_server(opened, config.data), config.data)
     scoring = scoring_images(training, config.prune.batch_size, config.run.seed)
     images = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring)))).images
     proposal = propose(model, images, config.prune, tuple(range(len(model.architecture.stages))), config.run.seed)
-    warnings = [f"warning: {line}" for line in few_value_warnings(proposal.scored, config.prune.reading)]
+    return PlanReport(
+        model.architecture, proposal.plan, config.prune.mlp_group, sign_rows(sign_tables(proposal.scored)),
+        len(scoring), config.prune.views, few_value_warnings(proposal.scored, config.prune.reading),
+    )  # fmt: skip
+
+
+def plan_text(report: PlanReport) -> str:
+    """A plan for a person: block by block, then how two halves of the images judge the units."""
     return "\n".join([
-        plan_table(model.architecture, proposal.plan, config.prune.mlp_group),
-        sign_table(sign_rows(sign_tables(proposal.scored)), len(scoring), config.prune.views),
-        *warnings,
+        plan_table(report.architecture, report.plan, report.group),
+        sign_table(report.signs, report.images, report.views),
+        *(wrapped(f"warning: {line}") for line in report.warnings),
     ])  # fmt: skip
+
+
+def plan_data(report: PlanReport) -> dict[str, Any]:
+    """The same, JSON-ready. `heads` are numbers of the dense model; scores are None where there are none."""
+    arch, plan = report.architecture, report.plan
+    after, blocks = apply_plan(arch, plan, report.group), []
+    for stage, block in arch.positions():
+        heads, groups = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
+        blocks.append({
+            "stage": stage,
+            "block": block,
+            "heads": [arch.block(stage, block).heads[unit] for unit in plan.remove.get(heads, ())],
+            "mlp_groups": list(plan.remove.get(groups, ())),
+            "attention_scores": _scores(plan, heads),
+            "mlp_scores": _scores(plan, groups),
+            "hidden_before": arch.block(stage, block).hidden,
+            "hidden_after": after.block(stage, block).hidden,
+        })  # fmt: skip
+    shares = {"parameters_left": cost.parameters(after) / cost.parameters(arch),
+              "macs_left": cost.macs(after).linear / cost.macs(arch).linear}  # fmt: skip
+    return {"units": plan.units, **shares, "blocks": blocks, "signs": report.signs, "images": report.images,
+            "views": report.views, "warnings": report.warnings}  # fmt: skip
+
+
+def _scores(plan: Plan, key: SublayerKey) -> list[float | None] | None:
+    """Scores of a sublayer; None for what is not finite, as JSON knows no NaN."""
+    scores = plan.scores.get(key)
+    return None if scores is None else [score if np.isfinite(score) else None for score in scores.tolist()]
 
 
 def sign_table(rows: list[dict[str, Any]], images: int, views: int) -> str:
     """How two halves of the scoring images judge the units: as a table, or why there is none."""
     if not rows:
-        return "signs: not compared, as the scores do not come from images or there is only one of them"
+        return wrapped("signs: not compared, as the scores do not come from images or there is only one of them")
     table = Table("stage", "kind", "units", "same sign", "by chance", "κ")
     for row in rows:
         kappa = "-" if row["kappa"] is None else f"{row['kappa']:.2f}"
         cells = (str(row["stage"]), row["kind"], str(row["units"]), f"{row['share']:.1%}", f"{row['chance']:.1%}")
         table.add_row(*cells, kappa)
     seen = f"{images - images // 2} images against {images // 2} others, views of each: {views}"
-    return f"Signs by {seen}\n{_render(table, 100)}".rstrip()
+    return f"Signs by {seen}\n{_render(table)}".rstrip()
 
 
-def focus_report(run: Path, data: Path, masks: Path, images: int, *, best: bool = False) -> dict[str, Any]:
+def focus_report(run: Path, config: Config, masks: Path, images: int, *, best: bool = False) -> dict[str, Any]:
     """Whether the units that skewness keeps look at the lesion more than those it prunes, on open images.
 
     One image a lesion, so that images are independent and another image's mask is another lesion's. The result has
@@ -92,7 +134,6 @@ def focus_report(run: Path, data: Path, masks: Path, images: int, *, best: bool 
     """
     model = load_model(run / ("best" if best else "") / MODEL)
     arch = model.architecture
-    config = load_config(file=run / CONFIG, overrides=f"data.dir={data} data.source=folder")
     opened = open_data(config.data, arch.image_size)
     order = np.random.default_rng(config.run.seed).permutation(split_server(opened, config.data).open)
     _, first = np.unique([opened.samples[i].lesion_id for i in order], return_index=True)
@@ -111,6 +152,32 @@ def focus_report(run: Path, data: Path, masks: Path, images: int, *, best: bool 
     }
 
 
+def focus_text(found: dict[str, Any]) -> str:
+    """The focus for a person: kept against pruned units, for heads and MLP groups, in every scope."""
+    table = Table("units", "kept/pruned", "own mask", "minus another's", "minus a disc")
+    verdicts = []
+    for kind in (ATTENTION, MLP):
+        for scope, row in found.get(kind, {}).items():
+            own, other, disc = (row[key] for key in ("own", "own_minus_other", "own_minus_disc"))
+            table.add_row(
+                f"{kind}, {scope}", f"{row['kept']}/{row['pruned']}",
+                _interval(own, "probability", ""), _interval(other, "difference", "+"),
+                _interval(disc, "difference", "+"),
+            )  # fmt: skip
+            verdicts += [f"{kind}, {scope}: {row['verdict']}"] if not scope.startswith("stage") else []
+    return (
+        f"{found['model']}, {found['images']} images, reading {found['reading']}\n{_render(table)}"
+        "own mask: probability that a kept unit looks at the lesion more than a pruned one\n"
+        "(0.5: no difference); all with 95 % intervals\n" + "\n".join(verdicts)
+    )
+
+
+def _interval(figure: dict[str, float | None] | None, key: str, sign: str) -> str:
+    if figure is None or figure[key] is None:
+        return "-"
+    return "{0:{s}.2f} [{1:{s}.2f}, {2:{s}.2f}]".format(figure[key], figure["low"], figure["high"], s=sign)
+
+
 def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
     """A plan as a table: heads with their scores, MLP groups as counts, and the size of what would be left."""
     table = Table("stage", "block", "heads that go", "head scores", "MLP groups that go", "hidden width")
@@ -127,13 +194,11 @@ def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
         )
     parameters = cost.parameters(after) / cost.parameters(arch)
     macs = cost.macs(after).linear / cost.macs(arch).linear
-    return (
-        _render(table, 140)
-        + f"{plan.units} units would go; left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"
-    )
+    left = f"left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"
+    return f"{_render(table)}{plan.units} units would go; {left}"
 
 
-def _render(table: Table, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
+def _render(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=get_terminal_size().columns)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]

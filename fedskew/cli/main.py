@@ -1,143 +1,136 @@
-"""`fedskew`: run, simulate, compare and evaluate. Heavy imports happen inside the commands that need them."""
+"""`fedskew`: the command and what it has in common for all of its commands. Heavy imports happen inside them."""
 
 from __future__ import annotations
 
-import json
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
-from fedskew.cli.errors import clear_errors as _clear_errors
+import fedskew
+from fedskew.cli import look, start
+from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor
 from fedskew.cli.sweep import records, sweep, table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
+HELP = "Federated training of a multimodal Swin whose global model really shrinks."
+EPILOG = """Example: fedskew run --preset demo
 
-app.command()(credentials)
-app.command()(sweep)
-app.command()(table)
-app.command()(records)
-app.add_typer(doctor, name="doctor")
+Exit codes:
 
-Preset = Annotated[str, typer.Option(help="A preset in conf/.")]
-ConfigFile = Annotated[str, typer.Option("--config", help="Your own YAML file; it wins over the preset.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given several times.")]
-DataDir = Annotated[str, typer.Option(help="Folder or archive of the data set.")]
-OutputDir = Annotated[str, typer.Option(help="Where the run folder is made (default: ./runs).")]
-Resume = Annotated[str, typer.Option(help="Run folder to go on with, from its last finished round.")]
-Nodes = Annotated[
-    int | None, typer.Option(min=1, help="Simulated hospitals (default: 4; resuming: as many as before).")
-]
+0 done
 
+1 the run failed, or a check found a fault
 
-@app.command()
-def setup() -> None:
-    """Register the connection `local-simulation` and let Flower use this environment's packages."""
-    from fedskew.cli.flower import register_connection, use_installed_packages
+2 the command or its input has to be mended
 
-    typer.echo(register_connection())
-    typer.echo(use_installed_packages())
+3 the run ended before its last round; --resume goes on
+
+75 a sweep's time limit has passed and runs are left
+
+130 interrupted
+
+Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
+RENAMED = {"--data": "--data-dir"}  # as it was called
+RUNS, LOOK, SITES = "Runs", "Look at runs and settings", "Hospitals"
 
 
-@app.command()
-def run(
-    preset: Preset = "demo",
-    data_dir: DataDir = "",
-    nodes: Nodes = None,
-    set_: Settings = None,
-    config: ConfigFile = "",
-    output_dir: OutputDir = "",
-    resume: Resume = "",
-    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of one simulated node.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU for one simulated node.")] = 0.0,
-    connection: Annotated[str, typer.Option(help="SuperLink connection.")] = "local-simulation",
-    supervise: Annotated[bool, typer.Option(help="Go on from the last finished round whenever the run fails.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only print the flwr command.")] = False,
+class Group(TyperGroup):
+    """Gives every command `--debug`, and takes options by the names that they used to have."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in _all_commands(self):
+            if not command.ignore_unknown_options:  # its arguments are another program's
+                command.params.append(debug_option())
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`."""
+        name, command, rest = super().resolve_command(ctx, args)
+        known = {option for parameter in (command.params if command else ()) for option in parameter.opts}
+        return name, command, [_present_name(word, known) for word in rest]
+
+
+def _all_commands(group: click.Group) -> list[click.Command]:
+    found = []
+    for command in group.commands.values():
+        found += _all_commands(command) if isinstance(command, click.Group) else [command]
+    return found
+
+
+def _present_name(word: str, known: set[str]) -> str:
+    option, equals, value = word.partition("=")
+    new = RENAMED.get(option, option)
+    return f"{new}{equals}{value}" if option not in known and new in known else word
+
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP, epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+COMMANDS = (
+    (RUNS, start.setup, "setup"),
+    (RUNS, start.run, "run --preset ham10000-small --data-dir ~/HAM10000 --nodes 6"),
+    (RUNS, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
+    (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
+    (RUNS, start.stop, "stop"),
+    (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
+    (LOOK, table, "table runs/recipe --markdown"),
+    (LOOK, records, "records runs/recipe docs/results/recipe"),
+    (LOOK, look.plot, "plot runs/dense runs/pruned --out runs.png"),
+    (LOOK, look.evaluate, "evaluate runs/pruned --best --json"),
+    (LOOK, look.plan, "plan runs/pruned --set prune.method=l1-norm"),
+    (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
+    (LOOK, look.options, "options prune"),
+    (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
+)
+for panel, command, example in COMMANDS:
+    app.command(rich_help_panel=panel, epilog=f"Example: fedskew {example}")(command)
+app.add_typer(doctor, name="doctor", rich_help_panel=SITES)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show versions and end.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Run a federation with Flower: builds the `flwr run` command, prints it, runs it, shows the result."""
-    from fedskew.cli.flower import RunRequest, nodes_of, run_with_flower
-
-    with _clear_errors():  # before a SuperLink is started for it
-        values = _values(preset, config, set_, data_dir, output_dir, resume)
-        request = RunRequest(values, nodes_of(values, nodes, connection), cpus, gpus, connection)
-        code = run_with_flower(request, dry_run=dry_run, supervised=supervise)
-    raise typer.Exit(code)
+    """Options before the command."""
 
 
-@app.command()
-def simulate(
-    preset: Preset = "demo",
-    data_dir: DataDir = "",
-    nodes: Nodes = None,
-    set_: Settings = None,
-    config: ConfigFile = "",
-    output_dir: OutputDir = "",
-    resume: Resume = "",
-) -> None:
-    """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
-    from fedskew.federation.simulation import simulate as simulate_run
-
-    with _clear_errors():
-        simulate_run(_values(preset, config, set_, data_dir, output_dir, resume), nodes)
+def versions() -> str:
+    """`fedskew 0.1.0 (flwr 1.41.0, torch 2.15.0, timm 1.0.31, Python 3.11.7)`."""
+    parts = [f"{name} {_version(name)}" for name in ("flwr", "torch", "timm")]
+    return f"fedskew {fedskew.__version__} ({', '.join(parts)}, Python {sys.version.split()[0]})"
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
-    best: Annotated[bool, typer.Option(help="The best round by the run's metric, not the last.")] = False,
-    markdown: Annotated[bool, typer.Option(help="A table for documents.")] = False,
-) -> None:
-    """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
-    from fedskew.runs import compare, pairing
-
-    with _clear_errors():
-        found = compare.read_runs(runs, best=best)
-        table, (paired, reasons) = compare.comparison(found), pairing.paired_comparison(found)
-    render = compare.to_markdown if markdown else compare.to_console
-    parts = [render(table), compare.LEGEND] + ([render(paired), pairing.LEGEND] if paired else [])
-    typer.echo("\n\n".join(part.strip("\n") for part in parts))
-    for line in [*pairing.warnings_of(found), *reasons]:
-        typer.echo(f"fedskew: {line}", err=True)
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "is missing"
 
 
-@app.command()
-def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path, typer.Option(help="Image file; its suffix names the format.")] = Path("runs.png"),
-) -> None:
-    """Draw how good and how large the global model is after each round."""
-    from fedskew.runs.plot import plot_runs
-
-    with _clear_errors():
-        plot_runs(runs, out)
-    typer.echo(out.resolve())
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a model file.")],
-    data: Annotated[Path, typer.Option(help="Folder or archive of a data set.")],
-    all_: Annotated[bool, typer.Option("--all", help="Every image, no split.")] = False,
-    best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
-    manifest: Annotated[str, typer.Option(help="YAML with the columns and labels of your own CSV.")] = "",
-    predictions: Annotated[Path | None, typer.Option(help="Save what it says of each image: an .npz file.")] = None,
-) -> None:
-    """Evaluate a run's model on a data set and print the metrics as JSON."""
-    from fedskew.runs.evaluation import evaluate_run
-
-    with _clear_errors():
-        found = evaluate_run(
-            run, data.resolve(), everything=all_, best=best, manifest=_absolute(manifest), predictions=predictions
-        )
-    typer.echo(json.dumps(found, indent=2))
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    rich_help_panel=SITES, context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: fedskew site --superlink fl.example.org:8000 --root-certificates ca.crt",
+)  # fmt: skip
 def site(context: typer.Context) -> None:
     """Start a hospital's SuperNode: takes `flower-supernode`'s arguments, runs only bundles that the policy pins."""
+    from fedskew.errors import ExitCode
     from fedskew.site.guard import GuardError, run_site
     from fedskew.site.policy import PolicyError
 
@@ -145,82 +138,18 @@ def site(context: typer.Context) -> None:
         run_site(context.args)
     except (GuardError, PolicyError) as error:
         print(f"fedskew site: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+        raise typer.Exit(ExitCode.USER) from error
 
 
-@app.command()
+@app.command(rich_help_panel=SITES, epilog="Example: fedskew bundle-hash")
 def bundle_hash(
-    app_folder: Annotated[Path | None, typer.Argument(help="Folder of a Flower app (default: this checkout).")] = None,
+    app_folder: Annotated[
+        Path | None, typer.Argument(help="Folder of a Flower app (default: this checkout).", show_default=False)
+    ] = None,
 ) -> None:
     """Print the SHA-256 of the app bundle that `flwr run` sends: sites pin it as app-hashes in their policy."""
     from fedskew.cli.flower import app_directory
     from fedskew.ops.bundle import bundle_hash as hash_of
 
-    with _clear_errors():
+    with clear_errors():
         typer.echo(hash_of((app_folder or app_directory()).resolve()))
-
-
-@app.command()
-def plan(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[Path, typer.Option(help="The data set that the run used.")],
-    set_: Settings = None,
-) -> None:
-    """Show what a pruning step would remove from a run's model, without removing it."""
-    from fedskew.cli.inspect import plan_report
-
-    with _clear_errors():
-        typer.echo(plan_report(run.resolve(), data.resolve(), " ".join(set_ or [])))
-
-
-@app.command()
-def focus(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[Path, typer.Option(help="The data set that the run used.")],
-    masks: Annotated[Path, typer.Option(help="Folder or archive of its lesion masks.")],
-    images: Annotated[int, typer.Option(min=1, help="Open images to look at.")] = 400,
-    best: Annotated[bool, typer.Option(help="The run's best model instead of its last.")] = False,
-) -> None:
-    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others?
-
-    As JSON, for heads and MLP groups, over all units and within sublayers, with the image's own mask and two controls:
-    another image's mask and a central disc. `verdict` says whether the own mask gives more than both.
-    """
-    from fedskew.cli.inspect import focus_report
-
-    with _clear_errors():
-        found = focus_report(run.resolve(), data.resolve(), masks.resolve(), images, best=best)
-    typer.echo(json.dumps(found, indent=2))
-
-
-@app.command()
-def options() -> None:
-    """Every setting: default, choices, what it is for."""
-    from fedskew.cli.inspect import option_table
-
-    typer.echo(option_table())
-
-
-@app.command()
-def stop() -> None:
-    """Stop the local SuperLink that `flwr run` leaves behind."""
-    from fedskew.cli.flower import stop_local_superlink
-
-    typer.echo(stop_local_superlink())
-
-
-def _values(
-    preset: str, config: str, set_: list[str] | None, data_dir: str, output_dir: str, resume: str
-) -> dict[str, str]:
-    """The run configuration, with paths that are absolute: the apps run in another directory."""
-    from fedskew.config import load_config
-
-    values = {"config": _absolute(config), "set": " ".join(set_ or []), "data-dir": _absolute(data_dir)}
-    if resume:
-        return {"resume": _absolute(resume), **values}
-    configured = load_config(preset, file=values["config"], overrides=values["set"]).run.output_dir
-    return {"preset": preset, **values, "output-dir": _absolute(output_dir or configured or "runs")}
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""

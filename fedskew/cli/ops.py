@@ -17,25 +17,37 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Plain text, for a de
 DataDir = Annotated[Path | None, typer.Option(help="Folder or archive with the data.")]
 Manifest = Annotated[Path | None, typer.Option(help="YAML that maps the columns and labels of an own table.")]
 Classes = Annotated[str, typer.Option(help="The run's classes, separated by commas (default: HAM10000's seven).")]
-Images = Annotated[int, typer.Option(min=0, help="Decode no more images than this; 0: all.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+Images = Annotated[int, typer.Option(min=0, metavar="N", help="Decode no more images than this; 0: all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON to standard output, for programs.")]
 
 
 def credentials(
     out: Annotated[Path, typer.Option(help="Folder to write to; what is there is added to.")],
-    host: Annotated[list[str] | None, typer.Option(help="Name or address of the coordinator; repeatable.")] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or address of the coordinator; repeatable (default: this machine alone).", show_default=False
+        ),
+    ] = None,
     site: Annotated[list[str] | None, typer.Option(help="Name of a site; repeatable.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long the server certificate is valid.")] = 90,
+    days: Annotated[int, typer.Option(min=1, metavar="N", help="How long the server certificate is valid.")] = 90,
     force: Annotated[bool, typer.Option(help="Replace server certificate and site keys that are there.")] = False,
 ) -> None:
     """Make DEMO credentials: a CA, the coordinator's TLS certificate, a key pair for every site."""
-    from fedskew.ops.credentials import CredentialsError, instructions, make_credentials
+    from fedskew.ops.credentials import CredentialsError, has_server_certificate, instructions, make_credentials
 
+    place = out.expanduser()
+    local = not host and not has_server_certificate(place)
     try:
-        made = make_credentials(out.expanduser(), hosts=host or [], sites=site or [], days=days, force=force)
+        made = make_credentials(
+            place, hosts=["localhost"] if local else host or [], sites=site or [], days=days, force=force
+        )
     except CredentialsError as error:
         _leave(error)
     typer.echo("\n".join(instructions(made)))
+    if local:
+        typer.echo("\nNo --host was given: the certificate is for this machine alone (localhost). For others:\n"
+                   f"  fedskew credentials --out {out} --host NAME-OR-ADDRESS --force")  # fmt: skip
 
 
 @doctor.command("site")

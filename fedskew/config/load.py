@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from fedskew.config.schema import Config, ConfigError
+from fedskew.config.suggest import section_suggestion, suggestion
 
 RENAMED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
 
@@ -32,11 +33,32 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in preset_directory().glob("*.yaml")))
 
 
+def preset_file(preset: str) -> tuple[Path, str]:
+    """The file of a preset, and what errors call it.
+
+    Raises:
+        ConfigError: no such preset; the nearest one is named.
+    """
+    if is_path(preset):
+        return Path(preset), preset
+    if preset not in preset_names():
+        raise ConfigError(
+            f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}, or "
+            "the path of a YAML file"
+        )
+    return preset_directory() / f"{preset}.yaml", f"conf/{preset}.yaml"
+
+
+def is_path(preset: str) -> bool:
+    """Whether a preset is given as the path of a file, not as a name."""
+    return preset.endswith((".yaml", ".yml")) or any(mark in preset for mark in "/\\")
+
+
 def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "", overrides: str = "") -> Config:
     """The validated configuration of a run.
 
     Args:
-        preset: Name of a file in `conf/`; empty for the defaults.
+        preset: Name of a file in `conf/`, or path of such a file elsewhere; empty for the defaults.
         file: A person's own YAML file with the same sections, or several; later ones win, all win over the preset.
         overrides: Space-separated `section.key=value`; they win over both.
 
@@ -47,11 +69,10 @@ def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "
     values: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     if preset:
-        if preset not in preset_names():
-            raise ConfigError(
-                f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}"
-            )
-        _merge(values, origin, _read_yaml(preset_directory() / f"{preset}.yaml"), f"conf/{preset}.yaml")
+        path, where = preset_file(preset)
+        content = _read_yaml(path)
+        preset = str(content.get("preset", path.stem))
+        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
     files = [file] if isinstance(file, str | Path) else list(file)
     for own in filter(None, files):
         content = _read_yaml(Path(own))
@@ -116,7 +137,8 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
         key, equals, value = word.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name):
-            raise ConfigError(f'set="…": {word!r} is not of the form section.key=value')
+            hint = suggestion(name or key, section if dot else "", _keys()) if equals else ""
+            raise ConfigError(f'set="…": {word!r} is not of the form section.key=value{hint}')
         try:
             text = _is_text(section, name)  # a name or path stays what was typed: 007, 1.50, on
             values.setdefault(section, {})[name] = value if text or not value else yaml.safe_load(value)
@@ -135,11 +157,18 @@ def _sections() -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
 
+def _keys() -> dict[str, list[str]]:
+    """Names of all keys by section, as in YAML."""
+    return {name: [spec.name.replace("_", "-") for spec in fields(kind)] for name, kind in _sections().items()}
+
+
 def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
     sections = _sections()
     for section, content in more.items():
         if section not in sections:
-            raise ConfigError(f"{where}: unknown section {section!r}{_nearest(str(section), sections)}")
+            raise ConfigError(
+                f"{where}: unknown section {section!r}{section_suggestion(str(section), content, _keys())}"
+            )
         if not isinstance(content, Mapping):
             raise ConfigError(f"{where}: section {section!r} must hold keys, found {content!r}")
         known = {spec.name.replace("_", "-"): spec.name for spec in fields(sections[section])}
@@ -148,7 +177,7 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             if new := RENAMED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if name not in known:
-                raise ConfigError(f"{where}: unknown key {section}.{key}{_nearest(name, known, section + '.')}")
+                raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")
             values.setdefault(section, {})[known[name]] = value
             origin[f"{section}.{name}"] = where
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from shutil import get_terminal_size
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
+from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.companions import cut
 from fedskew.federation.selection import sharing_nodes
@@ -29,7 +31,7 @@ from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.runs.record import RoundLog, round_record
-from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
+from fedskew.runs.report import head_lines, quiet_flower, round_heading, round_line, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.starts import (
     STARTS,
@@ -43,6 +45,7 @@ from fedskew.runs.starts import (
 )
 
 log = logging.getLogger("flwr.fedskew.server")
+results = logging.getLogger(RESULTS)
 
 SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
@@ -113,7 +116,8 @@ class FederatedRun:
 
     def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
         nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
-        for line in head_lines(self.folder.path, self.config, self.data, self.split, nodes, held_back):
+        log.info("run folder: %s", self.folder.path)
+        for line in head_lines(self.config, self.data, self.split, nodes, held_back):
             log.info(line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
@@ -193,7 +197,7 @@ class FederatedRun:
         self.progress.pop("stopped", None)
         self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
-        log.info(COLUMNS)
+        results.info(round_heading(self.config, get_terminal_size().columns))
         return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
 
     def _round_zero(self) -> Start:
@@ -232,8 +236,8 @@ class FederatedRun:
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
             companions=self.strategy.companions,
         )  # fmt: skip
-        for line in round_line(record, self.config, self.progress["seconds"]):
-            log.info(line)
+        for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
+            results.info(line)
         self._stop_if_hopeless()
         return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
 
@@ -274,6 +278,7 @@ class FederatedRun:
         changes = [change.as_json() for change in read_changes(self.folder.path)]
         summary = summary_of(records, self.config, self.progress) | {"changes": changes}
         self.folder.write_json(SUMMARY, summary)
+        (self.folder.path / PROGRESS_FILE).unlink(missing_ok=True)
         for line in summary_text(summary, self.folder.path).splitlines():
-            log.info(line)
+            results.info(line)
         return self.folder

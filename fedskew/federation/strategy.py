@@ -22,6 +22,7 @@ from fedskew.federation.checks import Answer, BadReply, check_answer, check_repl
 from fedskew.federation.companions import cut
 from fedskew.federation.folding import make_folding
 from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task, payload_bytes
+from fedskew.federation.phase import Phase
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.server_optimiser import server_step
@@ -73,6 +74,8 @@ class SkewPruning(FedAvg):
         self.class_counts: dict[str, dict[str, int]] = {}  # node → images of each class, of all that ever told
         self._arrays = ArrayRecord()
         self._phase_started = 0.0
+        self._phase: Phase | None = None
+        self._lasted: dict[str, float] = {}  # what nodes did in a phase → seconds that it took the last time
 
     def summary(self) -> None:
         """Log nothing: the run's own head lines say it better."""
@@ -123,7 +126,11 @@ class SkewPruning(FedAvg):
         task = self.task(number, kind)
         content = pack_task(task, self._with_moments(arrays, task))
         self.round.bytes_down += payload_bytes(content) * len(chosen)
-        self._phase_started = time.perf_counter()
+        self._phase_started, done = time.perf_counter(), "trained" if kind == MessageType.TRAIN else "evaluated"
+        self._phase = Phase(
+            f"round {number}/{self.config.federation.rounds}", done, len(chosen),
+            before=self._lasted.get(done), folder=self._scratch,
+        )  # fmt: skip
         # a task that outlives its round would keep a slow node from the next one
         return [Message(content, node, kind, ttl=settings.round_deadline) for node in chosen]
 
@@ -237,8 +244,10 @@ class SkewPruning(FedAvg):
         try:
             answer = check(reply)
         except BadReply as reason:
+            self._watch(0)
             self._fail(name, str(reason))
             return name, None
+        self._watch(answer.examples)
         if name == f"node {node}" and answer.node:  # not registered under a name: take its own
             name = self._names[node] = self._own_name(node, answer.node)
         self.round.bytes_up += payload_bytes(reply.content)
@@ -251,6 +260,11 @@ class SkewPruning(FedAvg):
         if name not in self.round.ok:
             self.round.ok.append(name)
         return name, answer
+
+    def _watch(self, images: int) -> None:
+        """Tell whoever watches that one more node has answered."""
+        if self._phase is not None:
+            self._phase.answer(images)
 
     def _own_name(self, node: int, name: str) -> str:
         """A node's name for itself, with its number if another has it too (two hospitals with a folder /data/ham)."""
@@ -268,6 +282,8 @@ class SkewPruning(FedAvg):
     def _close_phase(self) -> None:
         """Whoever was asked and has not answered by now is late."""
         waited = time.perf_counter() - self._phase_started
+        if self._phase is not None:
+            self._lasted[self._phase.done] = waited
         for name in self._asked.values():
             self._fail(name, f"no reply within {waited:.0f} s")
         self._asked = {}

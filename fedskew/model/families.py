@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 import timm
@@ -40,8 +41,7 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
         ConfigError: unknown name (the nearest one is given), or an image size that the patches do not divide.
     """
     if model.name not in model_names():
-        near = difflib.get_close_matches(model.name, model_names(), n=1, cutoff=0.3)
-        raise ConfigError(f"model.name {model.name!r} is no Swin v1 name{f'; did you mean {near[0]}?' if near else ''}")
+        raise ConfigError(f"model.name {model.name!r} {_unknown(model.name)}")
     known = _small(SMALL[model.name]) if model.name in SMALL else _from_timm(model.name)
     metadata = {"sex": model.sex_weight, "age": model.age_weight, "localization": model.localization_weight}
     names = () if model.image_only else tuple(metadata)
@@ -59,6 +59,21 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
         )
     except ArchitectureError as error:
         raise ConfigError(f"model: {error}") from None
+
+
+def _unknown(name: str) -> str:
+    """What is wrong with a name that is none of `model_names`, and what to do."""
+    plain, _, tag = name.partition(".")
+    if tag and plain in model_names():
+        return f"names weights too: set model.name={plain} and model.pretrained={name}"
+    family = re.match(r"swinv2|[a-z]*", re.sub(r"swin[-_]v2", "swinv2", plain.lower()))
+    if family and family[0] not in ("", "swin") and timm.list_models(f"{family[0]}*"):
+        return (
+            f"is of another family ({family[0]}), not supported yet: fedskew prunes Swin v1, as "
+            f"swin_tiny_patch4_window7_224, or {', '.join(SMALL)}, which suit a CPU"
+        )
+    near = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.3)
+    return f"is no Swin v1 name{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def _small(spec: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,11 @@ def make_credentials(
         raise CredentialsError(f"credentials cannot be written to {out}: {error}") from error
 
 
+def has_server_certificate(out: Path) -> bool:
+    """Whether the coordinator has its certificate already."""
+    return (out / COORDINATOR / "server.key").exists()
+
+
 def new_authority(days: int = 365, name: str = "fedskew demo CA") -> Authority:
     """A self-signed CA that may sign servers only, no further CAs."""
     key = ec.generate_private_key(ec.SECP384R1())

@@ -178,18 +178,31 @@ def _cell(value: float | None, first: float | None, text: Callable[[Any], str], 
     return f"{text(value)} ({value / first:.1%})" if is_cost else f"{text(value)} ({value - first:+.3f})"
 
 
+def to_data(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Runs side by side, JSON-ready: what `comparison` shows, as numbers."""
+    keys = ["round", *(key for _, key, _, _ in (*ROWS, *COSTS)), "recall", "auroc", "support"]
+    return {
+        "runs": [
+            {"name": run.name, "folder": str(run.path), "finished_rounds": run.rounds, "nodes": run.nodes}
+            | {key: run.record.get(key) for key in keys}
+            for run in runs
+        ]
+    }
+
+
 def to_markdown(table: Comparison) -> str:
     """For documents."""
     lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table.rows)])
 
 
-def to_console(table: Comparison) -> str:
-    """For a terminal."""
+def to_console(table: Comparison, limit: int | None = None) -> str:
+    """For a terminal of `limit` columns; None where there is none, and lines may be as long as they are."""
     shown = Table(*table.header)
     for row in table.rows:
         shown.add_row(*row)
     widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
-    console = Console(file=io.StringIO(), width=max(80, sum(min(width, 48) + 3 for width in widths) + 1))
+    natural = max(80, sum(min(width, 48) + 3 for width in widths) + 1)
+    console = Console(file=io.StringIO(), width=natural if limit is None else min(natural, limit))
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined]

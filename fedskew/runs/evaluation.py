@@ -24,7 +24,7 @@ from fedskew.training import pick_device, predict
 
 def evaluate_run(
     run: Path,
-    data: Path,
+    data: Path | None,
     *,
     everything: bool,
     best: bool = False,
@@ -35,7 +35,7 @@ def evaluate_run(
 
     Args:
         run: a run folder (its last model, or its best), or a model file.
-        data: folder or archive.
+        data: folder or archive; None: what the run itself used.
         everything: every readable image; otherwise the test split that the run's configuration makes of this data.
         predictions: where to write what the model says of each image, for `compare`.
 
@@ -47,9 +47,10 @@ def evaluate_run(
         raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
     settings = path.parent.parent / CONFIG if best else path.parent / CONFIG
     config = load_config(file=settings) if settings.is_file() else Config()
-    config = replace(
-        config, data=replace(config.data, dir=str(data), source="folder", manifest=manifest or config.data.manifest)
-    )
+    if data is None and not settings.is_file():
+        raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
+    where = {"dir": str(data), "source": "folder"} if data is not None else {}
+    config = replace(config, data=replace(config.data, **where, manifest=manifest or config.data.manifest))
     model = load_model(path).to(pick_device(config.train.device))
     arch = model.architecture
     opened = open_data(config.data, arch.image_size)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
@@ -21,28 +22,47 @@ LEGEND = (
 )
 
 
-def paired_comparison(runs: Sequence[RunResult]) -> tuple[Comparison | None, list[str]]:
-    """Differences to the first run in pairs of test images.
+Differences = Mapping[str, Mapping[str, Difference]]  # name of the run → metric
 
-    Returns:
-        The table (None if no run can be paired with the first), and for every run that cannot be, why.
-    """
+
+def paired(runs: Sequence[RunResult]) -> tuple[Differences, list[str]]:
+    """Differences to the first run in pairs of test images, and for every run that cannot be paired, why."""
     try:
         first = _predictions(runs[0])
     except (PairingError, PredictionsError) as error:
-        return None, [f"no paired differences: {error}"]
-    columns, reasons = {}, []
+        return {}, [f"no paired differences: {error}"]
+    columns: dict[str, Mapping[str, Difference]] = {}
+    reasons = []
     for run in runs[1:]:
         try:
             columns[run.name] = paired_differences([first], [_predictions(run)])
         except (PairingError, PredictionsError) as error:
             reasons.append(f"no paired differences between {runs[0].name} and {run.name}: {error}")
+    return columns, reasons
+
+
+def comparison_of(runs: Sequence[RunResult], columns: Differences) -> Comparison | None:
+    """The table of paired differences; None if there are none."""
     if not columns:
-        return None, reasons
-    compared = next(iter(columns.values()))
+        return None
+    first, compared = _predictions(runs[0]), next(iter(columns.values()))
     names = [name for name in compared if name in TITLES] + [name for name in compared if name.startswith("recall.")]
     rows = [(_title(name, first), *(difference_text(found[name]) for found in columns.values())) for name in names]
-    return Comparison((f"difference to {runs[0].name}", *columns), tuple(rows)), reasons
+    return Comparison((f"difference to {runs[0].name}", *columns), tuple(rows))
+
+
+def paired_comparison(runs: Sequence[RunResult]) -> tuple[Comparison | None, list[str]]:
+    """The table of paired differences to the first run, and for every run that cannot be paired with it, why."""
+    columns, reasons = paired(runs)
+    return comparison_of(runs, columns), reasons
+
+
+def to_data(columns: Differences) -> dict[str, Any]:
+    """Paired differences, JSON-ready: run → metric → the fields of `Difference`, and whether one is `seen`."""
+    return {
+        name: {metric: asdict(found) | {"seen": found.seen} for metric, found in metrics.items()}
+        for name, metrics in columns.items()
+    }
 
 
 def _predictions(run: RunResult) -> Predictions:

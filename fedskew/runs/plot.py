@@ -20,7 +20,7 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
     """Draw runs side by side into an image file (its suffix names the format).
 
     Raises:
-        RunFolderError: a folder holds no run, or matplotlib is not installed.
+        RunFolderError: a folder holds no run, matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib
@@ -29,6 +29,11 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
         from matplotlib import pyplot
     except ImportError as error:
         raise RunFolderError("drawing needs matplotlib: pip install 'fedskew[plots]'") from error
+    formats = pyplot.gcf().canvas.get_supported_filetypes()
+    pyplot.close()
+    if target.suffix[1:].lower() not in formats:
+        raise RunFolderError(f"--out {target}: no image format is called {target.suffix or 'nothing'!r}; use one of "
+                             f"{', '.join(f'.{name}' for name in sorted(formats))}")  # fmt: skip
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
     for path, label in zip(runs, run_labels(runs), strict=True):
         records = RunFolder(path).records()
@@ -44,5 +49,9 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
         axis.grid(alpha=0.3)
         axis.set_ylim(0, 1.05 if dense else None)
     axes[0].legend(fontsize=8)
-    figure.savefig(target, dpi=130)
-    pyplot.close(figure)
+    try:
+        figure.savefig(target, dpi=130)
+    except OSError as error:
+        raise RunFolderError(f"--out {target} cannot be written: {error.strerror}; name a file elsewhere") from error
+    finally:
+        pyplot.close(figure)

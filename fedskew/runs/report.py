@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,13 @@ from fedskew.data.splits import Split
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
 from fedskew.runs.judging import best_record, evaluated, in_words, judge
 
-COLUMNS = "round   acc   bal.acc  macro F1   params M (%)     MACs M (%)    down/up MB   nodes   seconds   left  judged"
 FLOWER_LOOP = "flwr/serverapp/strategy/"
+NARROW = 78  # characters of the narrowest table of rounds: 80 less the mark that its lines have in Flower's stream
+COLUMNS = (  # of that table: name, width, rank; those of rank 0 are always there, the others from 1 on if they fit
+    ("round", 5, 0), ("acc", 5, 0), ("bal.acc", 7, 0), ("F1", 5, 0), ("AUROC", 5, 3), ("loss", 6, 4),
+    ("params M", 8, 1), ("params", 6, 0), ("MACs M", 7, 2), ("MACs", 4, 0), ("MB down/up", 10, 0), ("nodes", 5, 0),
+    ("time", 6, 0), ("left", 6, 0), ("judged", 6, 0),
+)  # fmt: skip
 COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
 
 
@@ -34,50 +40,92 @@ def quiet_flower() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def head_lines(folder: Path, config: Config, data: DataSet, split: Split, nodes: int, held_back: int) -> list[str]:
-    """Where the run is kept, on what data, and what its rounds are judged by."""
+def head_lines(config: Config, data: DataSet, split: Split, nodes: int, held_back: int) -> list[str]:
+    """What a run is of, on what data, and what its rounds are judged by."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     lines = [
-        f"run folder: {folder}",
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
     ]
-    return lines + [f"data: {note}" for note in data.notes[:20]]
+    lines += [f"data: {note}" for note in data.notes[:20]]
+    return [part for line in lines for part in _wrapped(line)]
 
 
-def round_line(record: Mapping[str, Any], config: Config, elapsed: float) -> list[str]:
-    """The table's line of one round, with the heading every twenty rounds; `-` where nothing was evaluated."""
-    number, rounds = record["round"], config.federation.rounds
-    dense = _dense_cost(record)
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, NARROW, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def round_line(record: Mapping[str, Any], config: Config, elapsed: float, width: int = NARROW) -> list[str]:
+    """The table's line of one round, with the heading every twenty rounds; `-` where nothing was evaluated.
+
+    Args:
+        elapsed: seconds of all rounds so far.
+        width: characters that there are; more than `NARROW` adds columns.
+    """
+    rounds = config.federation.rounds
+    cells = _cells(record, rounds, elapsed)
+    columns = _columns(rounds, width)
+    line = " ".join(f"{cells[name]:>{size}}" for name, size in columns).rstrip()
+    return [round_heading(config, width), line] if record["round"] % 20 == 0 else [line]
+
+
+def round_heading(config: Config, width: int = NARROW) -> str:
+    """The heading of the table of rounds; `*` in its last column marks the best round so far."""
+    return " ".join(f"{name:>{size}}" for name, size in _columns(config.federation.rounds, width))
+
+
+def _columns(rounds: int, width: int) -> list[tuple[str, int]]:
+    """Names and widths of the columns: those that are always there, and as many others as `width` has room for."""
+    sizes = {name: size for name, size, _ in COLUMNS} | {"round": max(5, 2 * len(str(rounds)) + 1)}
+    chosen = {name for name, _, rank in COLUMNS if not rank}
+    for rank in sorted({rank for _, _, rank in COLUMNS if rank}):
+        more = chosen | {name for name, _, own in COLUMNS if own == rank}
+        if sum(sizes[name] + 1 for name in more) - 1 <= width:
+            chosen = more
+    return [(name, sizes[name]) for name, _, _ in COLUMNS if name in chosen]
+
+
+def _cells(record: Mapping[str, Any], rounds: int, elapsed: float) -> dict[str, str]:
+    """The text of every column by its name."""
+    number = record["round"]
     judged = record.get("selection") or {"value": None, "best": False}
-    left = elapsed / max(1, number) * (rounds - number) if number else 0.0
-    line = (
-        f"{number:3d}/{rounds:<3d} {_figure(record['accuracy'])}   {_figure(record['balanced_accuracy'])}"
-        f"     {_figure(record['f1_macro'])}"
-        f"   {record['parameters'] / 1e6:7.3f} ({record['parameters'] / dense[0]:4.0%})"
-        f"  {record['macs'] / 1e6:8.1f} ({record['macs'] / dense[1]:4.0%})"
-        f"  {record['bytes_down'] / 1e6:5.1f}/{record['bytes_up'] / 1e6:<5.1f}"
-        f"  {record['clients_ok']:2d}/{record['clients_ok'] + record['clients_failed']:<2d}"
-        f"  {record['seconds']:7.1f}  {duration(left) if number else '-':>6}"
-        f"   {_figure(judged['value'])}{'*' if judged['best'] else ''}"
-    )
-    return [COLUMNS, line] if number % 20 == 0 else [line]
+    loss = record.get("train_loss")
+    return {
+        "round": f"{number}/{rounds}",
+        "acc": _figure(record["accuracy"]),
+        "bal.acc": _figure(record["balanced_accuracy"]),
+        "F1": _figure(record["f1_macro"]),
+        "AUROC": _figure(record.get("auroc_macro")),
+        "loss": "-" if loss is None else f"{loss:.3f}",
+        "params M": f"{record['parameters'] / 1e6:.3f}",
+        "params": f"{record['parameters'] / record['dense_parameters']:.0%}",
+        "MACs M": f"{record['macs'] / 1e6:.1f}",
+        "MACs": f"{record['macs'] / record['dense_macs']:.0%}",
+        "MB down/up": f"{_megabytes(record['bytes_down'])}/{_megabytes(record['bytes_up'])}",
+        "nodes": f"{record['clients_ok']}/{record['clients_ok'] + record['clients_failed']}",
+        "time": f"{record['seconds']:.1f}s" if record["seconds"] < 60 else duration(record["seconds"]),
+        "left": duration(elapsed / number * (rounds - number)) if number else "-",
+        "judged": _figure(judged["value"]) + ("*" if judged["best"] else " "),
+    }
 
 
 def _figure(value: float | None) -> str:
-    return f"{'-':>5}" if value is None else f"{value:5.3f}"
+    return "-" if value is None else f"{value:.3f}"
 
 
-def _dense_cost(record: Mapping[str, Any]) -> tuple[int, int]:
-    return record["dense_parameters"], record["dense_macs"]
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f}" if count < 99.95e6 else f"{count / 1e6:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """`4m05s`, `2h10m`."""
+    """`4m05s`, `2h10m`, `5d03h`."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+    hours = minutes // 60
+    if hours >= 100:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{hours}h{minutes % 60:02d}m"
 
 
 def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +163,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     final, dense = summary["final"], summary["dense"]
     rows = [
         ("accuracy", f"{final['accuracy']:.3f}", ""),
-        ("balanced accuracy", f"{final['balanced_accuracy']:.3f}", _about_best(summary["best"])),
+        ("balanced accuracy", f"{final['balanced_accuracy']:.3f}", ""),
         ("macro F1", f"{final['f1_macro']:.3f}", ""),
         ("macro AUROC", _figure(final["auroc_macro"]), ""),
         (
@@ -139,11 +187,12 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     rows[4:4] = _recall_rows(final)
-    width = max(len(name) for name, _, _ in rows)
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {summary['rounds']} rounds ({about}):"]
-    lines += [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
-    lines += [f"resumed: {change_text(change)}" for change in summary.get("changes", ())]
+    lines = [f"after {summary['rounds']} rounds ({about}):", *_aligned(rows)]
+    lines += _wrapped(f"best round: {_about_best(summary['best'])}")
+    if summary.get("stopped"):
+        lines += _wrapped(f"stopped early: {summary['stopped']}")
+    lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
     return "\n".join([*lines, f"run folder: {folder}"])
 
 
@@ -152,13 +201,35 @@ def change_text(change: Mapping[str, Any]) -> str:
     return f"{change['key']} {change['old']} → {change['new']} from round {change['round']}"
 
 
+def evaluation_text(found: Mapping[str, Any]) -> str:
+    """What `evaluation.evaluate_run` found, for a person."""
+    rows = [
+        ("accuracy", _figure(found["accuracy"]), ""),
+        ("balanced accuracy", _figure(found["balanced_accuracy"]), ""),
+        ("macro F1", _figure(found["f1_macro"]), ""),
+        ("macro AUROC", _figure(found["auroc_macro"]), ""),
+        *_recall_rows(found),
+        ("calibration error", _figure(found["expected_calibration_error"]), ""),
+    ]
+    skipped = f", {found['skipped']} unreadable" if found["skipped"] else ""
+    images = "all images" if found["split"] == "all" else "test images of its split"
+    lines = [found["model"], f"{found['data']}: {found['examples']} {images}{skipped}", *_aligned(rows)]
+    return "\n".join([*lines, f"{found['parameters'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.1f} M MACs"])
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Names, values and notes in columns."""
+    width = max(len(name) for name, _, _ in rows)
+    return [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
+
+
 def _about_best(best: Mapping[str, Any]) -> str:
     chosen = best["chosen_by"]
     if chosen is None:
-        return "no round could be judged: best/ is the last"
+        return "none could be judged, so best/ is the last"
     return (
-        f"{best['balanced_accuracy']:.3f} in the best round, {best['round']}, "
-        f"chosen by {in_words(chosen)} ({chosen['value']:.3f})"
+        f"{best['round']}, balanced accuracy {best['balanced_accuracy']:.3f}; chosen by {in_words(chosen)} "
+        f"({chosen['value']:.3f})"
     )
 
 

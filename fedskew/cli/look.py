@@ -1,0 +1,162 @@
+"""`fedskew compare`, `plot`, `evaluate`, `plan`, `focus` and `options`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Annotated
+
+import typer
+
+from fedskew.cli.errors import clear_errors
+from fedskew.cli.vocabulary import AsJson, Best, Manifest, Run, RunsData, Settings, absolute
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.",
+                                            show_default=False)]  # fmt: skip
+
+
+def compare(
+    runs: Runs,
+    best: Best = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for documents.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
+    from fedskew.cli.terminal import Terminal, shown, wrapped
+    from fedskew.runs import compare as comparing
+    from fedskew.runs import pairing
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        found = comparing.read_runs(runs, best=best)
+        differences, reasons = pairing.paired(found)
+        warnings = [*pairing.warnings_of(found), *reasons]
+        if as_json:
+            terminal.data(comparing.to_data(found) | {"differences": pairing.to_data(differences), "notes": warnings})
+            return
+        table, paired = comparing.comparison(found), pairing.comparison_of(found, differences)
+    limit = get_terminal_size().columns if sys.stdout.isatty() else None
+    render = comparing.to_markdown if markdown else partial(comparing.to_console, limit=limit)
+    explain = str if markdown else wrapped
+    parts = [render(table), explain(comparing.LEGEND)]
+    parts += [render(paired), explain(pairing.LEGEND)] if paired else []
+    terminal.result("\n\n".join(part.strip("\n") for part in parts))
+    for line in warnings:
+        terminal.message(f"fedskew: {line}")
+    if not markdown:
+        terminal.next_step(f"fedskew plot {' '.join(shown(run) for run in runs)} --out runs.png")
+
+
+def plot(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="Image file; its suffix names the format.")] = Path("runs.png"),
+) -> None:
+    """Draw how good and how large the global model is after each round."""
+    from fedskew.cli.terminal import Terminal, shown
+    from fedskew.runs.plot import plot_runs
+
+    with clear_errors():
+        plot_runs(runs, out)
+    terminal = Terminal()
+    terminal.result(str(out.resolve()))
+    terminal.next_step(f"fedskew compare {' '.join(shown(run) for run in runs)}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model file.", show_default=False)],
+    data_dir: RunsData = "",
+    manifest: Manifest = "",
+    all_: Annotated[bool, typer.Option("--all", help="Every image, no split.")] = False,
+    best: Best = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Save what it says of each image: an .npz file.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's model on a data set: its own, or any other that has the labels."""
+    from fedskew.cli.terminal import Terminal, shown
+    from fedskew.runs.evaluation import evaluate_run
+    from fedskew.runs.report import evaluation_text
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        data = Path(absolute(data_dir)) if data_dir else None
+        terminal.status.show("data are read, and decoded when they are new")
+        found = evaluate_run(
+            run, data, everything=all_, best=best, manifest=absolute(manifest), predictions=predictions
+        )
+    if as_json:
+        terminal.data(found)
+        return
+    terminal.result(evaluation_text(found))
+    if run.is_dir():
+        terminal.next_step(f"fedskew plan {shown(run)}", f"fedskew compare {shown(run)} OTHER-RUN")
+
+
+def plan(
+    run: Run,
+    data_dir: RunsData = "",
+    manifest: Manifest = "",
+    set_: Settings = None,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a pruning step would remove from a run's model, without removing it."""
+    from fedskew.cli.inspect import plan_data, plan_report, plan_text, run_config
+    from fedskew.cli.terminal import Terminal, shown
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        place = run.resolve()
+        config = run_config(place, " ".join(set_ or []), data=absolute(data_dir), manifest=absolute(manifest))
+        report = plan_report(place, config, best=best)
+    if as_json:
+        terminal.data(plan_data(report))
+        return
+    terminal.result(plan_text(report))
+    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule=share", "fedskew options prune")
+
+
+def focus(
+    run: Run,
+    masks: Annotated[Path, typer.Option(help="Folder or archive of the lesion masks.", show_default=False)],
+    data_dir: RunsData = "",
+    manifest: Manifest = "",
+    images: Annotated[int, typer.Option(min=1, help="Open images to look at.")] = 400,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others?"""
+    from fedskew.cli.inspect import focus_report, focus_text, run_config
+    from fedskew.cli.terminal import Terminal
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        config = run_config(run.resolve(), data=absolute(data_dir), manifest=absolute(manifest))
+        found = focus_report(run.resolve(), config, masks.resolve(), images, best=best)
+    if as_json:
+        terminal.data(found)
+    else:
+        terminal.result(focus_text(found))
+
+
+def options(
+    pattern: Annotated[str, typer.Argument(help="Part of a name or of what it is for.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Every setting, or those that match: default, choices, what it is for."""
+    from dataclasses import asdict
+
+    from fedskew.cli.settings import matching, settings_text
+    from fedskew.cli.terminal import Terminal
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        found = matching(pattern)
+    if as_json:
+        terminal.data([asdict(one) for one in found])
+        return
+    terminal.result(settings_text(found, min(get_terminal_size().columns, 120)))
+    terminal.next_step(f"fedskew run --set {found[0].name}=VALUE")

@@ -1,0 +1,62 @@
+"""What a command writes: results to standard output; messages, status and the next step to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+
+from fedskew.console import StatusLine
+
+
+class Terminal:
+    """Both streams of a command.
+
+    Args:
+        as_json: standard output is for JSON alone; what would be a result for a person is a message.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.status = StatusLine()
+        self._as_json = as_json
+
+    def result(self, text: str) -> None:
+        """Something that the command was called for."""
+        self._write(text, sys.stderr if self._as_json else sys.stdout)
+
+    def message(self, text: str) -> None:
+        """Something that happened."""
+        self._write(text, sys.stderr)
+
+    def data(self, value: Any) -> None:
+        """The result as JSON."""
+        self._write(json.dumps(value, indent=2), sys.stdout)
+
+    def next_step(self, *commands: str) -> None:
+        """What a person may want to do now; not for programs."""
+        if not self._as_json:
+            for label, command in zip(("next:", *["     "] * len(commands)), commands, strict=False):
+                self.message(f"{label} {command}")
+
+    def _write(self, text: str, stream: Any) -> None:
+        self.status.clear()
+        print(text, file=stream, flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here, quoted where a shell needs that."""
+    try:
+        near = os.path.relpath(path)
+    except ValueError:  # on another drive
+        near = str(path)
+    return shlex.quote(str(path) if near.startswith("..") else near)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines that the terminal has room for."""
+    return textwrap.fill(text, min(get_terminal_size().columns, 120), break_long_words=False, break_on_hyphens=False)

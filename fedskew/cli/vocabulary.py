@@ -1,0 +1,98 @@
+"""The words that the commands share: each option is called, documented and read the same way everywhere."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _preset_names(typed: str) -> list[str]:
+    from fedskew.config.load import preset_names
+
+    return [name for name in preset_names() if name.startswith(typed)]
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+Preset = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE", help="Name of a preset in conf/, or path of a YAML file.", autocompletion=_preset_names
+    ),
+]
+ConfigFile = Annotated[
+    str,
+    typer.Option("--config", metavar="FILE", help="Your own YAML file; it wins over the preset.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="section.key=value; repeatable, or several in quotes.", show_default=False
+    ),
+]
+DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder or archive of the data set.", show_default=False)]
+RunsData = Annotated[
+    str,
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Folder or archive of the data set (default: the run's).", show_default=False
+    ),
+]
+Manifest = Annotated[
+    str,
+    typer.Option(metavar="FILE", help="YAML that maps the columns and labels of your own table.", show_default=False),
+]
+OutputDir = Annotated[
+    str,
+    typer.Option(metavar="DIR", help="Folder in which the run folder is made (default: ./runs).", show_default=False),
+]
+Name = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Name of the run folder (default: date, preset, method, seed).", show_default=False
+    ),
+]
+Resume = Annotated[
+    str, typer.Option(metavar="RUN", help="Run folder to go on with, from its last finished round.", show_default=False)
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Simulated hospitals (default: 4; resuming: as many as before).", show_default=False
+    ),
+]
+Best = Annotated[bool, typer.Option("--best", help="The best round by the run's metric, not the last.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON to standard output, for programs.")]
+
+
+def absolute(path: str | Path) -> str:
+    """A path that means the same in every directory, as Flower's apps run in another; empty if it is empty."""
+    return str(Path(path).expanduser().resolve()) if str(path) else ""
+
+
+def settings_text(settings: list[str] | None, *, manifest: str = "", name: str = "") -> str:
+    """All of a command's settings as one text, as `set` in Flower's run configuration takes it."""
+    given = {"data.manifest": absolute(manifest) if manifest else "", "run.name": name}
+    own = [shlex.quote(f"{key}={value}") for key, value in given.items() if value]
+    return " ".join([*(settings or []), *own])
+
+
+def run_values(preset: str, config: str, settings: str, data_dir: str, output_dir: str, resume: str) -> dict[str, str]:
+    """The run configuration of `run` and `simulate`: Flower's declared keys, paths absolute.
+
+    Args:
+        settings: see `settings_text`.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    from fedskew.config import load_config
+    from fedskew.config.load import is_path
+
+    values = {"config": absolute(config), "set": settings, "data-dir": absolute(data_dir)}
+    if resume:
+        return {"resume": absolute(resume), **values}
+    preset = absolute(preset) if is_path(preset) else preset
+    configured = load_config(preset, file=values["config"], overrides=settings).run.output_dir
+    return {"preset": preset, **values, "output-dir": absolute(output_dir or configured or "runs")}

@@ -1,0 +1,143 @@
+"""Where the lines of a run go: its results, its messages, and how far the present round is.
+
+Everything is logged under `flwr.fedskew`: the table of rounds and the summary by `flwr.fedskew.results`, how far the
+round is by `flwr.fedskew.progress` (at level DEBUG, so that nobody sees it who did not ask), all else by the others.
+Nothing here changes what is logged, only where it is written and how it looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from flwr.common.logger import update_console_handler
+
+from fedskew.errors import is_ours
+
+OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
+RESULT_MARK, MESSAGE_MARK = "| ", "fedskew: "  # what the lines begin with in Flower's stream
+PROGRESS_FILE = ".progress"  # in the run folder, while a round runs under Flower
+
+
+class Lines(logging.Handler):
+    """Gives each record to `write` as one text: `warning: …` and `error: …` say what they are, the rest does not."""
+
+    def __init__(self, write: Callable[[str], None], level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        try:
+            level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+            self._write(level + self.format(record))
+        except Exception:  # noqa: BLE001 - logging's own rule: a line that cannot be written stops nothing
+            self.handleError(record)
+
+
+class StatusLine:
+    """One line at the bottom of a terminal that is written over; nothing at all where there is no terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._shown = 0
+        self.enabled = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def show(self, text: str) -> None:
+        """Replace what is shown."""
+        if self.enabled:
+            self.clear()
+            text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be taken back
+            self._stream.write(f"{text}\r")
+            self._stream.flush()
+            self._shown = len(text)
+
+    def clear(self) -> None:
+        """Take it away, before anything else is written."""
+        if self._shown:
+            self._stream.write(f"{' ' * self._shown}\r")
+            self._stream.flush()
+            self._shown = 0
+
+
+@contextmanager
+def in_terminal(results: Callable[[str], None], messages: Callable[[str], None], status: StatusLine) -> Iterator[None]:
+    """Give the lines of a run in this process to two writers, and its progress to a status line."""
+    _plain_where_no_terminal(sys.stderr)
+    handlers = {OURS: Lines(messages), RESULTS: Lines(results), PROGRESS: Lines(status.show, logging.DEBUG)}
+    try:
+        with _handled_by(handlers):
+            yield
+    finally:
+        status.clear()
+
+
+@contextmanager
+def in_flower() -> Iterator[None]:
+    """Mark the lines of a run in a process of Flower's, whose output is streamed to whoever asked for it.
+
+    Results begin with `| `, messages with `fedskew: `; Flower's own lines look as they always do. `fedskew run` tells
+    them apart by that. Progress goes to a small file in the run folder.
+    """
+    _plain_where_no_terminal(sys.stdout)
+    handlers = {
+        OURS: Lines(lambda text: _write_marked(MESSAGE_MARK, text)),
+        RESULTS: Lines(lambda text: _write_marked(RESULT_MARK, text)),
+        PROGRESS: ProgressFile(),
+    }
+    with _handled_by(handlers):
+        try:
+            yield
+        except Exception as error:
+            if is_ours(error):  # in one line; Flower adds the traceback
+                logging.getLogger(OURS).error("%s", error)
+            raise
+
+
+class ProgressFile(logging.Handler):
+    """Writes the latest progress into the run folder that the record names as `folder`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        folder: Path | None = getattr(record, "folder", None)
+        if folder is not None:
+            with suppress(OSError):  # a disk that is full is told by what matters more
+                scratch = folder / f"{PROGRESS_FILE}.{os.getpid()}"
+                scratch.write_text(self.format(record), encoding="utf-8")
+                scratch.replace(folder / PROGRESS_FILE)
+
+
+@contextmanager
+def _handled_by(handlers: dict[str, logging.Handler]) -> Iterator[None]:
+    """Let each logger write to its own handler alone, then put everything back."""
+    before = {name: (logging.getLogger(name).propagate, logging.getLogger(name).level) for name in handlers}
+    for name, handler in handlers.items():
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.getLogger(PROGRESS).setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        for name, handler in handlers.items():
+            logger = logging.getLogger(name)
+            logger.removeHandler(handler)
+            logger.propagate, level = before[name]
+            logger.setLevel(level)
+
+
+def _write_marked(mark: str, text: str) -> None:
+    sys.stdout.write("".join(f"{mark}{line}\n" for line in text.splitlines() or [""]))
+    sys.stdout.flush()
+
+
+def _plain_where_no_terminal(stream: TextIO) -> None:
+    """Flower colours the names of levels wherever it writes; `NO_COLOR` is https://no-color.org."""
+    if os.environ.get("NO_COLOR") or not stream.isatty():
+        update_console_handler(colored=False)

@@ -1,0 +1,21 @@
+"""What every message of an error is for: the person who can mend it, and the program that started fedskew."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the `fedskew` command."""
+
+    OK = 0
+    FAILED = 1  # the run failed, or a check found a fault
+    USER = 2  # the command or its input has to be mended; nothing was done
+    STOPPED = 3  # the run ended before its last round on purpose; `--resume` goes on
+    LEFT = 75  # a sweep's time limit has passed and runs are left
+    INTERRUPTED = 130  # Ctrl-C
+
+
+def is_ours(error: BaseException | None) -> bool:
+    """Whether an error says what a person can mend; any other is a fault, and its traceback is of use."""
+    return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew.")
