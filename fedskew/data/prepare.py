@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,24 +19,47 @@ import numpy as np
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
-from fedskew.data.batches import Augmentation, ImageBatches, cache_size
+from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache
+from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata, unknown_values
+from fedskew.data.samples import (
+    METADATA_FIELDS,
+    VOCABULARIES,
+    DataError,
+    Sample,
+    absent_metadata,
+    encode_labels,
+    encode_metadata,
+    unknown_values,
+)
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
 from fedskew.data.synthetic import generate
 from fedskew.paths import cache_directory, home
 
+log = logging.getLogger("flwr.fedskew.data")
+
+NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
+HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
+_SHOWN = 10  # foreign values of one column in the notes
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set whose readable images are decoded; indices in `usable` are the samples that can be used."""
+    """A data set whose readable images are decoded; indices in `usable` are the samples that can be used.
+
+    Attributes:
+        source_notes: how the data set was read, what it leaves out, what it does not tell.
+        vocabularies: those of the model, by which the notes tell what it will not know.
+    """
 
     samples: tuple[Sample, ...]
     cached: CachedImages
     usable: np.ndarray  # sorted indices of readable samples
     place: str
+    source_notes: tuple[str, ...] = ()
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -44,11 +68,13 @@ class DataSet:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What log and record should say of the data: skipped images, metadata values outside the vocabularies."""
-        unknown = unknown_values(self.samples)
-        odd = [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
-               for name, values in unknown.items() for value, count in values.items()]  # fmt: skip
-        return (*self.skipped, *odd)
+        """What log and record should say of the data: how it was read, skipped images, metadata that are unknown."""
+        return (*self.source_notes, *self.skipped, *_metadata_notes(self.samples, dict(self.vocabularies)))
+
+    @cached_property
+    def duplicates(self) -> Groups:
+        """Groups of usable images with equal content."""
+        return duplicate_groups(self.cached.contents, self.usable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +87,35 @@ class NodeData:
     name: str
 
 
-def open_data(config: DataConfig, image_size: int, directory: str = "") -> DataSet:
+def _metadata_notes(samples: Sequence[Sample], vocabularies: Mapping[str, Sequence[str]]) -> list[str]:
+    """Values that the vocabularies lack, and own columns of the run that the data do not have at all."""
+    notes = []
+    for name, values in unknown_values(samples, vocabularies).items():
+        notes += [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
+                  for value, count in list(values.items())[:_SHOWN]]  # fmt: skip
+        if len(values) > _SHOWN:
+            rest = sum(list(values.values())[_SHOWN:])
+            notes.append(f"{name}: {len(values) - _SHOWN} more values are not in the vocabulary, of {rest} images")
+    own = [name for name in absent_metadata(samples, vocabularies) if name not in METADATA_FIELDS]
+    return notes + [f"no image has a value for {name} (model.metadata): map a column to it in the manifest, as "
+                    f"metadata: {{{name}: column}}" for name in own]  # fmt: skip
+
+
+def open_data(
+    config: DataConfig,
+    image_size: int,
+    directory: str = "",
+    *,
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES,
+    edge: int = 0,
+) -> DataSet:
     """Open, decode and cache a data set.
 
     Args:
+        image_size: pixels a side that the model sees.
         directory: a node's own data folder; it comes before `data.dir`.
+        vocabularies: of the model's metadata, as in its architecture.
+        edge: pixels a side of the cached images that the model's are cut out of; 0: as training has it.
 
     Raises:
         DataError: no data set there, or nothing readable in it.
@@ -81,14 +131,18 @@ def open_data(config: DataConfig, image_size: int, directory: str = "") -> DataS
         raise DataError(
             "no data set given: set data.dir (flwr run -c 'set=\"data.dir=/absolute/path\"'), or data.source=generated"
         )
-    return _open(place, config.manifest, config.fit, config.cache_dir, cache_size(image_size))
+    return _open(
+        place, config.manifest, config.fit, config.cache_dir, edge or cache_size(image_size), tuple(vocabularies)
+    )
 
 
 @lru_cache(maxsize=2)
-def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int) -> DataSet:
+def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
-    return DataSet(source.samples, cached, np.flatnonzero(cached.readable), str(source.path))
+    return DataSet(
+        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies
+    )
 
 
 def split_server(data: DataSet, config: DataConfig) -> Split:
@@ -131,10 +185,31 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
     )  # fmt: skip
 
 
-def describe_split(data: DataSet, split: Split, parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
-    """The manifest of a split, with its hash, for the run folder."""
-    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes)}
+def describe_split(
+    data: DataSet, split: Split, parts: tuple[np.ndarray, ...], classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The manifest of a split, with its hash, for the run folder.
+
+    Args:
+        classes: of the model: those without images are among the `warnings`, as are duplicates.
+    """
+    named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
+    warnings = [*empty_classes(data, split, classes), *duplicate_lines(data.samples, data.duplicates, named)]
+    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
     return split_manifest(data.samples, split, parts) | about
+
+
+def empty_classes(data: DataSet, split: Split, classes: Sequence[str]) -> list[str]:
+    """Classes that the data set, or its test set, holds no image of: one line for each of the two."""
+    places = {f"no image in {data.place}": data.usable, "no image in the test set, so no recall": split.test}
+    lines, told = [], set[str]()
+    for what, indices in places.items():
+        present = {data.samples[i].label for i in indices}
+        empty = [name for name in classes if name not in present | told]
+        told |= set(empty)
+        if empty:
+            lines.append(f"classes of model.classes with {what}: {', '.join(empty)}")
+    return lines
 
 
 def split_hash(data: DataSet, split: Split) -> str:
@@ -151,12 +226,20 @@ def node_name(node_config: Mapping[str, Any]) -> str:
 
 
 def node_data(
-    config: DataConfig, image_size: int, node_config: Mapping[str, Any], expected_split: str = ""
+    config: DataConfig,
+    image_size: int,
+    node_config: Mapping[str, Any],
+    expected_split: str = "",
+    *,
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES,
 ) -> NodeData:
     """A node's training and validation data.
 
     With `partition-id` in the node configuration it is that partition of the data set; without, everything in the
-    node's own `data-dir`.
+    node's own `data-dir`, read by its own `manifest` or the manifest.yaml that lies there.
+
+    Args:
+        vocabularies: of the model's metadata, as in its architecture.
 
     Raises:
         DataError: neither is given, the data is unusable, or the server split other data than this node.
@@ -165,11 +248,13 @@ def node_data(
     if "partition-id" not in node_config:
         if not own:
             raise DataError("this node has no data: give it data-dir='/absolute/path' in its --node-config")
-        data = open_data(config, image_size, own)
+        at_home = replace(config, manifest=str(node_config.get("manifest", "")))  # the server's is a file over there
+        data = open_data(at_home, image_size, own, vocabularies=vocabularies)
+        _tell_the_site(data)
         indices = data.usable
     else:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        data = open_data(config, image_size, own)
+        data = open_data(config, image_size, own, vocabularies=vocabularies)
         split = split_server(data, config)
         if expected_split and split_hash(data, split) != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
@@ -178,6 +263,13 @@ def node_data(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )
     return NodeData(data, train, validation, node_name(node_config))
+
+
+@lru_cache(maxsize=2)
+def _tell_the_site(data: DataSet) -> None:
+    """Say in a node's own log, once a process, what is worth knowing of its data: its policy may keep it there."""
+    for line in (*data.notes, *duplicate_lines(data.samples, data.duplicates, {})):
+        log.warning("%s: %s", data.place, line)
 
 
 def batches(
@@ -189,17 +281,18 @@ def batches(
     seed: int | None = None,
     augmentation: Augmentation | None = None,
     drawing: np.ndarray | None = None,
+    statistics: Statistics = IMAGENET,
 ) -> ImageBatches:
     """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies."""
-    vocabularies = dict(arch.vocabularies) or VOCABULARIES  # an image-only model ignores the metadata
     return ImageBatches(
         data.cached.images,
         indices,
-        encode_metadata(data.samples, vocabularies),
+        encode_metadata(data.samples, dict(arch.vocabularies)),
         encode_labels(data.samples, arch.classes),
         batch_size=batch_size,
         image_size=arch.image_size,
         seed=seed,
         augmentation=augmentation,
         drawing=drawing,
+        statistics=statistics,
     )

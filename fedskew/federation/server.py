@@ -21,7 +21,7 @@ from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
 from fedskew.metrics.classification import NUMBERS, not_evaluated
-from fedskew.model.families import image_size
+from fedskew.model.families import image_size, vocabularies
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
@@ -50,7 +50,7 @@ class FederatedRun:
 
     def __init__(self, grid: Grid, config: Config, folder: RunFolder, checkpoint: Checkpoint | None = None) -> None:
         self.config, self.grid, self.folder, self.checkpoint = config, StreamingGrid(grid), folder, checkpoint
-        self.data = open_data(config.data, image_size(config.model))
+        self.data = open_data(config.data, image_size(config.model), vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerModel(config, self.data, self.split)
@@ -96,7 +96,7 @@ class FederatedRun:
             nodes = len(wait_for_nodes(self.grid, settings.federation, 0))
         parts = partitions(self.data, self.split, settings.data, nodes) if nodes else ()
         held_back = [self.data.samples[i].image_id for i in self.server.held_back]
-        manifest = describe_split(self.data, self.split, parts) | {
+        manifest = describe_split(self.data, self.split, parts, settings.model.classes) | {
             "held_back": held_back, "split_hash": self.split_hash,
         }  # fmt: skip
         if self.checkpoint:
@@ -105,6 +105,8 @@ class FederatedRun:
         self.folder.write_json(SPLIT, manifest)
         for line in head_lines(self.folder.path, settings, self.data, self.split, nodes, len(held_back)):
             log.info(line)
+        for line in manifest["warnings"]:
+            log.warning("data: %s", line)
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None

@@ -81,7 +81,7 @@ def predict_images(
     shown = [data.samples[i] for i in indices]
     return Predictions(
         images=np.array([sample.image_id for sample in shown]),
-        lesions=np.array([sample.lesion_id for sample in shown]),
+        lesions=np.array([sample.group for sample in shown]),
         labels=labels,
         classes=arch.classes,
         probabilities=probabilities.astype(np.float32),
