@@ -23,16 +23,8 @@ from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistic
 from fedskew.data.cache import CachedImages, build_cache
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
-from fedskew.data.samples import (
-    METADATA_FIELDS,
-    VOCABULARIES,
-    DataError,
-    Sample,
-    absent_metadata,
-    encode_labels,
-    encode_metadata,
-    unknown_values,
-)
+from fedskew.data.notes import empty_classes, metadata_notes
+from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
 from fedskew.data.synthetic import generate
@@ -42,7 +34,6 @@ log = logging.getLogger("flwr.fedskew.data")
 
 NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
-_SHOWN = 10  # foreign values of one column in the notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +60,7 @@ class DataSet:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What log and record should say of the data: how it was read, skipped images, metadata that are unknown."""
-        return (*self.source_notes, *self.skipped, *_metadata_notes(self.samples, dict(self.vocabularies)))
+        return (*self.source_notes, *self.skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
 
     @cached_property
     def duplicates(self) -> Groups:
@@ -85,20 +76,6 @@ class NodeData:
     train: np.ndarray
     validation: np.ndarray
     name: str
-
-
-def _metadata_notes(samples: Sequence[Sample], vocabularies: Mapping[str, Sequence[str]]) -> list[str]:
-    """Values that the vocabularies lack, and own columns of the run that the data do not have at all."""
-    notes = []
-    for name, values in unknown_values(samples, vocabularies).items():
-        notes += [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
-                  for value, count in list(values.items())[:_SHOWN]]  # fmt: skip
-        if len(values) > _SHOWN:
-            rest = sum(list(values.values())[_SHOWN:])
-            notes.append(f"{name}: {len(values) - _SHOWN} more values are not in the vocabulary, of {rest} images")
-    own = [name for name in absent_metadata(samples, vocabularies) if name not in METADATA_FIELDS]
-    return notes + [f"no image has a value for {name} (model.metadata): map a column to it in the manifest, as "
-                    f"metadata: {{{name}: column}}" for name in own]  # fmt: skip
 
 
 def open_data(
@@ -194,22 +171,12 @@ def describe_split(
         classes: of the model: those without images are among the `warnings`, as are duplicates.
     """
     named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
-    warnings = [*empty_classes(data, split, classes), *duplicate_lines(data.samples, data.duplicates, named)]
+    warnings = [
+        *empty_classes(data.samples, data.usable, split.test, classes),
+        *duplicate_lines(data.samples, data.duplicates, named),
+    ]
     about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
     return split_manifest(data.samples, split, parts) | about
-
-
-def empty_classes(data: DataSet, split: Split, classes: Sequence[str]) -> list[str]:
-    """Classes that the data set, or its test set, holds no image of: one line for each of the two."""
-    places = {f"no image in {data.place}": data.usable, "no image in the test set, so no recall": split.test}
-    lines, told = [], set[str]()
-    for what, indices in places.items():
-        present = {data.samples[i].label for i in indices}
-        empty = [name for name in classes if name not in present | told]
-        told |= set(empty)
-        if empty:
-            lines.append(f"classes of model.classes with {what}: {', '.join(empty)}")
-    return lines
 
 
 def split_hash(data: DataSet, split: Split) -> str:

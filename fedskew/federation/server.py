@@ -25,6 +25,7 @@ from fedskew.model.families import image_size, vocabularies
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, Checkpoint, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
+from fedskew.runs.lineage import about_model
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import COLUMNS, head_lines, quiet_flower, round_line, summary_of, summary_text
 
@@ -153,7 +154,7 @@ class FederatedRun:
         self.folder.finish_round(
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
-            companions=self.strategy.companions,
+            companions=self.strategy.companions, about=about_model(self.config, arch, note.number, self.split_hash),
         )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"]):
             log.info(line)
