@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from fedskew.cli.data import manifest as draft_manifest
 from fedskew.cli.ops import credentials, doctor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Federated training of a multimodal Swin whose global model really shrinks.")  # fmt: skip
 
 app.command()(credentials)
+app.command("manifest")(draft_manifest)
 app.add_typer(doctor, name="doctor")
 
 Preset = Annotated[str, typer.Option(help="A preset in conf/.")]

@@ -107,7 +107,7 @@ def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) ->
         source = f"of {CONFIG} beside it" if beside.is_file() else "as is the default"
         assumed.append(
             f"the file, of an earlier version, does not say how pictures are prepared: assumed fit {prepared.fit} "
-            f"{source}, {prepared.image_size} pixels out of the middle of {prepared.edge}, ImageNet's mean and deviation"
+            f"{source}, {prepared.image_size} pixels out of {prepared.edge}, ImageNet's mean and deviation"
         )
     if prepared.image_size != arch.image_size:
         raise ModelFileError(
