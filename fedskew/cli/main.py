@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fedskew.cli.data import manifest as draft_manifest
 from fedskew.cli.errors import clear_errors as _clear_errors
 from fedskew.cli.ops import credentials, doctor
 from fedskew.cli.sweep import records, sweep, table
@@ -20,6 +21,7 @@ app.command()(credentials)
 app.command()(sweep)
 app.command()(table)
 app.command()(records)
+app.command("manifest")(draft_manifest)
 app.add_typer(doctor, name="doctor")
 
 Preset = Annotated[str, typer.Option(help="A preset in conf/.")]
