@@ -231,6 +231,8 @@ def _validate_metadata(arch: Architecture) -> None:
     for name, values in arch.vocabularies:
         if "." in name:
             raise ArchitectureError(f"vocabularies: {name!r:.80} holds a dot, which separates names of tensors")
+        if name in RESERVED:
+            raise ArchitectureError(f"vocabularies: {name!r} is a name that torch's modules keep for themselves")
         _names(values, f"vocabulary {name!r:.80}", 1)
     if len(arch.weights) != 1 + len(arch.vocabularies):
         raise ArchitectureError(f"{len(arch.weights)} weights for the image and {len(arch.vocabularies)} vocabularies")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedskew.config import Config, ConfigError, load_config, to_yaml
 from fedskew.config.load import from_mapping, preset_names, to_mapping
-from fedskew.config.schema import DataConfig, ModelConfig, PruneConfig, TrainConfig
+from fedskew.config.schema import DataConfig, MetadataColumn, ModelConfig, PruneConfig, TrainConfig
 from fedskew.federation.settings import config_from_run
 
 SECTIONS = [(field.name, field.default_factory) for field in dataclasses.fields(Config) if field.name != "preset"]
@@ -222,6 +222,10 @@ def configs(draw):
         values = {field.name: draw(values_of(field)) for field in dataclasses.fields(kind)}
         values |= {"test": 0.3, "open": draw(st.floats(0.01, 0.6))} if name == "data" else {}
         values |= {"mlp_group": draw(st.sampled_from(["ratio", "width", "8"]))} if name == "prune" else {}
+        if name == "model":
+            values["metadata"] = draw(st.lists(COLUMNS, max_size=3, unique_by=lambda column: column.name).map(tuple))
+            if values["metadata"]:
+                values |= dict.fromkeys(("sex_weight", "age_weight", "localization_weight"), 0.05)
         built[name] = kind(**values)
     return Config(**built, preset=draw(TEXT))
 
@@ -229,6 +233,20 @@ def configs(draw):
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
     ["yes", "null", "1e5", "0x1f", "~", "2026-01-02", " a ", "-", "{}", "1_000", "#", "a: b", "'", '"']
 )
+
+
+WORDS = st.text("abcXYZ é1", min_size=1, max_size=8).filter(str.strip)
+WEIGHTS = st.floats(0, 1)
+COLUMNS = st.one_of(
+    st.builds(MetadataColumn, st.sampled_from(["sex", "age", "localization"]), WEIGHTS),
+    st.builds(
+        MetadataColumn, WORDS, WEIGHTS, st.lists(WORDS, min_size=1, max_size=3, unique_by=str.casefold).map(tuple)
+    ),
+    st.builds(
+        lambda name, weight, bins: MetadataColumn(name, weight, bins=tuple(sorted(bins))),
+        WORDS, WEIGHTS, st.sets(st.floats(-1e9, 1e9), min_size=1, max_size=4),
+    ),
+)  # fmt: skip
 
 
 def values_of(field):

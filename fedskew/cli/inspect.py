@@ -136,7 +136,7 @@ def focus_report(run: Path, config: Config, masks: Path, images: int, *, best: b
     arch = model.architecture
     opened = open_data(config.data, arch.image_size)
     order = np.random.default_rng(config.run.seed).permutation(split_server(opened, config.data).open)
-    _, first = np.unique([opened.samples[i].lesion_id for i in order], return_index=True)
+    _, first = np.unique([opened.samples[i].group for i in order], return_index=True)
     chosen = np.sort(order[np.sort(first)][:images])
     ids = [opened.samples[i].image_id for i in chosen]
     if len(ids) < 2:

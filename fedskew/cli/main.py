@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
+from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor
 from fedskew.cli.sweep import records, sweep, table
@@ -36,7 +37,7 @@ Exit codes:
 
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called
-RUNS, LOOK, SITES = "Runs", "Look at runs and settings", "Hospitals"
+RUNS, DATA, LOOK, SITES = "Runs", "Data", "Look at runs and settings", "Hospitals"
 
 
 class Group(TyperGroup):
@@ -81,6 +82,7 @@ COMMANDS = (
     (RUNS, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
     (RUNS, start.stop, "stop"),
+    (DATA, manifest, "manifest ~/clinic"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, table, "table runs/recipe --markdown"),
     (LOOK, records, "records runs/recipe docs/results/recipe"),

@@ -101,11 +101,33 @@ def to_mapping(config: Config) -> dict[str, Any]:
     for section in fields(config):
         value = getattr(config, section.name)
         if is_dataclass(value):
-            items = {spec.name.replace("_", "-"): getattr(value, spec.name) for spec in fields(value)}
+            items = {spec.name: getattr(value, spec.name) for spec in fields(value)}
+            hints = get_type_hints(type(value))
             sections[section.name] = {
-                key: list(item) if isinstance(item, tuple) else item for key, item in items.items()
-            }
+                name.replace("_", "-"): _plain(item) for name, item in items.items()
+                if item or not _is_named(hints[name])  # as messages and files were before there were named entries
+            }  # fmt: skip
     return sections
+
+
+def _plain(item: Any) -> Any:
+    if not isinstance(item, tuple):
+        return item
+    if not (item and is_dataclass(item[0])):
+        return list(item)
+    return {
+        entry.name: {
+            spec.name: _plain(value)
+            for spec in fields(entry)
+            if spec.name != "name" and (value := getattr(entry, spec.name)) != ()
+        }
+        for entry in item
+    }
+
+
+def _is_named(kind: Any) -> bool:
+    """Whether a field holds named entries: a tuple of dataclasses with a `name`, a mapping in YAML."""
+    return get_origin(kind) is tuple and is_dataclass(get_args(kind)[0])
 
 
 def to_yaml(config: Config) -> str:
@@ -200,6 +222,8 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """A YAML value as the field's type; never a lossy conversion."""
+    if _is_named(kind):
+        return _named_entries(value, get_args(kind)[0], key)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key} must be a list, found {value!r}")
@@ -215,6 +239,25 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if kind in (int, bool, str) and type(value) is kind:
         return value
     raise ConfigError(f"{key} must be a {'number' if kind is float else kind.__name__}, found {value!r}")
+
+
+def _named_entries(value: Any, kind: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must map names to settings, found {value!r}")
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name != "name"}
+    built = []
+    for name, settings in value.items():
+        if not isinstance(name, str) or not name or not isinstance(settings, Mapping | None):
+            raise ConfigError(f"{key}: {name!r} must be a name with settings, as name: {{{', '.join(hints)}}}")
+        for setting in settings or {}:
+            if setting not in hints:
+                raise ConfigError(f"{key}: unknown setting {setting!r} of {name!r}{_nearest(str(setting), hints)}")
+        typed = {one: _convert(item, hints[one], f"{key}: {name}.{one}") for one, item in (settings or {}).items()}
+        try:
+            built.append(kind(name=name, **typed))
+        except ConfigError as error:
+            raise ConfigError(f"{key.partition(': ')[0]}: {error}") from None
+    return tuple(built)
 
 
 def _nearest(name: str, valid: Any, prefix: str = "") -> str:

@@ -14,10 +14,13 @@ from fedskew.data.augment import RandAugment, turn_and_zoom
 from fedskew.data.resident import Cut, cut_resident
 from fedskew.data.samples import DataError
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _LUMA = (0.299, 0.587, 0.114)
-_MARGIN = 1.125
+MARGIN = 1.125  # of the cached image to the cut one
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class Augmentation:
 
 
 class Batch(NamedTuple):
-    """Images normalised with ImageNet's mean and deviation, encoded metadata (sex, age, localization), labels."""
+    """Normalised images, encoded metadata (in the order of the model's vocabularies), labels."""
 
     images: Tensor  # float32 [B, 3, S, S]
-    metadata: Tensor  # int64 [B, 3]
+    metadata: Tensor  # int64 [B, V]
     labels: Tensor  # int64 [B]
 
 
 def cache_size(image_size: int) -> int:
     """The edge of cached images that leaves room for random crops of `image_size`."""
-    return round(_MARGIN * image_size)
+    return round(MARGIN * image_size)
 
 
 class ImageBatches:
@@ -81,12 +84,13 @@ class ImageBatches:
         drop_last: bool = False,
         drawing: np.ndarray | None = None,
         resident: Tensor | None = None,
+        statistics: Statistics = IMAGENET,
     ) -> None:
         """
         Args:
             images: uint8 [N, C, C, 3] with C >= `image_size`; may be a memory map.
             indices: int [n], the rows to use.
-            metadata: int64 [N, 3].
+            metadata: int64 [N, V].
             labels: int64 [N].
             batch_size: B; the last batch is smaller unless `drop_last`.
             image_size: S.
@@ -95,6 +99,7 @@ class ImageBatches:
             drop_last: leave out the last batch if it is not full.
             drawing: probabilities [n] with which an epoch draws n indices, with repetition; None: each once.
             resident: the same images in the memory of a device (see `resident`): then batches are made there.
+            statistics: mean and deviation of each channel that images are normalised with.
 
         Raises:
             DataError: shapes, sizes or indices do not fit together.
@@ -106,7 +111,7 @@ class ImageBatches:
         self._rand_augment = (
             RandAugment(augmentation.rand_augment) if augmentation and augmentation.rand_augment else None
         )
-        self._epoch = 0
+        self._epoch, self._statistics = 0, statistics
         self._check()
 
     def _check(self) -> None:
@@ -115,8 +120,8 @@ class ImageBatches:
             raise DataError(f"images must be uint8 [N, C, C, 3], got {self._images.dtype} {list(shape)}")
         if not 1 <= self._image_size <= shape[1]:
             raise DataError(f"image size {self._image_size} must lie in 1..{shape[1]}, the cached images' size")
-        if self._metadata.shape != (shape[0], 3) or self._labels.shape != (shape[0],):
-            raise DataError(f"{shape[0]} images need metadata [{shape[0]}, 3] and labels [{shape[0]}], "
+        if self._metadata.shape[:-1] != (shape[0],) or self._labels.shape != (shape[0],):
+            raise DataError(f"{shape[0]} images need metadata [{shape[0]}, V] and labels [{shape[0]}], "
                             f"got {list(self._metadata.shape)} and {list(self._labels.shape)}")  # fmt: skip
         if self._batch_size < 1:
             raise DataError(f"batch size {self._batch_size} must be at least 1")
@@ -164,11 +169,11 @@ class ImageBatches:
             pixels = cut_resident(self._resident, rows, cut, self._image_size)
         changes = self._augmentation
         if changes is None or generator is None:
-            return normalise(pixels)
+            return normalise(pixels, statistics=self._statistics)
         if self._rand_augment is not None:
             changed = self._rand_augment(pixels.cpu().numpy(), int(generator.integers(2**32)))
             pixels = torch.from_numpy(changed).to(pixels.device)
-        images = normalise(pixels, changes.colour, generator)
+        images = normalise(pixels, changes.colour, generator, statistics=self._statistics)
         return turn_and_zoom(images, changes.zoom, generator) if changes.zoom else images
 
     def _draw(self, count: int, generator: np.random.Generator | None) -> Cut:
@@ -198,8 +203,14 @@ class ImageBatches:
         return cut
 
 
-def normalise(pixels: Tensor, strength: float = 0.0, generator: np.random.Generator | None = None) -> Tensor:
-    """Scale to ImageNet's statistics, with colour jitter of the given strength.
+def normalise(
+    pixels: Tensor,
+    strength: float = 0.0,
+    generator: np.random.Generator | None = None,
+    *,
+    statistics: Statistics = IMAGENET,
+) -> Tensor:
+    """Scale to ImageNet's (or other) statistics, with colour jitter of the given strength.
 
     Brightness, contrast, saturation and normalisation are all affine in the colour, so together they are one
     3 x 3 matrix and one offset per image: a single batched product.
@@ -208,21 +219,25 @@ def normalise(pixels: Tensor, strength: float = 0.0, generator: np.random.Genera
         pixels: uint8 [B, S, S, 3].
         strength: as `Augmentation.colour`; 0, or no generator, is no jitter.
         generator: source of randomness.
+        statistics: mean and deviation of each channel, of values from 0 to 1.
 
     Returns:
         float32 [B, 3, S, S].
     """
     count, height, width, _ = pixels.shape
     flat = pixels.view(count, -1, 3).to(torch.float32)  # [B, S*S, 3]
-    matrix, offset = (part.to(pixels.device) for part in _colour_transform(flat, strength, generator))
+    made = _colour_transform(flat, strength, generator, statistics)
+    matrix, offset = (part.to(pixels.device) for part in made)  # [B, 3, 3], [B, 3, 1]
     return torch.baddbmm(offset, matrix, flat.transpose(1, 2)).view(count, 3, height, width)
 
 
-def _colour_transform(flat: Tensor, strength: float, generator: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+def _colour_transform(
+    flat: Tensor, strength: float, generator: np.random.Generator | None, statistics: Statistics
+) -> tuple[Tensor, Tensor]:
     count = flat.shape[0]
-    deviation = torch.tensor(IMAGENET_STD).view(1, 3, 1)
+    mean_colour, deviation = (torch.tensor(values).view(1, 3, 1) for values in statistics)
     scale = 1 / (255 * deviation)  # [1, 3, 1]
-    shift = -torch.tensor(IMAGENET_MEAN).view(1, 3, 1) / deviation  # [1, 3, 1]
+    shift = -mean_colour / deviation  # [1, 3, 1]
     identity = torch.eye(3).expand(count, 3, 3)
     if generator is None or strength == 0 or count == 0:
         return scale * identity, shift.expand(count, 3, 1)

@@ -1,7 +1,8 @@
 """The decoded, scaled images of a source as one memory-mapped array, built once and shared by all processes.
 
-A cache is a folder `<key>/` with `images.u8` (raw uint8 [N, size, size, 3]) and `index.json`. It is built under a
-lock in a temporary folder and renamed when complete: a process that dies on the way leaves nothing that counts.
+A cache is a folder `<key>/` with `images.u8` (raw uint8 [N, size, size, 3]), `contents.u8` (a hash of each, by which
+copies are found) and `index.json`. It is built under a lock in a temporary folder and renamed when complete: a process
+that dies on the way leaves nothing that counts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from fedskew.data.samples import DataError
 from fedskew.data.sources import DataSource
 
 FORMAT = 1  # raise it whenever the same source would give other bytes
-_IMAGES, _INDEX = "images.u8", "index.json"
+CONTENT_BYTES = 16  # of the hash of an image's pixels
+_IMAGES, _CONTENTS, _INDEX = "images.u8", "contents.u8", "index.json"
 _PROBES, _PROBE_BYTES = 64, 4096
 
 
@@ -39,12 +41,14 @@ class CachedImages:
         images: uint8 [N, size, size, 3], read-only; zeros where `readable` is False.
         readable: bool [N].
         unreadable: `(image_id, reason)` of every image that could not be read.
+        contents: uint8 [N, 16], hashes of the pixels; equal ones are equal images. Zeros where `readable` is False.
         path: the folder of this cache.
     """
 
     images: np.memmap
     readable: np.ndarray
     unreadable: tuple[tuple[str, str], ...]
+    contents: np.ndarray
     path: Path
 
 
@@ -94,7 +98,7 @@ def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) ->
         raise OSError(f"{needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free")
     scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
-        unreadable = _write_images(scratch / _IMAGES, source, size, fit, workers)
+        unreadable = _write_images(scratch, source, size, fit, workers)
         _write_index(scratch, source, size, fit, unreadable)
         scratch.chmod(0o755)  # mkdtemp's folders are private, but a cache is shared
         if path.exists():
@@ -108,8 +112,8 @@ def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) ->
     return cached
 
 
-def _write_images(file: Path, source: DataSource, size: int, fit: Fit, workers: int) -> dict[int, str]:
-    """Write every image into its row; returns the reasons of the rows that stay empty."""
+def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, workers: int) -> dict[int, str]:
+    """Write every image and its hash into its row; returns the reasons of the rows that stay empty."""
     rows: dict[str, list[int]] = {}
     reasons: dict[int, str] = {}
     for row, sample in enumerate(source.samples):
@@ -118,7 +122,8 @@ def _write_images(file: Path, source: DataSource, size: int, fit: Fit, workers: 
         else:
             reasons[row] = "file not found"
     stride = size * size * 3
-    with open(file, "wb") as out:
+    contents = np.zeros((len(source.samples), CONTENT_BYTES), dtype=np.uint8)  # [N, 16]
+    with open(scratch / _IMAGES, "wb") as out:
         out.truncate(len(source.samples) * stride)
         for image, result in _decoded(source, size, fit, workers):
             for row in rows[image]:
@@ -127,8 +132,10 @@ def _write_images(file: Path, source: DataSource, size: int, fit: Fit, workers: 
                 else:
                     out.seek(row * stride)
                     out.write(result.tobytes())
+                    contents[row] = np.frombuffer(_content_hash(result), dtype=np.uint8)
         out.flush()
         os.fsync(out.fileno())
+    contents.tofile(scratch / _CONTENTS)
     if len(reasons) == len(source.samples):
         raise DataError(f"{source.path}: not one of {len(reasons)} images can be read; the first: {reasons[0]}")
     return reasons
@@ -163,6 +170,11 @@ def _decode_or_reason(content: bytes, size: int, fit: Fit) -> np.ndarray | str:
         return str(error)
 
 
+def _content_hash(pixels: np.ndarray) -> bytes:
+    """A hash of what the model sees: a copy saved again without loss, or stripped of its Exif, has the same."""
+    return hashlib.blake2b(pixels.tobytes(), digest_size=CONTENT_BYTES).digest()
+
+
 def _write_index(scratch: Path, source: DataSource, size: int, fit: Fit, reasons: dict[int, str]) -> None:
     index: dict[str, Any] = {
         "format": FORMAT,
@@ -173,6 +185,7 @@ def _write_index(scratch: Path, source: DataSource, size: int, fit: Fit, reasons
         "fit": fit,
         "unreadable": [[row, reason] for row, reason in sorted(reasons.items())],
         "probe": _probe(scratch / _IMAGES),
+        "contents": zlib.crc32((scratch / _CONTENTS).read_bytes()),
     }
     with open(scratch / _INDEX, "w", encoding="utf-8") as out:
         json.dump({"index": index, "hash": _hash(index)}, out, indent=1)
@@ -186,12 +199,14 @@ def _open(path: Path, source: DataSource, size: int) -> CachedImages | None:
     reasons = _checked_index(path, source, size)
     if reasons is None:
         return None
+    contents = np.fromfile(path / _CONTENTS, dtype=np.uint8).reshape(count, CONTENT_BYTES)
     images = np.memmap(path / _IMAGES, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
     readable = np.ones(count, dtype=bool)  # [N]
     readable[list(reasons)] = False
     readable.flags.writeable = False
     unreadable = tuple((source.samples[row].image_id, reason) for row, reason in reasons.items())
-    return CachedImages(images, readable, unreadable, path)
+    contents.flags.writeable = False
+    return CachedImages(images, readable, unreadable, contents, path)
 
 
 def _checked_index(path: Path, source: DataSource, size: int) -> dict[int, str] | None:
@@ -203,9 +218,11 @@ def _checked_index(path: Path, source: DataSource, size: int) -> dict[int, str] 
             and index["count"] == len(source.samples)
             and (path / _IMAGES).stat().st_size == index["count"] * size * size * 3
             and _probe(path / _IMAGES) == index["probe"]
+            and (path / _CONTENTS).stat().st_size == index["count"] * CONTENT_BYTES
+            and zlib.crc32((path / _CONTENTS).read_bytes()) == index["contents"]
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: the caller builds it (anew)
+        return None  # absent, damaged or of a version that kept no hashes: the caller builds it (anew)
     return {int(row): str(reason) for row, reason in index["unreadable"]} if intact else None
 
 

@@ -36,7 +36,9 @@ def parse(store: Store, tables: tuple[str, ...]) -> list[Sample]:
     """The samples of the table, their `image` still empty."""
     table = read_table(store, tables[0])
     table.need("image_id", "dx")
-    return [_sample(row) for row in table.rows]
+    samples = [_sample(row) for row in table.rows]
+    table.check()
+    return samples
 
 
 def _sample(row: Row) -> Sample:

@@ -40,10 +40,13 @@ def parse(store: Store, tables: tuple[str, ...]) -> list[Sample]:
     truth = read_table(store, tables[0])
     truth.need("image")
     known: dict[str, list[Row]] = {}
-    for name in tables[1:]:
-        for row in read_table(store, name).rows:
-            known.setdefault(row.values["image"], []).append(row)
-    return [_sample(truth, row, known.get(row.values["image"], [])) for row in truth.rows]
+    beside = [read_table(store, name) for name in tables[1:]]
+    for row in (row for table in beside for row in table.rows):
+        known.setdefault(row.values["image"], []).append(row)
+    samples = [_sample(truth, row, known.get(row.values["image"], [])) for row in truth.rows]
+    for table in (truth, *beside):
+        table.check()
+    return samples
 
 
 def _sample(truth: Table, row: Row, known: list[Row]) -> Sample:
@@ -67,8 +70,9 @@ def _sample(truth: Table, row: Row, known: list[Row]) -> Sample:
 def _label(truth: Table, row: Row) -> str:
     hot = [column for column in truth.columns if column != "image" and row.values[column] in ("1", "1.0")]
     if len(hot) != 1:
-        raise DataError(f"{row.place}: {len(hot)} classes are 1 ({', '.join(hot) or 'none'}), expected exactly one; "
-                        "delete the row or correct it")  # fmt: skip
+        row.fault(f"{len(hot)} classes are 1 ({', '.join(hot) or 'none'}), expected exactly one; "
+                  "delete the row or correct it")  # fmt: skip
+        return ""
     return hot[0]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,25 +20,39 @@ import torch
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
-from fedskew.data.batches import Augmentation, ImageBatches, cache_size
+from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache
+from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
+from fedskew.data.notes import empty_classes, metadata_notes
 from fedskew.data.resident import resident_images
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata, unknown_values
+from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
 from fedskew.data.synthetic import generate
 from fedskew.paths import cache_directory, home
 
+log = logging.getLogger("flwr.fedskew.data")
+
+NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
+HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set whose readable images are decoded; indices in `usable` are the samples that can be used."""
+    """A data set whose readable images are decoded; indices in `usable` are the samples that can be used.
+
+    Attributes:
+        source_notes: how the data set was read, what it leaves out, what it does not tell.
+        vocabularies: those of the model, by which the notes tell what it will not know.
+    """
 
     samples: tuple[Sample, ...]
     cached: CachedImages
     usable: np.ndarray  # sorted indices of readable samples
     place: str
+    source_notes: tuple[str, ...] = ()
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -46,11 +61,13 @@ class DataSet:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What log and record should say of the data: skipped images, metadata values outside the vocabularies."""
-        unknown = unknown_values(self.samples)
-        odd = [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
-               for name, values in unknown.items() for value, count in values.items()]  # fmt: skip
-        return (*self.skipped, *odd)
+        """What log and record should say of the data: how it was read, skipped images, metadata that are unknown."""
+        return (*self.source_notes, *self.skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
+
+    @cached_property
+    def duplicates(self) -> Groups:
+        """Groups of usable images with equal content."""
+        return duplicate_groups(self.cached.contents, self.usable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +80,21 @@ class NodeData:
     name: str
 
 
-def open_data(config: DataConfig, image_size: int, directory: str = "") -> DataSet:
+def open_data(
+    config: DataConfig,
+    image_size: int,
+    directory: str = "",
+    *,
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES,
+    edge: int = 0,
+) -> DataSet:
     """Open, decode and cache a data set.
 
     Args:
+        image_size: pixels a side that the model sees.
         directory: a node's own data folder; it comes before `data.dir`.
+        vocabularies: of the model's metadata, as in its architecture.
+        edge: pixels a side of the cached images that the model's are cut out of; 0: as training has it.
 
     Raises:
         DataError: no data set there, or nothing readable in it.
@@ -83,14 +110,18 @@ def open_data(config: DataConfig, image_size: int, directory: str = "") -> DataS
         raise DataError(
             "no data set given: set data.dir (flwr run -c 'set=\"data.dir=/absolute/path\"'), or data.source=generated"
         )
-    return _open(place, config.manifest, config.fit, config.cache_dir, cache_size(image_size))
+    return _open(
+        place, config.manifest, config.fit, config.cache_dir, edge or cache_size(image_size), tuple(vocabularies)
+    )
 
 
 @lru_cache(maxsize=2)
-def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int) -> DataSet:
+def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
-    return DataSet(source.samples, cached, np.flatnonzero(cached.readable), str(source.path))
+    return DataSet(
+        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies
+    )
 
 
 def split_server(data: DataSet, config: DataConfig) -> Split:
@@ -133,9 +164,20 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
     )  # fmt: skip
 
 
-def describe_split(data: DataSet, split: Split, parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
-    """The manifest of a split, with its hash, for the run folder."""
-    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes)}
+def describe_split(
+    data: DataSet, split: Split, parts: tuple[np.ndarray, ...], classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The manifest of a split, with its hash, for the run folder.
+
+    Args:
+        classes: of the model: those without images are among the `warnings`, as are duplicates.
+    """
+    named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
+    warnings = [
+        *empty_classes(data.samples, data.usable, split.test, classes),
+        *duplicate_lines(data.samples, data.duplicates, named),
+    ]
+    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
     return split_manifest(data.samples, split, parts) | about
 
 
@@ -153,12 +195,20 @@ def node_name(node_config: Mapping[str, Any]) -> str:
 
 
 def node_data(
-    config: DataConfig, image_size: int, node_config: Mapping[str, Any], expected_split: str = ""
+    config: DataConfig,
+    image_size: int,
+    node_config: Mapping[str, Any],
+    expected_split: str = "",
+    *,
+    vocabularies: NamedVocabularies = HAM10000_VOCABULARIES,
 ) -> NodeData:
     """A node's training and validation data.
 
     With `partition-id` in the node configuration it is that partition of the data set; without, everything in the
-    node's own `data-dir`.
+    node's own `data-dir`, read by its own `manifest` or the manifest.yaml that lies there.
+
+    Args:
+        vocabularies: of the model's metadata, as in its architecture.
 
     Raises:
         DataError: neither is given, the data is unusable, or the server split other data than this node.
@@ -167,11 +217,13 @@ def node_data(
     if "partition-id" not in node_config:
         if not own:
             raise DataError("this node has no data: give it data-dir='/absolute/path' in its --node-config")
-        data = open_data(config, image_size, own)
+        at_home = replace(config, manifest=str(node_config.get("manifest", "")))  # the server's is a file over there
+        data = open_data(at_home, image_size, own, vocabularies=vocabularies)
+        _tell_the_site(data)
         indices = data.usable
     else:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        data = open_data(config, image_size, own)
+        data = open_data(config, image_size, own, vocabularies=vocabularies)
         split = split_server(data, config)
         if expected_split and split_hash(data, split) != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
@@ -180,6 +232,13 @@ def node_data(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )
     return NodeData(data, train, validation, node_name(node_config))
+
+
+@lru_cache(maxsize=2)
+def _tell_the_site(data: DataSet) -> None:
+    """Say in a node's own log, once a process, what is worth knowing of its data: its policy may keep it there."""
+    for line in (*data.notes, *duplicate_lines(data.samples, data.duplicates, {})):
+        log.warning("%s: %s", data.place, line)
 
 
 def batches(
@@ -192,17 +251,17 @@ def batches(
     augmentation: Augmentation | None = None,
     drawing: np.ndarray | None = None,
     device: torch.device | None = None,
+    statistics: Statistics = IMAGENET,
 ) -> ImageBatches:
     """Batches of a data set for a model: labels and metadata are encoded with the architecture's vocabularies.
 
     On an accelerator (`device`) the whole data set is kept in its memory and batches are made there.
     """
     resident = resident_images(data.cached, device) if device is not None and device.type != "cpu" else None
-    vocabularies = dict(arch.vocabularies) or VOCABULARIES  # an image-only model ignores the metadata
     return ImageBatches(
         data.cached.images,
         indices,
-        encode_metadata(data.samples, vocabularies),
+        encode_metadata(data.samples, dict(arch.vocabularies)),
         encode_labels(data.samples, arch.classes),
         batch_size=batch_size,
         image_size=arch.image_size,
@@ -210,4 +269,5 @@ def batches(
         augmentation=augmentation,
         drawing=drawing,
         resident=resident,
+        statistics=statistics,
     )

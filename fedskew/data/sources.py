@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedskew.data import ham10000, isic
+from fedskew.data import class_folders, ham10000, isic, own_table
 from fedskew.data import manifest as manifests
 from fedskew.data.archives import FolderStore, Store, UnionStore, is_archive_name, open_store
+from fedskew.data.finder import IMAGE_SUFFIXES
 from fedskew.data.manifest import ManifestLayout, load_manifest
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.tables import MAX_TABLE_BYTES
@@ -22,7 +23,8 @@ from fedskew.data.tables import MAX_TABLE_BYTES
 __all__ = ["DataSource", "ManifestLayout", "load_manifest", "open_source"]
 
 MAX_IMAGE_BYTES = 100 * 2**20
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# what a sample was described by when the first caches were made: they outlive the version that made them
+_FINGERPRINTED = ("image_id", "lesion_id", "label", "age", "sex", "localization", "site", "image")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class DataSource:
         missing: ids of samples without an image file (their `image` is empty).
         fingerprint: sha256 over the tables and over the name, size and stamp (CRC or modification time) of
             every image: changed content changes it, at the cost of no more than a listing.
+        notes: what a person should know: how the table was read, what it leaves out, what it does not tell.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class DataSource:
     missing: tuple[str, ...]
     fingerprint: str
     store: Store = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def read(self, image: str) -> bytes:
         """The encoded image of `Sample.image`; DataError if it is absent, damaged or above 100 MiB."""
@@ -66,7 +70,7 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
         path: a folder (the data set may lie one level deeper, or in it as downloaded archives), or an archive.
             A .tar.gz is read to its end to list it: where many processes open it, unpack it first.
         manifest: how to read a hospital's own table; None looks for `manifest.yaml` in the folder, then for
-            HAM10000, then for an ISIC challenge.
+            HAM10000, then for an ISIC challenge, then for folders named by class.
 
     Raises:
         DataError: the path does not exist, is empty or no data set, its table is faulty, or it has no images.
@@ -75,12 +79,15 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
     store = open_store(path)
     if not any(True for _ in store.names()):
         raise DataError(f"{path} is empty; give the path of a data set's folder or archive")
+    stores = [store]
     found = _open(store, path, manifest)
     if isinstance(store, FolderStore) and (found is None or found.missing):
         archives = [name for name in store.names() if is_archive_name(name)]
         if archives:
-            union = UnionStore(path, [store, *(open_store(path / name) for name in archives)])
-            found = _open(union, path, manifest)
+            stores.append(UnionStore(path, [store, *(open_store(path / name) for name in archives)]))
+            found = _open(stores[1], path, manifest)
+    for candidate in stores:  # last of all: a table may lie in an archive beside the images
+        found = found or _open_class_folders(candidate, path)
     if found is None:
         raise DataError(_nothing_found(path, store))
     if len(found.missing) == len(found.samples):
@@ -90,13 +97,15 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
 
 
 def _open(store: Store, path: Path, manifest: ManifestLayout | None) -> DataSource | None:
-    """The data set in a store, in the first layout that fits; None if there is none."""
+    """The data set in a store, in the first layout with a table that fits; None if there is none."""
     if manifest is None and store.entry(manifests.MANIFEST_NAME) is not None:
-        text = store.read(manifests.MANIFEST_NAME, MAX_TABLE_BYTES).decode("utf-8", errors="replace")
+        text = store.read(manifests.MANIFEST_NAME, MAX_TABLE_BYTES).decode("utf-8-sig", errors="replace")
         manifest = manifests.parse_manifest(text, str(path / manifests.MANIFEST_NAME))
+    if manifest is not None and not manifest.file:
+        return _open_class_folders(store, path, manifest)
     if manifest is not None:
-        samples, tables = manifests.parse(store, manifest), (manifest.file,)
-        return _source(store, path, samples, tables, f"manifest for {manifest.file}")
+        samples, notes = own_table.parse(store, manifest)
+        return _source(store, path, samples, (manifest.file,), f"manifest for {manifest.file}", notes)
     for name, layout in (("HAM10000", ham10000), ("ISIC challenge", isic)):
         tables = layout.find_tables(store)
         if tables:
@@ -105,15 +114,31 @@ def _open(store: Store, path: Path, manifest: ManifestLayout | None) -> DataSour
     return None
 
 
-def _source(store: Store, path: Path, samples: Sequence[Sample], tables: Sequence[str], description: str) -> DataSource:
+def _open_class_folders(store: Store, path: Path, manifest: ManifestLayout | None = None) -> DataSource | None:
+    found = class_folders.find(store, None if manifest is None else manifest.labels)
+    if found is None:
+        return None
+    samples, notes = found
+    return _source(store, path, samples, (), "folders by class, no table", notes)
+
+
+def _source(
+    store: Store,
+    path: Path,
+    samples: Sequence[Sample],
+    tables: Sequence[str],
+    description: str,
+    notes: Sequence[str] = (),
+) -> DataSource:
+    if not samples:
+        raise DataError(f"{path}: {description}, but the labels of its manifest leave out every image")
     counts = Counter(sample.image_id for sample in samples)
-    twice = [image_id for image_id, count in counts.items() if count > 1]
+    twice = [f"{image_id} stands in {count} rows" for image_id, count in counts.items() if count > 1]
     if twice:
-        raise DataError(f"{path}: image id {twice[0]} stands in {counts[twice[0]]} rows ({len(twice)} such ids); "
-                        "every image must have exactly one row")  # fmt: skip
+        raise DataError(f"{path}: image id {_some(twice)}; every image must have exactly one row")
     ordered = tuple(sorted(samples, key=lambda sample: sample.image_id))
     missing = tuple(sample.image_id for sample in ordered if not sample.image)
-    return DataSource(path, ordered, description, missing, _fingerprint(store, ordered, tables), store)
+    return DataSource(path, ordered, description, missing, _fingerprint(store, ordered, tables), store, tuple(notes))
 
 
 def _with_images(store: Store, samples: Sequence[Sample]) -> list[Sample]:
@@ -144,13 +169,26 @@ def _fingerprint(store: Store, samples: Sequence[Sample], tables: Sequence[str])
     for sample in samples:
         entry = store.entry(sample.image) if sample.image else None
         stamp = "missing" if entry is None else f"{entry.size}:{entry.stamp}"
-        digest.update(f"{sample!r}\0{stamp}\n".encode())
+        digest.update(f"{_described(sample)}\0{stamp}\n".encode())
     return digest.hexdigest()
 
 
+def _described(sample: Sample) -> str:
+    values = ", ".join(f"{name}={getattr(sample, name)!r}" for name in _FINGERPRINTED)
+    more = (sample.patient_id, sample.metadata)
+    return f"Sample({values})" + (repr(more) if any(more) else "")
+
+
 def _nothing_found(path: Path, store: Store) -> str:
-    names = list(store.names())
-    seen = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    tables = class_folders.tables(store)
+    remedy = "Give the path of the data set itself, or write a manifest.yaml"
+    if tables:
+        remedy = (f"A manifest.yaml must say what the columns of {_some(tables)} mean: "
+                  f"`fedskew manifest {path}` drafts one")  # fmt: skip
     return (f"{path} is no data set that is known. Looked for {manifests.LOOKED_FOR}; {ham10000.LOOKED_FOR}; "
-            f"{isic.LOOKED_FOR}; also one level deeper and in archives. Found {seen}. "
-            "Give the path of the data set itself, or write a manifest.yaml")  # fmt: skip
+            f"{isic.LOOKED_FOR}; {class_folders.LOOKED_FOR}; also one level deeper and in archives. "
+            f"Found {_some(store.names())}. {remedy} (docs/data.md)")  # fmt: skip
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,40 +1,52 @@
-"""Reading a metadata table (CSV, TSV, Dataverse .tab) with errors that name file, line and column."""
+"""Reading a metadata table (CSV, TSV, Dataverse .tab) as people save it; errors name file, line and column."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedskew.data.archives import Store
-from fedskew.data.samples import DataError
+from fedskew.data.faults import Faults
+from fedskew.data.samples import DataError, as_number
 
 MAX_TABLE_BYTES = 200 * 2**20
 MAX_AGE = 130.0
-_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "."})
-_SEPARATORS = ("\t", ",", ";")
+MISSING = frozenset({
+    "", "na", "n/a", "#n/a", "n.a.", "nan", "none", "null", "unknown", ".", "-", "--", "?",
+    "unbekannt", "k.a.", "keine angabe",
+})  # fmt: skip
+SEPARATORS = ("\t", ",", ";")
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_EXCEL_HINT = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its place (for messages) and its values by column name (lower case)."""
+    """One line of a table: its number, its values by column name (lower case). What is wrong is noted, not raised."""
 
-    place: str
+    line: int
     values: dict[str, str]
+    faults: Faults = field(repr=False, compare=False)
+
+    def fault(self, text: str) -> None:
+        """Note what is wrong with this line; `Table.check` raises it."""
+        self.faults.add(self.line, text)
 
     def required(self, column: str) -> str:
         """The value of a column that must not be empty."""
-        value = self.values[column]
-        if not value:
-            raise DataError(f"{self.place}: column {column!r} is empty; fill it in or delete the row")
-        return value
+        if not self.values[column]:
+            self.fault(f"column {column!r} is empty; fill it in or delete the row")
+        return self.values[column]
 
     def text(self, column: str | None) -> str | None:
         """A value as it stands; None if the column does not exist or says that nothing is known."""
         value = self.values.get(column, "") if column else ""
-        return None if value.lower() in _MISSING else value
+        return None if value.lower() in MISSING else value
 
     def word(self, column: str | None) -> str | None:
         """`text` in lower case."""
@@ -42,18 +54,31 @@ class Row:
         return None if value is None else value.lower()
 
     def age(self, column: str | None) -> float | None:
-        """A value as years; DataError for what is no age."""
+        """A value as years."""
         value = self.text(column)
         if value is None:
             return None
-        try:
-            years = float(value)
-        except ValueError:
-            years = math.nan
-        if not 0 <= years <= MAX_AGE:
-            raise DataError(f"{self.place}: age {value!r} is not a number of years from 0 to {MAX_AGE:.0f}; "
-                            "correct it, or leave it empty where it is not known")  # fmt: skip
+        years = self._as_number(value)
+        if years is None or not 0 <= years <= MAX_AGE:
+            self.fault(f"age {value!r} is not a number of years from 0 to {MAX_AGE:.0f}; "
+                       "correct it, or leave it empty where it is not known")  # fmt: skip
+            return None
         return years
+
+    def number(self, column: str) -> float | None:
+        """A value as a number."""
+        value = self.text(column)
+        number = None if value is None else self._as_number(value)
+        if value is not None and number is None:
+            self.fault(f"{column} {value!r} is not a number; correct it, or leave it empty where it is not known")
+        return number
+
+    def _as_number(self, value: str) -> float | None:
+        if _THOUSANDS.fullmatch(value):
+            self.fault(f"{value!r} may be {value.replace(',', '.')} or {value.replace(',', '')}: "
+                       "write it with a decimal point or without the comma")  # fmt: skip
+            return 0.0  # the fault above says it all
+        return as_number(value)
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,8 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    encoding: str
+    faults: Faults = field(repr=False, compare=False)
 
     def need(self, *columns: str) -> None:
         """DataError unless all these columns exist."""
@@ -72,61 +99,102 @@ class Table:
                 f"{self.name} has no column {', '.join(lacking)}; its columns are {', '.join(self.columns)}"
             )
 
+    def check(self) -> None:
+        """DataError with all that is wrong with the rows that were read; call it after reading them."""
+        self.faults.check()
 
-def read_table(store: Store, name: str, separator: str | None = None) -> Table:
+
+def read_table(store: Store, name: str, separator: str | None = None, encoding: str | None = None) -> Table:
     """Parse a table out of a store.
 
     Args:
         store: where the file lies.
         name: its name there.
         separator: one character; None recognises tab, comma or semicolon by the header line.
+        encoding: as Python names it; None recognises UTF-8, UTF-16 with its mark, and cp1252 (Windows Latin-1).
 
     Raises:
-        DataError: the file is absent, too large, not UTF-8, has no rows, or a row has too many or too few values.
+        DataError: the file is absent, too large, no text, or has no rows. Rows with too many or too few values are
+            left out and noted for `Table.check`.
     """
-    content = store.read(name, MAX_TABLE_BYTES)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} in {store.path} is not UTF-8 text ({error}); save it as CSV in UTF-8") from error
-    separator = separator or _separator(text)
+    text, encoding = _decoded(store.read(name, MAX_TABLE_BYTES), encoding, f"{name} in {store.path}")
     try:
         records = list(_records(text, separator))
     except csv.Error as error:
         raise DataError(f"{name} in {store.path} is not a table: {error}") from error
     if len(records) < 2:
         raise DataError(f"{name} in {store.path} holds no rows; expected a header line and one line per image")
-    columns = tuple(value.lower() for value in records[0][1])
+    columns = _columns(records[0][1])
     if len(set(columns)) != len(columns):
         raise DataError(f"{name} in {store.path} names a column twice: {', '.join(columns)}")
-    return Table(name, columns, tuple(_row(name, line, columns, values) for line, values in records[1:]))
+    faults = Faults(name)
+    rows = [row for line, values in records[1:] if (row := _row(faults, line, columns, values)) is not None]
+    return Table(name, columns, tuple(rows), encoding, faults)
 
 
 def header(store: Store, name: str) -> tuple[str, ...]:
     """The column names of a table, lower case; empty if the file is not text."""
-    first = store.read(name, MAX_TABLE_BYTES).split(b"\n", 1)[0]
     try:
-        text = first.decode("utf-8-sig")
-        return tuple(value.lower() for _, values in _records(text, _separator(text)) for value in values)
-    except (UnicodeDecodeError, csv.Error):
+        text, _ = _decoded(store.read(name, MAX_TABLE_BYTES), None, name)
+        return _columns(next(_records(text, None), (0, []))[1])
+    except (DataError, csv.Error):
         return ()  # only asks "could this be the table?": a file that is no text is not
 
 
-def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _decoded(content: bytes, encoding: str | None, name: str) -> tuple[str, str]:
+    """Text and the name of its encoding."""
+    if encoding is None:
+        encoding = next((known for mark, known in _MARKS if content.startswith(mark)), "") or _guessed(content)
+    try:
+        text = content.decode(encoding)
+    except LookupError:
+        raise DataError(f"{name}: encoding {encoding!r} is unknown; usual ones are utf-8, cp1252, utf-16") from None
+    except UnicodeError as error:
+        raise DataError(f"{name} is no text in {encoding} ({error}); save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"{name} is no text: it holds zero bytes; save the table as CSV in UTF-8")
+    return text, {"utf-8-sig": "utf-8"}.get(encoding, encoding)
+
+
+def _guessed(content: bytes) -> str:
+    """UTF-8 where the bytes are valid UTF-8, which text in other encodings practically never is."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def _records(text: str, separator: str | None) -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped values of every line that is not empty."""
+    hint = _EXCEL_HINT.match(text)  # Excel's own first line: sep=;
+    skipped, text = (1, text[hint.end() :]) if hint else (0, text)
+    separator = separator or (hint.group(1) if hint else _separator(text))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     for values in reader:
         stripped = [value.strip() for value in values]
         if any(stripped):
-            yield reader.line_num, stripped
+            yield reader.line_num + skipped, stripped
 
 
 def _separator(text: str) -> str:
-    first = text.split("\n", 1)[0]
-    return max(_SEPARATORS, key=first.count)
+    """What the header line has most columns with; quoted separators do not count."""
+    first = next(iter(text.lstrip("\r\n").splitlines()), "")
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
 
 
-def _row(name: str, line: int, columns: Sequence[str], values: Sequence[str]) -> Row:
+def _columns(values: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, lower case, without the nameless ones that spreadsheets leave at the end."""
+    names = [value.lower() for value in values]
+    while names and not names[-1]:
+        names.pop()
+    return tuple(names)
+
+
+def _row(faults: Faults, line: int, columns: Sequence[str], values: Sequence[str]) -> Row | None:
+    if not any(values[len(columns) :]):
+        values = values[: len(columns)]
     if len(values) != len(columns):
-        raise DataError(f"{name}, line {line}: {len(values)} values for {len(columns)} columns; "
-                        "check the separator and the quotes of that line")  # fmt: skip
-    return Row(f"{name}, line {line}", dict(zip(columns, values, strict=True)))
+        faults.add(line, f"{len(values)} values for {len(columns)} columns; check the separator and the quotes")
+        return None
+    return Row(line, dict(zip(columns, values, strict=True)), faults)

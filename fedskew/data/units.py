@@ -18,7 +18,7 @@ Unit = Literal["lesion", "image"]
 
 @dataclass(frozen=True)
 class Group:
-    """All given samples of one lesion (or one image): its id, its most frequent label, its sample indices."""
+    """All given samples of one lesion or patient (or one image): its id, most frequent label and sample indices."""
 
     name: str
     label: str
@@ -28,7 +28,7 @@ class Group:
 def unit_of(sample: Sample, unit: Unit) -> str:
     """The id of the group to which a sample belongs."""
     if unit == "lesion":
-        return sample.lesion_id
+        return sample.group  # the patient, where the data set knows patients
     if unit == "image":
         return sample.image_id
     raise DataError(f"unit {unit!r} is unknown; expected 'lesion' or 'image'")

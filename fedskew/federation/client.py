@@ -67,7 +67,10 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
         gate.admit(task)
         config = task.config
         with cpu_threads(config.train.threads):
-            data = node_data(config.data, task.architecture.image_size, context.node_config, task.split_hash)
+            arch = task.architecture
+            data = node_data(
+                config.data, arch.image_size, context.node_config, task.split_hash, vocabularies=arch.vocabularies
+            )
             gate.check_data(data)
             return gate.release(answer(task, *load_model(task, arrays), data, message), data)
     except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError, *SITE_ERRORS) as error:

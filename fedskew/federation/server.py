@@ -25,11 +25,13 @@ from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
 from fedskew.learning.optimiser import learning_rate
 from fedskew.metrics.classification import NUMBERS, not_evaluated
+from fedskew.model.families import vocabularies
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.atomic import json_text
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
+from fedskew.runs.lineage import about_model
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, round_heading, round_line, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
@@ -83,7 +85,7 @@ class FederatedRun:
                 check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new = folder is None
         self._initial = None if checkpoint else initial_model(config)
-        self.data = open_data(config.data, dense.image_size)
+        self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerModel(config, self.data, self.split)
@@ -119,6 +121,8 @@ class FederatedRun:
         log.info("run folder: %s", self.folder.path)
         for line in head_lines(self.config, self.data, self.split, nodes, held_back):
             log.info(line)
+        for line in manifest["warnings"]:
+            log.warning("data: %s", line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
         state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
@@ -159,7 +163,7 @@ class FederatedRun:
             if recorded:
                 check_nodes(self.folder.path, nodes)
         parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
-        return describe_split(self.data, self.split, parts) | {
+        return describe_split(self.data, self.split, parts, self.config.model.classes) | {
             "nodes": nodes or None,
             "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
             "split_hash": self.split_hash,
@@ -234,7 +238,7 @@ class FederatedRun:
         self.folder.finish_round(
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
-            companions=self.strategy.companions,
+            companions=self.strategy.companions, about=about_model(self.config, arch, note.number, self.split_hash),
         )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
             results.info(line)

@@ -9,8 +9,8 @@ from typing import Any
 import timm
 
 from fedskew.architecture import Architecture, ArchitectureError, BlockShape, StageShape
-from fedskew.config.schema import ConfigError, ModelConfig
-from fedskew.data.samples import VOCABULARIES
+from fedskew.config.schema import ConfigError, MetadataColumn, ModelConfig
+from fedskew.data.samples import METADATA_FIELDS, UNKNOWN, VOCABULARIES, bin_vocabulary
 
 SMALL = {  # names follow timm's: patch, window, image size
     "swin_micro_patch4_window4_32": {"image_size": 32, "embed_dim": 24, "depths": (2, 2), "heads": (3, 6)},
@@ -34,6 +34,26 @@ def image_size(model: ModelConfig) -> int:
     return model.image_size or dense_architecture(model).image_size
 
 
+def metadata_columns(model: ModelConfig) -> tuple[MetadataColumn, ...]:
+    """What the model sees beside the image, in the order of the fusion: HAM10000's three, or one's own."""
+    if model.image_only:
+        return ()
+    return model.metadata or tuple(
+        MetadataColumn(name, weight=getattr(model, f"{name}_weight")) for name in METADATA_FIELDS
+    )
+
+
+def vocabularies(model: ModelConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The values of each column by name, as an `Architecture` has them."""
+    return tuple((column.name, _vocabulary(column)) for column in metadata_columns(model))
+
+
+def _vocabulary(column: MetadataColumn) -> tuple[str, ...]:
+    if column.bins:
+        return bin_vocabulary(column.bins)
+    return (UNKNOWN, *column.values) if column.values else VOCABULARIES[column.name]
+
+
 def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architecture:
     """The dense architecture that a configuration names.
 
@@ -43,8 +63,6 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
     if model.name not in model_names():
         raise ConfigError(f"model.name {model.name!r} {_unknown(model.name)}")
     known = _small(SMALL[model.name]) if model.name in SMALL else _from_timm(model.name)
-    metadata = {"sex": model.sex_weight, "age": model.age_weight, "localization": model.localization_weight}
-    names = () if model.image_only else tuple(metadata)
     try:
         return Architecture(
             name=model.name,
@@ -52,8 +70,11 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
             patch_size=known["patch_size"],
             stages=known["stages"],
             classes=model.classes,
-            vocabularies=tuple((name, tuple(VOCABULARIES[name])) for name in names),
-            weights=(1.0,) if model.image_only else (model.image_weight, *(metadata[name] for name in names)),
+            vocabularies=vocabularies(model),
+            weights=(
+                1.0 if model.image_only else model.image_weight,
+                *(column.weight for column in metadata_columns(model)),
+            ),
             removed=removed,
             stem=model.stem,
         )

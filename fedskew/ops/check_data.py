@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import itertools
 import re
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from fedskew.data.decode import UnreadableImage, decode
+from fedskew.data.duplicates import duplicate_groups, duplicate_lines
 from fedskew.data.manifest import MANIFEST_NAME, load_manifest
-from fedskew.data.samples import METADATA_FIELDS, VOCABULARIES, DataError, Sample, unknown_values
+from fedskew.data.samples import METADATA_FIELDS, VOCABULARIES, DataError, Sample, nearest_name, unknown_values
 from fedskew.data.sources import DataSource, open_source
 from fedskew.ops.findings import Finding, fail, ok, warn
 from fedskew.paths import cache_directory
@@ -22,6 +25,7 @@ MISSING_WARN = 0.2  # share of samples without a value
 UNREADABLE_FAIL = 0.05  # share of images
 CACHED_EDGE = 252  # pixels in the cache of a 224-pixel model
 SHOWN = 5
+HASH_BYTES = 16
 PROBE_EDGE = 16  # small: the JPEG decoder still reads every byte of the file
 
 
@@ -37,8 +41,9 @@ def check_data(path: Path, manifest: Path | None, classes: Sequence[str], *, mos
     except DataError as error:
         return [fail("data", str(error), "")]  # these messages say what to do
     count = len(source.samples)
-    lesions = len({sample.lesion_id for sample in source.samples})
+    lesions = len({sample.group for sample in source.samples})
     found = [ok("data", f"{source.path}: {source.description}; {count} images of {lesions} lesions or patients")]
+    found += [warn("data", note, "nothing, if that is as it should be; docs/data.md") for note in source.notes]
     return [*found, *_labels(source, classes), *_metadata(source.samples), *_images(source, most), *_cache(count)]
 
 
@@ -50,7 +55,7 @@ def count_images(path: Path, manifest: Path | None) -> int:
 
 def nearest(value: str, valid: Sequence[str]) -> str:
     """For a message: the valid value that was probably meant."""
-    near = _near(value, valid)
+    near = nearest_name(value, valid)
     return f"nearest is {near!r}" if near else "none is like it"
 
 
@@ -95,42 +100,58 @@ def _metadata(samples: Sequence[Sample]) -> list[Finding]:
 
 
 def _images(source: DataSource, most: int) -> list[Finding]:
-    """Decode the images, as building the cache would, and name those that training would skip."""
+    """Decode the images, as building the cache would, and name those that training would skip, and copies."""
     keys = source.order()
     chosen = set(keys if not most or most >= len(keys) else keys[:: -(-len(keys) // most)])
     ids = {sample.image: sample.image_id for sample in source.samples}
-    bad = [(image_id, "file not found") for image_id in source.missing]
-    bad += [(ids[key], reason) for key, reason in _unreadable(source, [key for key in keys if key in chosen])]
+    bad, contents = [(image_id, "file not found") for image_id in source.missing], {}
+    for key, reason, content in _probed(source, [key for key in keys if key in chosen]):
+        contents[key] = content
+        if reason:
+            bad.append((ids[key], reason))
     tried = len(chosen) + len(source.missing)
     extent = f"{len(chosen)} images decoded" + ("" if len(chosen) == len(keys) else f" of {len(keys)}")
+    copies = _duplicates(source, contents)
     if not bad:
-        return [ok("images", f"{extent}, all of them readable")]
+        return [ok("images", f"{extent}, all of them readable"), *copies]
     listed = "; ".join(f"{image_id} ({reason})" for image_id, reason in bad[:SHOWN])
     text = f"{extent}; {len(bad)} cannot be used: {listed}{_more(bad)}"
     if len(bad) > UNREADABLE_FAIL * tried:
-        return [fail("images", text, "copy them again; are the images where the table says? Training would skip them")]
-    return [warn("images", text, "replace them, or leave it: training skips them and says so")]
+        remedy = "copy them again; are the images where the table says? Training would skip them"
+        return [fail("images", text, remedy), *copies]
+    return [warn("images", text, "replace them, or leave it: training skips them and says so"), *copies]
 
 
-def _unreadable(source: DataSource, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(key, reason) of images that cannot be decoded; a few at a time are in memory."""
-    waiting: deque[tuple[str, Future[str]]] = deque()
+def _duplicates(source: DataSource, contents: Mapping[str, bytes]) -> list[Finding]:
+    """Files that are byte for byte the same."""
+    rows = np.array([row for row, sample in enumerate(source.samples) if contents.get(sample.image)], dtype=np.int64)
+    hashes = np.zeros((len(source.samples), HASH_BYTES), dtype=np.uint8)  # [N, 16]
+    for row in rows:
+        hashes[row] = np.frombuffer(contents[source.samples[row].image], dtype=np.uint8)
+    remedy = "remove copies, and settle which label is right: a copy in the test set makes figures too good"
+    lines = duplicate_lines(source.samples, duplicate_groups(hashes, rows), {})
+    return [warn("duplicates", line, remedy) for line in lines]
+
+
+def _probed(source: DataSource, keys: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
+    """(key, reason why it cannot be decoded or nothing, hash of the file) of images; a few at a time are in memory."""
+    waiting: deque[tuple[str, Future[tuple[str, bytes]]]] = deque()
     with ThreadPoolExecutor(2) as pool:
         for key in itertools.chain(keys, [None] * 16):
             if key is not None:
-                waiting.append((key, pool.submit(_problem, source, key)))
+                waiting.append((key, pool.submit(_probe, source, key)))
             if waiting and (key is None or len(waiting) > 16):
                 done, future = waiting.popleft()
-                if reason := future.result():
-                    yield done, reason
+                yield done, *future.result()
 
 
-def _problem(source: DataSource, key: str) -> str:
+def _probe(source: DataSource, key: str) -> tuple[str, bytes]:
     try:
-        decode(source.read(key), PROBE_EDGE, "squash")
+        content = source.read(key)
+        decode(content, PROBE_EDGE, "squash")
     except (DataError, UnreadableImage) as error:
-        return re.sub(r" <_io\.[^>]*>", "", str(error))[:120]  # the address of a buffer tells nobody anything
-    return ""
+        return re.sub(r" <_io\.[^>]*>", "", str(error))[:120], b""  # the address of a buffer tells nobody anything
+    return "", hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 def _cache(images: int) -> list[Finding]:
@@ -145,14 +166,7 @@ def _cache(images: int) -> list[Finding]:
 
 
 def _example(label: str, classes: Sequence[str]) -> str:
-    return f"labels: {{{label}: {_near(label, classes) or classes[0]}, …}}"
-
-
-def _near(value: str, valid: Sequence[str]) -> str:
-    """The likeliest meaning of a value; empty if there is none. Short forms count: `f` is `female`."""
-    starts = [name for name in valid if name.startswith(value.lower()) or value.lower().startswith(name)]
-    near = starts if len(starts) == 1 else difflib.get_close_matches(value.lower(), valid, n=1, cutoff=0.5)
-    return near[0] if near else ""
+    return f"labels: {{{label}: {nearest_name(label, classes) or classes[0]}, …}}"
 
 
 def _more(items: Sequence[object]) -> str:

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedskew.architecture import Architecture
 from fedskew.config import load_config
-from fedskew.config.schema import Config, TrainConfig
-from fedskew.data.prepare import DataSet, batches, open_data, split_server
+from fedskew.config.load import from_mapping
+from fedskew.config.schema import Config, ConfigError, TrainConfig
+from fedskew.data.batches import IMAGENET, Statistics
+from fedskew.data.prepare import DataSet, batches, open_data, split_hash, split_server
+from fedskew.data.preprocessing import Preprocessing, training_preprocessing
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.swin import MultimodalSwin
 from fedskew.runs.atomic import write_bytes
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
 from fedskew.runs.judging import best_record
-from fedskew.runs.modelfile import load_model
+from fedskew.runs.lineage import SPLIT_KEYS
+from fedskew.runs.modelfile import ModelFileError, load_model, read_about, read_preprocessing
 from fedskew.runs.predictions import encode_predictions
 from fedskew.training import pick_device, predict
+
+log = logging.getLogger("flwr.fedskew.runs")
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """How a model file is to be evaluated, and what had to be assumed because nothing says it."""
+
+    config: Config
+    preprocessing: Preprocessing
+    assumed: tuple[str, ...]
+    lineage: Mapping[str, Any]
 
 
 def evaluate_run(
@@ -33,10 +52,14 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Metrics of a run's model.
 
+    Pictures are prepared as the model file says, and split as the run's configuration beside it or, for a file alone,
+    as the file says. `assumed` of the result names what files of earlier versions leave open.
+
     Args:
         run: a run folder (its last model, or its best), or a model file.
         data: folder or archive; None: what the run itself used.
-        everything: every readable image; otherwise the test split that the run's configuration makes of this data.
+        everything: every readable image; otherwise the test split that the run's settings make of this data.
+            `split_as_in_run` of the result says whether it is the split of the run.
         predictions: where to write what the model says of each image, for `compare`.
 
     Raises:
@@ -45,45 +68,118 @@ def evaluate_run(
     path = run if run.is_file() else run / ("best" if best else "") / MODEL
     if not path.is_file():
         raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
-    settings = path.parent.parent / CONFIG if best else path.parent / CONFIG
-    config = load_config(file=settings) if settings.is_file() else Config()
-    if data is None and not settings.is_file():
+    if data is None and not ((path.parent.parent if best else path.parent) / CONFIG).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
-    where = {"dir": str(data), "source": "folder"} if data is not None else {}
-    config = replace(config, data=replace(config.data, **where, manifest=manifest or config.data.manifest))
-    model = load_model(path).to(pick_device(config.train.device))
-    arch = model.architecture
-    opened = open_data(config.data, arch.image_size)
-    indices = opened.usable if everything else split_server(opened, config.data).test
+    model = load_model(path)
+    setting = _setting(path, model.architecture, best=best, everything=everything)
+    config, prepared = _of_data(setting, data, manifest), setting.preprocessing
+    opened = open_data(
+        config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
+    )
+    split = None if everything else split_server(opened, config.data)
     found = predict_images(
-        model, opened, indices, config.train, batch_size=config.run.eval_batch_size, number=_round_of(path, best=best)
+        model.to(pick_device(config.train.device)),
+        opened,
+        opened.usable if split is None else split.test,
+        config.train,
+        batch_size=config.run.eval_batch_size,
+        number=_round_of(path, best=best),
+        statistics=prepared.statistics,
     )
     if predictions is not None:
         write_bytes(predictions, encode_predictions(found))
+    for line in setting.assumed:
+        log.warning("%s: %s", path, line)
+    same = None if split is None else _same_split(setting.lineage, split_hash(opened, split))
+    return _result(path, opened, found, model.architecture, setting) | {
+        "split": "all" if split is None else "test",
+        "split_as_in_run": same,
+    }
+
+
+def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) -> _Setting:
+    """What the file says, then the configuration beside it, then what training does by default."""
+    about, prepared, assumed = read_about(path), read_preprocessing(path), []
+    beside = (path.parent.parent if best else path.parent) / CONFIG
+    config = load_config(file=beside) if beside.is_file() else _config_from(path, about)
+    if not (beside.is_file() or about.get("split") or everything):
+        assumed.append("nothing says how the run split its data: split by the default settings of data.*")
+    if prepared is None:
+        prepared = training_preprocessing(arch.image_size, config.data.fit)
+        source = f"of {CONFIG} beside it" if beside.is_file() else "as is the default"
+        assumed.append(
+            f"the file, of an earlier version, does not say how pictures are prepared: assumed fit {prepared.fit} "
+            f"{source}, {prepared.image_size} pixels out of {prepared.edge}, ImageNet's mean and deviation"
+        )
+    if prepared.image_size != arch.image_size:
+        raise ModelFileError(
+            f"{path} prepares pictures of {prepared.image_size} pixels for a model of {arch.image_size}"
+        )
+    return _Setting(config, prepared, tuple(assumed), about.get("lineage", {}))
+
+
+def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
+    """The defaults, with the split that a model file tells."""
+    told = {key: value for key, value in about.get("split", {}).items() if key in SPLIT_KEYS}
+    try:
+        return from_mapping({"data": told}, f"{path} (split)")
+    except ConfigError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def _of_data(setting: _Setting, data: Path | None, manifest: str) -> Config:
+    """The configuration for a data set elsewhere, or for the run's own (None)."""
+    settings = setting.config.data
+    where = {"dir": str(data), "source": "folder"} if data is not None else {}
+    prepared = replace(settings, **where, fit=setting.preprocessing.fit, manifest=manifest or settings.manifest)
+    return replace(setting.config, data=prepared)
+
+
+def _same_split(lineage: Mapping[str, Any], found: str) -> bool | None:
+    """Whether the test images are those of the run; None if the file does not say."""
+    return lineage["split_hash"] == found if "split_hash" in lineage else None
+
+
+def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture, setting: _Setting) -> dict[str, Any]:
     macs = cost.macs(arch)
     return {
         "model": str(path),
         "data": opened.place,
-        "split": "all" if everything else "test",
         **classification_metrics(found.labels, found.probabilities, found.classes),
         "skipped": len(opened.cached.unreadable),
         "parameters": cost.parameters(arch),
         "macs": macs.linear,
         "macs_total": macs.total,
+        "notes": list(opened.notes),
+        "preprocessing": setting.preprocessing.to_mapping(),
+        "assumed": list(setting.assumed),
+        "lineage": dict(setting.lineage),
     }
 
 
 def predict_images(
-    model: MultimodalSwin, data: DataSet, indices: np.ndarray, config: TrainConfig, *, batch_size: int, number: int = -1
+    model: MultimodalSwin,
+    data: DataSet,
+    indices: np.ndarray,
+    config: TrainConfig,
+    *,
+    batch_size: int,
+    number: int = -1,
+    statistics: Statistics = IMAGENET,
 ) -> Predictions:
-    """What a model says of each image; `number` is the round that it is of."""
+    """What a model says of each image.
+
+    Args:
+        number: the round that the model is of.
+        statistics: what images are normalised by.
+    """
     arch = model.architecture
-    device = next(model.parameters()).device
-    labels, probabilities = predict(model, batches(data, indices, arch, batch_size=batch_size, device=device), config)
-    shown = [data.samples[i] for i in indices]
+    shown, device = [data.samples[i] for i in indices], next(model.parameters()).device
+    source = batches(data, indices, arch, batch_size=batch_size, statistics=statistics, device=device)
+    labels, probabilities = predict(model, source, config)
     return Predictions(
         images=np.array([sample.image_id for sample in shown]),
-        lesions=np.array([sample.lesion_id for sample in shown]),
+        lesions=np.array([sample.group for sample in shown]),
         labels=labels,
         classes=arch.classes,
         probabilities=probabilities.astype(np.float32),

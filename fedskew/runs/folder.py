@@ -132,16 +132,18 @@ class RunFolder:
         keep: int,
         predictions: Predictions | None = None,
         companions: Mapping[str, Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
 
         Args:
             predictions: of this round's model on the test set, if it was evaluated.
+            about: what the model file says of itself, see `lineage.about_model`.
 
         Raises:
             RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
         """
-        files = {MODEL: encode_model(arch, weights)}
+        files = {MODEL: encode_model(arch, weights, about)}
         if predictions is not None:
             files[PREDICTIONS] = encode_predictions(predictions)
         if companions:

@@ -1,28 +1,51 @@
-"""A model in one file: safetensors whose metadata holds the architecture, so that the file alone suffices."""
+"""A model in one file, which alone suffices: safetensors whose metadata holds the architecture with its classes and
+vocabularies, how pictures are prepared, and where the model comes from.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fedskew.architecture import Architecture, ArchitectureError
+from fedskew.data.preprocessing import Preprocessing, preprocessing_from
+from fedskew.data.samples import DataError
 from fedskew.model.swin import MultimodalSwin, build
 
-ARCHITECTURE = "fedskew-architecture"
+ARCHITECTURE, ABOUT = "fedskew-architecture", "fedskew-about"
+MAX_ABOUT_BYTES = 100_000
+_ALIGNMENT = 8  # of the tensors in a safetensors file
 
 
 class ModelFileError(ValueError):
     """A model file that cannot be used; the message names the file and what is wrong."""
 
 
-def encode_model(arch: Architecture, state: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a model file."""
+def encode_model(arch: Architecture, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of a model file: the same for the same model, in every process.
+
+    Args:
+        about: what the file says of itself (`lineage.about_model`); None leaves it out, as versions before did.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return save(tensors, metadata={ARCHITECTURE: arch.to_json()})
+    content = save(tensors, metadata={ARCHITECTURE: arch.to_json()})
+    return content if about is None else _with_metadata(content, {ABOUT: json.dumps(about, sort_keys=True)})
+
+
+def _with_metadata(content: bytes, more: Mapping[str, str]) -> bytes:
+    """A safetensors file with more metadata. safetensors itself writes several entries in an order that changes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] |= more
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
@@ -40,6 +63,38 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
             return arch, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ArchitectureError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a model file says of itself; empty for files of versions that said nothing.
+
+    Raises:
+        ModelFileError: the file is missing or damaged, or what it says cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(ABOUT, "{}")
+        about = json.loads(text) if len(text) <= MAX_ABOUT_BYTES else None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
+    if not isinstance(about, dict) or not all(isinstance(about.get(key, {}), dict) for key in ("split", "lineage")):
+        raise ModelFileError(
+            f"{path}: what it says of itself ({ABOUT}) is no mapping of at most {MAX_ABOUT_BYTES} bytes"
+        )
+    return about
+
+
+def read_preprocessing(path: Path) -> Preprocessing | None:
+    """How the pictures of a file's model are prepared; None if it does not say.
+
+    Raises:
+        ModelFileError: as `read_about`, or it says something that cannot be done.
+    """
+    about = read_about(path)
+    try:
+        return preprocessing_from(about["preprocessing"]) if "preprocessing" in about else None
+    except DataError as error:
+        raise ModelFileError(f"{path}: {error}") from error
 
 
 def load_model(path: Path) -> MultimodalSwin:

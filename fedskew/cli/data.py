@@ -1,0 +1,45 @@
+"""`fedskew manifest`: draft the file that says what the columns of one's own table mean."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def manifest(
+    directory: Annotated[Path, typer.Argument(help="Folder (or archive) with the table and the images.")],
+    out: Annotated[Path | None, typer.Option(help="File to write (default: manifest.yaml in the folder).")] = None,
+) -> None:
+    """Draft a manifest.yaml from the tables and images of a folder, for you to check; never overwrites a file.
+
+    Example: fedskew manifest /data/clinic
+    """
+    from fedskew.data.draft import draft_manifest
+    from fedskew.data.manifest import MANIFEST_NAME, load_manifest
+    from fedskew.data.samples import DataError
+    from fedskew.data.sources import open_source
+
+    directory = directory.expanduser().resolve()
+    target = (out or (directory if directory.is_dir() else directory.parent) / MANIFEST_NAME).expanduser().resolve()
+    try:
+        if target.exists():
+            raise DataError(f"{target} is there already and stays as it is; name another file with --out, or remove it")
+        text = draft_manifest(directory)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except (DataError, OSError) as error:
+        print(f"fedskew: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    typer.echo(f"drafted {target}: check every line")
+    try:
+        source = open_source(directory, manifest=load_manifest(target))
+        typer.echo(f"read with it: {len(source.samples)} images, {len(source.missing)} of them without a file")
+        for note in source.notes:
+            typer.echo(f"note: {note}")
+    except DataError as error:
+        typer.echo(f"still to be settled: {error}")
+    elsewhere = f" --manifest {target}" if target != directory / MANIFEST_NAME else ""
+    typer.echo(f"when it is right: fedskew doctor site --data-dir {directory}{elsewhere}")

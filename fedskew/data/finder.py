@@ -1,0 +1,82 @@
+"""Find the file that a cell of a hospital's table means."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from functools import cached_property
+
+from fedskew.data.archives import Store
+from fedskew.data.samples import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is named like an image and is not the hidden half that macOS archives hold of each file."""
+    parts = name.split("/")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+
+
+def folded(text: str) -> str:
+    """Text for comparison: capitals do not count, nor how an accent is encoded (macOS writes it apart)."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+class ImageFinder:
+    """The images of a store by what a table calls them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def find(self, value: str, folder: str) -> str:
+        """The key of an image in the store; empty if there is none.
+
+        Args:
+            value: a path relative to the table or to the data set, an absolute path, or a bare file name, with or
+                without suffix, which is then looked for in all folders.
+            folder: where the table lies in the store.
+
+        Raises:
+            DataError: several files could be meant; the first two are named.
+        """
+        text = value.replace("\\", "/")
+        for key in dict.fromkeys((posixpath.normpath(posixpath.join(folder, text)), posixpath.normpath(text))):
+            if self._store.entry(key) is not None:
+                return key
+        if "/" in text:
+            return ""  # another folder's file of that name may be another image
+        return self._bare(text)
+
+    def _bare(self, text: str) -> str:
+        found = self._by_name.get(folded(text), []) or self._by_stem.get(folded(text), [])
+        exact = [name for name in found if text in (_base(name), _stem(name))]
+        candidates = exact or found
+        if len(candidates) > 1:
+            raise DataError(
+                f"image {text!r} may be {candidates[0]} or {candidates[1]}; write the folder into the table, or remove "
+                "the one that is not meant"
+            )
+        return candidates[0] if candidates else ""
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return self._indexed(stem=False)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return self._indexed(stem=True)
+
+    def _indexed(self, *, stem: bool) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for name in filter(is_image, self._store.names()):
+            index.setdefault(folded(_stem(name) if stem else _base(name)), []).append(name)
+        return index
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _stem(name: str) -> str:
+    return _base(name).rpartition(".")[0]
