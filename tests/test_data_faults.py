@@ -48,7 +48,8 @@ def test_metadata_without_any_image(tmp_path):
         (TABLE.replace(",mel,", ",,"), r"line 2: column 'dx' is empty"),
         (TABLE + "HAM_9,ISIC_9\n", r"line 5: 2 values for 8 columns"),
         (TABLE.replace("dataset", "sex"), "names a column twice"),
-        (TABLE.replace("back", "b\xe4ck"), "not UTF-8"),
+        (TABLE.replace("back", "b\x81ck"), "no text in cp1252"),
+        (TABLE.replace("back", "b\0ck"), "zero bytes"),
     ],
 )
 def test_faulty_tables(tmp_path, table, message):

@@ -44,9 +44,10 @@ def test_a_manifest_in_the_folder_is_found(hospital):
     source = open_source(hospital)
     a, b, c = source.samples
     assert (a.image_id, a.image, a.label) == ("../images/a.png", "images/a.png", "mel")
-    assert (a.lesion_id, a.age, a.sex, a.localization, a.site) == ("P1", 61.0, "female", "back", "north")
-    assert (b.lesion_id, b.age, b.sex, b.localization) == ("P1", None, "d", "nase")
-    assert (c.lesion_id, c.label, c.age, c.localization, c.site) == ("L3", "bcc", 7.0, None, None)
+    assert (a.group, a.age, a.sex, a.localization, a.site) == ("P1", 61.0, "female", "back", "north")
+    assert (b.group, b.age, b.sex, b.localization) == ("P1", None, "d", "nase")
+    assert (a.lesion_id, b.lesion_id, c.patient_id) == ("L1", "L2", None)
+    assert (c.group, c.label, c.age, c.localization, c.site) == ("L3", "bcc", 7.0, None, None)
     assert source.missing == ()
     assert len(source.read(c.image)) > 0
 
@@ -78,6 +79,18 @@ def test_a_diagnosis_that_is_not_mapped(hospital):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("{}", "lacks file, image, label"),
+        ("labels: {a: b}\nimage: x\n", "lacks file, label"),
+        ("metadata: 3\n" + MANIFEST, "'metadata' must map names to columns"),
+        ("metadata: {sex: Gender}\n" + MANIFEST, "'sex' is a key of its own"),
+        (
+            "metadata: {mm: {colum: x}}\n" + MANIFEST,
+            "unknown key 'metadata.mm.colum'; did you mean",
+        ),
+        ("metadata: {mm: {column: x, numbers: 1}}\n" + MANIFEST, "'metadata.mm.numbers' must be true or false"),
+        ("metadata: {mm: {column: x, numbers: true, values: {a: b}}}\n" + MANIFEST, "true without values"),
+        ("metadata: {mm: {values: {a: b}}}\n" + MANIFEST, "'metadata.mm.column' must be text"),
+        ("metadata: {mm: {column: x, values: {no: b}}}\n" + MANIFEST, "'metadata.mm.values' must map text to text"),
         (MANIFEST.replace("label:", "lable:"), "unknown key 'lable'; did you mean 'label'"),
         ("file: a.csv\nimage: x\n", "lacks label"),
         ("- a\n- b\n", "must hold keys and values"),

@@ -39,7 +39,13 @@ class Entry:
 
 
 class Store(ABC):
-    """A read-only collection of files named by relative POSIX paths."""
+    """A read-only collection of files named by relative POSIX paths.
+
+    Attributes:
+        unlisted: folders that lie too deep to be looked into.
+    """
+
+    unlisted: tuple[str, ...] = ()
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
         self.path = path
@@ -125,9 +131,11 @@ class FolderStore(Store):
 
     def __init__(self, path: Path) -> None:
         try:
-            super().__init__(path, dict(_listed(path, "", MAX_FOLDER_DEPTH)))
+            found = list(_listed(path, "", MAX_FOLDER_DEPTH))
         except OSError as error:
             raise DataError(f"folder {path} cannot be read: {error}") from error
+        super().__init__(path, {name: entry for name, entry in found if entry is not None})
+        self.unlisted = tuple(sorted(name for name, entry in found if entry is None))
 
     def entry(self, name: str) -> Entry | None:
         """As in `Store`, but also for files that lie too deep or outside to be listed."""
@@ -232,6 +240,7 @@ class UnionStore(Store):
         for store in reversed(self._stores):
             self._owner.update(dict.fromkeys(store.names(), store))
         super().__init__(path, {})
+        self.unlisted = tuple(name for store in self._stores for name in store.unlisted)
 
     def names(self) -> list[str]:
         """All file names of all stores, sorted."""
@@ -254,16 +263,18 @@ class UnionStore(Store):
         return self._owner.get(name, self._stores[0])  # the folder also knows files that it does not list
 
 
-def _listed(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Entry]]:
-    """Every visible file below a folder, down to a depth."""
+def _listed(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Entry | None]]:
+    """Every visible file below a folder, down to a depth; what lies deeper as its folder, without an entry."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_file():
                 yield prefix + entry.name, _stat_entry(entry.stat())
-            elif depth > 1 and entry.is_dir():
+            elif entry.is_dir() and depth > 1:
                 yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
+            elif entry.is_dir():
+                yield f"{prefix}{entry.name}/", None
 
 
 def _decompressed(path: Path) -> IO[bytes]:

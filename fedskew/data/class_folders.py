@@ -53,9 +53,15 @@ def find(store: Store, labels: ValueMap | None = None) -> tuple[list[Sample], li
     samples = [_sample(name, prefix, label) for name in inside
                if (label := classes[name.removeprefix(prefix).split("/", 1)[0]]) is not None]  # fmt: skip
     dropped = {folder: count for folder, count in folders.items() if classes[folder] is None}
-    beside = len(images) - len(inside)
-    notes = dropped_note(dropped) + _group_notes(samples)
-    return samples, notes + ([f"{beside} images beside the folders of classes are left out"] if beside else [])
+    return samples, [*dropped_note(dropped), *_group_notes(samples), *_unread_notes(store, len(images) - len(inside))]
+
+
+def _unread_notes(store: Store, beside: int) -> list[str]:
+    notes = [f"{beside} images beside the folders of classes are left out"] if beside else []
+    if store.unlisted:
+        notes.append(f"{len(store.unlisted)} folders lie too deep to be looked into (e.g. {store.unlisted[0]}): give a "
+                     "folder further down, or move their images up")  # fmt: skip
+    return notes
 
 
 def _wrapper(images: list[str]) -> str:

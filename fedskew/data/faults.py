@@ -27,7 +27,8 @@ class Faults:
         Raises:
             DataError: one fault as one line, several as a list of at most 20 and how many more there are.
         """
-        found = [f"{_places(lines)}: {text}" for text, lines in self._lines.items()]
+        ordered = sorted(self._lines.items(), key=lambda fault: fault[1][0])
+        found = [f"{_places(lines)}: {text}" for text, lines in ordered]
         if len(found) == 1:
             raise DataError(f"{self._name}, {found[0]}")
         if found:

@@ -14,6 +14,7 @@ from fedskew.data.faults import Faults
 from fedskew.data.samples import DataError, as_number
 
 MAX_TABLE_BYTES = 200 * 2**20
+MAX_HEADER_BYTES = 2**16
 MAX_AGE = 130.0
 MISSING = frozenset({
     "", "na", "n/a", "#n/a", "n.a.", "nan", "none", "null", "unknown", ".", "-", "--", "?",
@@ -133,18 +134,20 @@ def read_table(store: Store, name: str, separator: str | None = None, encoding: 
 
 
 def header(store: Store, name: str) -> tuple[str, ...]:
-    """The column names of a table, lower case; empty if the file is not text."""
+    """The column names of a table, lower case; empty if it does not begin like text. What follows is not looked at."""
+    content = store.read(name, MAX_TABLE_BYTES)[:MAX_HEADER_BYTES]
+    text = content.decode(_marked(content) or "utf-8", errors="replace")
     try:
-        text, _ = _decoded(store.read(name, MAX_TABLE_BYTES), None, name)
-        return _columns(next(_records(text, None), (0, []))[1])
-    except (DataError, csv.Error):
+        found = _columns(next(_records(text, None), (0, []))[1])
+    except csv.Error:
         return ()  # only asks "could this be the table?": a file that is no text is not
+    return () if any("\0" in name for name in found) else found
 
 
 def _decoded(content: bytes, encoding: str | None, name: str) -> tuple[str, str]:
     """Text and the name of its encoding."""
     if encoding is None:
-        encoding = next((known for mark, known in _MARKS if content.startswith(mark)), "") or _guessed(content)
+        encoding = _marked(content) or _guessed(content)
     try:
         text = content.decode(encoding)
     except LookupError:
@@ -154,6 +157,11 @@ def _decoded(content: bytes, encoding: str | None, name: str) -> tuple[str, str]
     if "\0" in text:
         raise DataError(f"{name} is no text: it holds zero bytes; save the table as CSV in UTF-8")
     return text, {"utf-8-sig": "utf-8"}.get(encoding, encoding)
+
+
+def _marked(content: bytes) -> str:
+    """The encoding that a mark at the start tells; empty if there is none."""
+    return next((known for mark, known in _MARKS if content.startswith(mark)), "")
 
 
 def _guessed(content: bytes) -> str:
