@@ -1,15 +1,15 @@
 """One rule names the folders of all runs; `fedskew run` and Flower agree on it, and on what is in the folder."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
-from fedskew.cli import flower
+from fedskew.cli import follow
 from fedskew.cli.main import app
 from fedskew.config import ConfigError, load_config
 from fedskew.federation.settings import config_from_run
@@ -103,20 +103,36 @@ def test_a_run_on_another_machine_may_be_resumed_from_here(here):
     assert "/over/there" in result.output
 
 
-def test_a_resumed_run_that_fails_is_not_taken_for_its_earlier_end(here, old, monkeypatch):
+@pytest.fixture
+def no_flower(monkeypatch):
+    """Commands that would have been run; Flower's exit code is 0, also of a run that failed."""
     calls = []
-    ended = SimpleNamespace(returncode=0)  # Flower's exit code of a run that failed
-    monkeypatch.setattr(flower.subprocess, "run", lambda command, **_: calls.append(command) or ended)
+    monkeypatch.setattr(follow, "check_superlink", lambda: None)
+    monkeypatch.setattr(follow._Watch, "follow", lambda _, command, environment: calls.append(command))
+    return calls
+
+
+def test_a_resumed_run_that_fails_is_not_taken_for_its_earlier_end(old, no_flower):
     result = call("run", "--resume", old, "--set", "federation.rounds=3")
-    assert len(calls) == 1
+    assert len(no_flower) == 1
     assert result.exit_code == 1
-    assert "the run did not finish" in result.output
+    assert "the run was not started" in result.output
+    assert f"what it saved is in {old.resolve()}" in result.output
     assert "after 2 rounds" not in result.output
 
 
-def test_a_supervised_simulation_has_as_many_nodes_as_asked_for(here, monkeypatch):
+@pytest.mark.parametrize("words", [(), ("--dry-run",), ("--supervise",)])
+def test_a_finished_run_is_not_given_to_flower(old, no_flower, words):
+    result = call("run", "--resume", old, *words)
+    assert (result.exit_code, no_flower) == (0, [])
+    assert "is finished: all 2 rounds are done" in result.stderr
+    told = call("run", "--resume", old, "--json", *words)
+    assert json.loads(told.stdout)["rounds"] == 2
+
+
+def test_a_supervised_simulation_has_as_many_nodes_as_asked_for(here, no_flower, monkeypatch):
     given = []
-    monkeypatch.setattr(flower, "supervise", lambda commands, values, folder: given.append((commands, folder)) or 0)
+    monkeypatch.setattr(follow, "supervise", lambda commands, values, folder: given.append((commands, folder)) or 0)
     assert call("run", "--supervise", "--nodes", 6, "--set", "run.name=mine").exit_code == 0
     ((commands, folder),) = given
     assert "num-supernodes=6" in commands.federation

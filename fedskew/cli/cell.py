@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedskew.errors import ExitCode, is_ours
+
 LOCK_SECONDS = 60.0  # a sweep that was killed leaves its runs a moment to notice
 ORPHANED = 3  # exit code
 
@@ -27,10 +29,10 @@ def main() -> int:
     try:
         start_or_resume(request["config"], request["nodes"])
     except (ValueError, RuntimeError) as error:
-        if not type(error).__module__.startswith("fedskew."):
+        if not is_ours(error):
             raise
         print(f"fedskew: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.USER
     return 0
 
 
