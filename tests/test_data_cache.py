@@ -1,5 +1,6 @@
 """The cache: right pixels, named failures, built once, never trusted when damaged."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedskew.data import cache, decode
 from fedskew.data.cache import build_cache
@@ -43,6 +45,40 @@ def test_rows_follow_the_samples(pristine, tmp_path):
     assert cached.unreadable == ()
     for row in (0, 11, 23):
         assert np.array_equal(cached.images[row], decode.decode(source.read(source.samples[row].image), 16, "squash"))
+
+
+def test_contents_are_hashes_of_the_pixels(data, tmp_path):
+    source = open_source(data)
+    again = Image.open(data / source.samples[5].image)
+    again.load()
+    for row, name in ((2, "copy"), (5, "again")):  # the one byte by byte, the other without loss in another format
+        path = data / source.samples[row].image
+        path.unlink()
+        if name == "copy":
+            path.write_bytes((data / source.samples[9].image).read_bytes())
+        else:
+            again.save(path, "PNG")
+    (data / source.samples[7].image).write_bytes(b"spoilt")
+    cached = build(data, tmp_path / "cache", size=36)
+    expected = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in cached.images]
+    expected[7] = bytes(16)
+    assert [row.tobytes() for row in cached.contents] == expected
+    assert cached.contents[2].tolist() == cached.contents[9].tolist()
+    assert len(set(expected)) == 23
+    with pytest.raises(ValueError, match="read-only"):
+        cached.contents[0] = 0
+
+
+def test_a_cache_of_a_version_without_contents_is_built_anew_in_its_place(pristine, tmp_path):
+    old = build(pristine, tmp_path)
+    content = json.loads((old.path / "index.json").read_text())
+    del content["index"]["contents"]
+    content["hash"] = cache._hash(content["index"])
+    (old.path / "index.json").write_text(json.dumps(content))
+    (old.path / "contents.u8").unlink()
+    again = build(pristine, tmp_path)
+    assert again.path == old.path
+    assert again.contents.any(1).all()
 
 
 def test_the_arrays_are_read_only(pristine, tmp_path):
@@ -100,10 +136,12 @@ def test_no_readable_image_at_all(data, tmp_path):
 # Damage
 
 
-@pytest.mark.parametrize("damage", ["short", "zeros", "index", "no index", "no images", "edited", "folder only"])
+@pytest.mark.parametrize(
+    "damage", ["short", "zeros", "index", "no index", "no images", "edited", "folder only", "contents", "no contents"]
+)
 def test_a_damaged_cache_is_built_anew(pristine, tmp_path, damage):
     good = build(pristine, tmp_path)
-    expected, path = np.array(good.images), good.path
+    expected, path, contents = np.array(good.images), good.path, np.array(good.contents)
     images, index = path / "images.u8", path / "index.json"
     if damage == "short":
         images.write_bytes(images.read_bytes()[:-100])
@@ -111,6 +149,10 @@ def test_a_damaged_cache_is_built_anew(pristine, tmp_path, damage):
         images.write_bytes(bytes(images.stat().st_size))
     elif damage == "index":
         index.write_text(index.read_text()[:50])
+    elif damage == "contents":
+        (path / "contents.u8").write_bytes(bytes(24 * 16))
+    elif damage == "no contents":
+        (path / "contents.u8").unlink()
     elif damage == "edited":
         content = json.loads(index.read_text())
         content["index"]["unreadable"] = [[0, "made up"]]
@@ -121,6 +163,7 @@ def test_a_damaged_cache_is_built_anew(pristine, tmp_path, damage):
         images.unlink()
     again = build(pristine, tmp_path)
     assert np.array_equal(again.images, expected)
+    assert np.array_equal(again.contents, contents)
     assert again.readable.all()
 
 

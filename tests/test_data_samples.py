@@ -12,6 +12,7 @@ from fedskew.data.samples import (
     Sample,
     encode_labels,
     encode_metadata,
+    nearest_name,
     unknown_values,
 )
 
@@ -70,6 +71,29 @@ def test_no_samples_give_empty_arrays():
 def test_labels():
     samples = [dataclasses.replace(KNOWN, label=label) for label in HAM10000_CLASSES]
     assert encode_labels(samples, HAM10000_CLASSES).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("label", "near"),
+    [("melanoma", "mel"), ("NV", "nv"), ("vas", "vasc"), ("akiek", "akiec"), ("quux", ""), ("DF", "df")],
+)
+def test_the_nearest_class_is_named(label, near):
+    assert nearest_name(label, HAM10000_CLASSES) == near
+    with pytest.raises(DataError) as error:
+        encode_labels([KNOWN, dataclasses.replace(KNOWN, label=label)], HAM10000_CLASSES)
+    assert (f"{label!r} (1 images, nearest class {near!r})" in str(error.value)) is bool(near)
+
+
+def test_all_foreign_labels_are_told_with_their_numbers():
+    labels = ["scc", "ak", "ak", "mel", "x1", "x2", "x3", "x4", "x5"]
+    with pytest.raises(DataError) as error:
+        encode_labels([dataclasses.replace(KNOWN, label=label) for label in labels], HAM10000_CLASSES)
+    text = str(error.value)
+    assert "(model.classes)" in text
+    assert "'scc' (1 images" in text
+    assert "'ak' (2 images, nearest class 'akiec')" in text
+    assert "and 2 more" in text
+    assert "'mel' (" not in text
 
 
 def test_a_foreign_label_is_named_with_its_image_and_the_classes():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tls_server import only, statuses
 from typer.testing import CliRunner
 
@@ -85,6 +86,19 @@ def test_decoding_can_be_limited(hospital):
     assert "40 images decoded of 160" in only(check_data(hospital, None, HAM10000_CLASSES, most=40), "images").message
 
 
+def test_copies_and_notes_of_the_source_are_told(tmp_path):
+    for name, colour in (("mel/a.png", 90), ("nv/b.png", 90), ("nv/c.png", 91)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (colour, 20, 30)).save(tmp_path / name)
+    found = check_data(tmp_path, None, ("mel", "nv"))
+    lines = [finding.message for finding in found if finding.subject == "duplicates"]
+    assert lines[0] == "duplicates by content: 1 of 3 images are copies of others: mel/a.png = nv/b.png"
+    assert lines[1].startswith("duplicates across labels: 1 of 1")
+    notes = [finding for finding in found if finding.subject == "data" and finding.status == WARN]
+    assert "nothing is known of lesions" in notes[0].message
+    assert exit_code(found) == 0
+
+
 def test_no_data_at_all(tmp_path):
     (found,) = check_data(tmp_path / "absent", None, HAM10000_CLASSES)
     assert found.status == FAIL
@@ -146,7 +160,7 @@ def test_the_audit_log(tmp_path):
 
 
 def test_node_configurations(tmp_path):
-    assert check_node_config({"data-dir": "/data", "name": "a"}) == []
+    assert check_node_config({"data-dir": "/data", "manifest": "/etc/m.yaml", "name": "a"}) == []
     typo, relative = check_node_config({"data_dir": "/data", "policy": "p.yaml"})
     assert (typo.status, typo.remedy) == (WARN, "did you mean 'data-dir'?")
     assert (relative.status, relative.remedy) == (FAIL, f"policy='{Path('p.yaml').resolve()}'")

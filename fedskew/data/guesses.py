@@ -54,7 +54,8 @@ def columns_by_name(columns: Iterable[str]) -> dict[str, str]:
     left, found = list(columns), dict[str, str]()
     for key, names in COLUMNS.items():
         for name in names:
-            match = next((column for column in left if any(_speaks_of(word, name) for word in words(column))), None)
+            matches = [column for column in left if any(_speaks_of(word, name) for word in words(column))]
+            match = min(matches, key=lambda column: len(words(column)), default=None)  # dx before dx_type
             if match is not None:
                 found[key] = match
                 left.remove(match)

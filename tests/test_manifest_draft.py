@@ -1,0 +1,164 @@
+"""`fedskew manifest`: a draft out of what lies there, that reads back, decides nothing alone and overwrites nothing."""
+
+import re
+
+import pytest
+import yaml
+from test_data_sources import HAM, folder, jpeg, zip_file
+from typer.testing import CliRunner
+
+from fedskew.cli.main import app
+from fedskew.data.draft import draft_manifest
+from fedskew.data.guesses import columns_by_name, identifier, meaning, words
+from fedskew.data.manifest import parse_manifest
+from fedskew.data.samples import DataError
+from fedskew.data.sources import open_source
+
+HEAD = "Bild;Diagnose;Patienten-Nr;Läsion;Alter;Geschlecht;Ort;Lokalisation;Durchmesser;Typ;Bemerkung\n"
+ROWS = "".join(
+    f"IMG_{n:02d};{('Melanom', 'Nävus', 'unklar', 'BCC')[n % 4]};{n // 3};{n % 2};{30 + n},5;{'wmd'[n % 3]};Kiel;"
+    f"{('Rücken', 'Zehe')[n % 2]};{n * n % 17},5;{('II', 'I')[n % 2]};Text {n}\n"
+    for n in range(24)
+)
+PICTURES = {f"bilder/{n % 2}/img_{n:02d}.jpg": jpeg(n) for n in range(24)}
+
+
+def clinic(tmp_path, encoding="cp1252", **files):
+    others = {"notes.csv": b"a,b\n1,2\n", "readme.txt": b"IMG_01,IMG_02\nx,y\n"}
+    return folder(tmp_path / "d", {"befunde.csv": (HEAD + ROWS).encode(encoding), **PICTURES, **others, **files})
+
+
+def test_columns_values_and_encoding_are_guessed(tmp_path):
+    text = draft_manifest(clinic(tmp_path))
+    assert yaml.safe_load(text) == {
+        "file": "befunde.csv", "image": "bild", "label": "diagnose", "encoding": "cp1252", "lesion": "läsion",
+        "patient": "patienten-nr", "age": "alter", "sex": "geschlecht", "localization": "lokalisation",
+        "labels": {"Melanom": "mel", "Nävus": "nv", "BCC": "bcc"}, "sex_values": {"w": "female", "m": "male"},
+        "localization_values": {"Rücken": "back"},
+    }  # fmt: skip
+    for line in ("  # unklar:  # 6 rows", "  # d:  # 8 rows", "  # Zehe:  # 12 rows", "# not used: ort, bemerkung"):
+        assert line in text.splitlines(), line
+    assert "#   typ: {column: typ}  # 24 of 24 rows have a value, 2 different ones" in text
+    assert "#     typ: {weight: 0.05, values: [i, ii]}" in text
+    assert "encoding" not in draft_manifest(clinic(tmp_path, "utf-8"))
+
+
+def test_bins_are_suggested_by_quantiles(tmp_path):
+    text = draft_manifest(clinic(tmp_path))
+    assert "#   durchmesser: {column: durchmesser, numbers: true}" not in text, "9 different squares modulo 17: words"
+    table = "image,dx,mm\n" + "".join(f"{n:03d},nv,{n}\n" for n in range(101))
+    files = {"t.csv": table.encode()} | {f"{n:03d}.jpg": jpeg(n) for n in range(101)}
+    found = draft_manifest(folder(tmp_path / "mm", files))
+    assert "#     mm: {weight: 0.05, bins: [0, 20, 40, 60, 80]}  # by the quantiles of this table" in found
+    assert "#   mm: {column: mm, numbers: true}  # 101 of 101 rows have a value, 101 different ones" in found
+
+
+def test_the_suggestions_can_be_used_as_they_stand(tmp_path):
+    path = clinic(tmp_path)
+    text = draft_manifest(path).replace("  # unklar:", "  unklar: null")
+    further = re.search(r"# metadata:\n((?:#   .*\n)+)", text)
+    text += re.sub(r"^# ?", "", further.group(0), flags=re.MULTILINE)
+    source = open_source(path, manifest=parse_manifest(text, "draft"))
+    assert len(source.samples) == 18
+    assert source.missing == ()
+    assert {dict(sample.metadata)["typ"] for sample in source.samples} == {"i", "ii"}
+
+
+def test_what_is_undecided_stops_the_reading_and_does_not_drop_images(tmp_path):
+    path = clinic(tmp_path)
+    with pytest.raises(DataError, match="diagnosis 'unklar' is not among"):
+        open_source(path, manifest=parse_manifest(draft_manifest(path), "draft"))
+
+
+def test_a_table_without_a_known_diagnosis_asks_for_it(tmp_path):
+    path = folder(tmp_path / "d", {"t.csv": b"file,x,y\na,1,q\nb,2,q\n", "a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    text = draft_manifest(path)
+    assert "label:  # which column holds the diagnosis? perhaps x" in text.splitlines()
+    assert any(line.startswith("# patient:  # name the column") for line in text.splitlines())
+    with pytest.raises(DataError, match="lacks label"):
+        parse_manifest(text, "draft")
+
+
+def test_the_table_that_names_most_images_is_taken_even_in_an_archive(tmp_path):
+    tables = {"d/few.csv": b"i,dx\na,mel\n", "d/sub/all.tsv": b"n\tdx\n../a.jpg\tmel\n../b.jpg\tnv\n"}
+    files = tables | {"d/a.jpg": jpeg(1), "d/b.jpg": jpeg(2)}
+    text = draft_manifest(zip_file(tmp_path / "d.zip", files))
+    assert yaml.safe_load(text)["file"] == "d/sub/all.tsv"
+    assert yaml.safe_load(text)["image"] == "n"
+
+
+def test_an_age_column_that_holds_no_ages_is_none(tmp_path):
+    rows = "".join(f"{n}.jpg,nv,{'child' if n % 2 else 'adult'}\n" for n in range(4))
+    files = {"t.csv": f"i,dx,age\n{rows}".encode()} | {f"{n}.jpg": jpeg(n) for n in range(4)}
+    text = draft_manifest(folder(tmp_path / "d", files))
+    assert "age" not in yaml.safe_load(text)
+    assert "#   age: {column: age}" in text
+
+
+def test_folders_by_class_get_their_labels(tmp_path):
+    path = folder(tmp_path / "d", {"Melanom/a.jpg": jpeg(1), "Naevus/b.jpg": jpeg(2), "x/c.jpg": jpeg(3)})
+    text = draft_manifest(path)
+    assert yaml.safe_load(text) == {"labels": {"Melanom": "mel", "Naevus": "nv"}}
+    assert "  # x:  # 1 rows" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (HAM, "has the layout of HAM10000, which is read as it is"),
+        ({"X_GroundTruth.csv": b"image,MEL,NV\na,1,0\n", "a.jpg": b""}, "layout of an ISIC challenge"),
+        ({"t.csv": b"a,b\n1,2\n", "x.jpg": b""}, "no table .* names image files"),
+        ({"x.jpg": b""}, "no table .* names image files"),
+    ],
+)
+def test_where_no_draft_can_be_made(tmp_path, files, words):
+    with pytest.raises(DataError, match=words):
+        draft_manifest(folder(tmp_path / "d", files))
+
+
+# The command
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["manifest", *map(str, words)])
+
+
+def test_the_command_writes_beside_the_data_and_never_over_a_file(tmp_path):
+    path = clinic(tmp_path)
+    done = run(path)
+    assert done.exit_code == 0, done.output
+    assert (path / "manifest.yaml").read_text(encoding="utf-8") == draft_manifest(path)
+    assert f"drafted {path}/manifest.yaml: check every line" in done.output
+    assert "still to be settled: befunde.csv, lines 4, 8, 12 and 3 more: diagnosis 'unklar'" in done.output
+    assert f"fedskew doctor site --data-dir {path}" in done.output
+    (path / "manifest.yaml").write_text("mine")
+    again = run(path)
+    assert again.exit_code == 2
+    assert "is there already and stays as it is" in again.output
+    assert (path / "manifest.yaml").read_text() == "mine"
+    other = run(path, "--out", tmp_path / "other.yaml")
+    assert other.exit_code == 0
+    assert f"--manifest {tmp_path}/other.yaml" in other.output
+
+
+def test_the_command_says_what_it_reads(tmp_path):
+    path = folder(tmp_path / "d", {"t.csv": b"i,dx\na,mel\nb,nv\nc,nv\n", "a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    done = run(path)
+    assert "read with it: 3 images, 1 of them without a file" in done.output
+    assert "note: nothing is known of lesions" in done.output
+    assert run(tmp_path / "absent").exit_code == 2
+    assert "does not exist" in run(tmp_path / "absent").output
+
+
+# Guesses
+
+
+def test_names_of_columns_are_taken_apart():
+    assert words("Alter (Jahre)") == ["alter", "jahre"]
+    assert words("age_years2") == ["age", "years"]
+    assert identifier("Größe (mm)") == "grosse_mm"
+    assert identifier("§") == "column"
+    found = columns_by_name(["image_stage", "patientennummer", "sexualität", "age_years", "dx_type", "dx", "sex"])
+    assert found == {"label": "dx", "patient": "patientennummer", "age": "age_years", "sex": "sex"}
+    assert meaning("W", {"female": ("w",)}) == meaning("FEMALE", {"female": ("w",)}) == "female"
+    assert meaning("x", {"female": ("w",)}) is None
