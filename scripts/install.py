@@ -10,15 +10,18 @@ import argparse
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 OLDEST = (3, 11)
 MARKER = ".installed"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-STEPS = 4
+STEPS, PROBE_SECONDS = 4, 15
 
 
 class InstallError(Exception):
@@ -92,7 +95,7 @@ def install_torch(python: Path, build: str, index: str) -> None:
         pip(python, "torch", "torchvision")
         return
     try:
-        pip(python, "--index-url", index, "--retries", "1", "--timeout", "20", "torch", "torchvision")
+        install_cpu_build(python, index)
     except InstallError:
         if build == "cpu":
             raise InstallError(
@@ -105,6 +108,29 @@ def install_torch(python: Path, build: str, index: str) -> None:
             flush=True,
         )
         pip(python, "torch", "torchvision")
+
+
+def install_cpu_build(python: Path, index: str) -> None:
+    """Both packages from an index of CPU builds. Raises `InstallError`."""
+    if not answers(index):
+        raise InstallError(f"{index} does not answer")
+    pip(python, "--index-url", index, "torch", "torchvision")
+    # pip also takes from places that its configuration names, and builds of different kinds do not go together
+    fits = subprocess.run([str(python), "-c", "import torchvision"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if fits.returncode:
+        run([str(python), "-m", "pip", "uninstall", "--yes", "torch", "torchvision"], "pip could not take them away")
+        raise InstallError("pip took torch and torchvision from places that do not go together")
+
+
+def answers(index: str) -> bool:
+    """Whether an index of packages can be reached: pip would try each package for minutes."""
+    try:
+        with urllib.request.urlopen(index.rstrip("/") + "/torch/", timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.URLError as error:  # also for the answers 403 and 404
+        return isinstance(error.reason, ssl.SSLError)  # pip has certificates of its own configuration
+    except OSError:
+        return False
 
 
 def has_gpu() -> bool:
