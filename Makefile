@@ -1,6 +1,10 @@
-# make demo: a federated run with pruning on generated data.   make test: the tests.   See README.md.
+# make install: .venv with everything in it.   make demo: a federated run with pruning on generated data.
+# make test: the tests.   See README.md.
 PYTHON ?= python3
 VENV   ?= .venv
+# auto: torch for the CPU where there is no NVIDIA GPU; cpu, cuda: that build.   TORCH_INDEX: where the CPU builds are.
+TORCH  ?= auto
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
@@ -10,10 +14,7 @@ export FLWR_DISABLE_UPDATE_CHECK ?= 1
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,plots]'
-	$(BIN)/fedskew setup
-	touch $@
+	@$(PYTHON) scripts/install.py $(VENV) --torch $(TORCH) --torch-index $(TORCH_INDEX)
 
 demo: install
 	@$(BIN)/fedskew run --preset demo --nodes 4; status=$$?; $(BIN)/fedskew stop > /dev/null; exit $$status

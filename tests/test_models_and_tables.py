@@ -251,7 +251,7 @@ def test_a_plot_copes_with_rounds_without_evaluation(folder_of, tmp_path):
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyplot, "close", lambda figure: drawn.append(figure))
+        patch.setattr(pyplot, "close", lambda figure=None: drawn.append(figure) if figure is not None else None)
         plot_runs([path, path], tmp_path / "runs.png")
     accuracy, parameters = drawn[0].axes[:2]
     assert accuracy.lines[0].get_xdata().tolist() == [0, 2, 3]

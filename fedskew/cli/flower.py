@@ -15,9 +15,6 @@ import psutil
 
 from fedskew.cli.errors import refuse
 from fedskew.config import Config, load_config
-from fedskew.ops.supervise import run_config_text
-from fedskew.runs.folder import CONFIG
-from fedskew.runs.resume import finished_message, is_finished, node_count, planned_folder, resume_config
 
 SIMULATION = "local-simulation"
 CONNECTION = '\n[superlink.local-simulation]\naddress = ":local:"\n'
@@ -85,6 +82,8 @@ def app_directory() -> Path:
 
 def flower_command(request: RunRequest, run_name: str) -> list[str]:
     """The `flwr run` command of a request."""
+    from fedskew.ops.supervise import run_config_text
+
     values = named(request.values, run_name)
     command = ["flwr", "run", str(app_directory()), request.connection, "--stream", "-c", run_config_text(values)]
     federation = federation_config(request)
@@ -124,11 +123,15 @@ def folder_of(values: Mapping[str, str]) -> Path:
         ConfigError: see `load_config`.
         RunFolderError: the name that was chosen is taken.
     """
+    from fedskew.runs.resume import planned_folder
+
     return Path(values["resume"]) if values.get("resume") else planned_folder(config_of(values))
 
 
 def nodes_of(values: Mapping[str, str], asked: int | None, connection: str) -> int:
     """How many nodes to simulate; see `node_count`. Nodes that are real ones are not counted."""
+    from fedskew.runs.resume import node_count
+
     return node_count(values.get("resume", "") if connection == SIMULATION else "", asked)
 
 
@@ -138,6 +141,9 @@ def done_message(request: RunRequest) -> str:
     Raises:
         RunFolderError, ConfigError: see `resume_config`. Elsewhere than here the run folder need not be visible.
     """
+    from fedskew.runs.folder import CONFIG
+    from fedskew.runs.resume import finished_message, is_finished, resume_config
+
     folder = Path(request.values.get("resume", ""))
     if not request.values.get("resume") or (request.connection != SIMULATION and not (folder / CONFIG).is_file()):
         return ""

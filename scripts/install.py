@@ -1,0 +1,193 @@
+"""What `make install` does: a virtual environment with fedskew in it, all of it or nothing.
+
+    python3 scripts/install.py .venv --torch auto
+
+Runs before anything is installed, so it needs the standard library alone, and its syntax is old enough for the Python
+that it refuses.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+OLDEST = (3, 11)
+MARKER = ".installed"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+STEPS, PROBE_SECONDS = 4, 15
+
+
+class InstallError(Exception):
+    """An installation that cannot be finished; the message says what to do."""
+
+
+def main() -> int:
+    """Install; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("venv", type=Path)
+    parser.add_argument("--torch", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--torch-index", default=CPU_INDEX)
+    parser.add_argument("--extras", default="dev,plots")
+    given = parser.parse_args()
+    if sys.version_info < OLDEST:
+        print(old_python(), file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is taken back
+    started, fresh = time.monotonic(), not given.venv.exists()
+    (given.venv / MARKER).unlink(missing_ok=True)
+    try:
+        install(given.venv, given.torch, given.torch_index, given.extras)
+    except BaseException as error:  # also Ctrl-C
+        take_back(given.venv, fresh)
+        if not isinstance(error, InstallError):
+            raise
+        print(f"make install: {error}", file=sys.stderr)
+        return 1
+    (given.venv / MARKER).touch()
+    print(f"installed in {given.venv} in {time.monotonic() - started:.0f} s; activate it in every new shell:")
+    print(f"  source {given.venv}/bin/activate")
+    return 0
+
+
+def old_python() -> str:
+    """One line for a Python that is too old, with a newer one if there is one."""
+    have, need = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, OLDEST))
+    newer = next(filter(is_new_enough, ("python3.13", "python3.12", "python3.11")), None)
+    remedy = f"make install PYTHON={newer}" if newer else f"install Python {need} or newer, then make install PYTHON=…"
+    return f"make install: {sys.executable} is Python {have}, fedskew needs {need} or newer: {remedy}"
+
+
+def install(venv: Path, torch: str, index: str, extras: str) -> None:
+    """All steps. Raises `InstallError`."""
+    python = venv / "bin" / "python"
+    say(1, f"a virtual environment in {venv}, Python {sys.version.split()[0]}")
+    if not is_usable(python):
+        run([sys.executable, "-m", "venv", "--clear", str(venv)], "the environment cannot be made")
+    say(2, "torch")
+    install_torch(python, torch, index)
+    say(3, f"fedskew and what it needs ({extras})")
+    pip(python, "--editable", f".[{extras}]")
+    say(4, "Flower's connection for simulations")
+    run([str(venv / "bin" / "fedskew"), "setup"], "fedskew was installed and does not start")
+
+
+def install_torch(python: Path, build: str, index: str) -> None:
+    """The build that was asked for; `auto` takes that for the CPU where there is no NVIDIA GPU."""
+    have = installed_torch(python)
+    if have:
+        print(f"torch {have} is there (another build: make clean, then make install TORCH=cpu or cuda)", flush=True)
+        return
+    wanted = build
+    if build == "auto":
+        wanted = "cuda" if has_gpu() or sys.platform != "linux" else "cpu"
+        why = "there is an NVIDIA GPU" if has_gpu() else "there is no NVIDIA GPU"
+        print(
+            f"{why}: {'the usual build' if wanted == 'cuda' else 'the CPU build'} (TORCH=cpu, TORCH=cuda)", flush=True
+        )
+    if wanted == "cuda":
+        pip(python, "torch", "torchvision")
+        return
+    try:
+        install_cpu_build(python, index)
+    except InstallError:
+        if build == "cpu":
+            raise InstallError(
+                f"the CPU build of torch cannot be had from {index}; name a mirror with TORCH_INDEX=URL, or take the "
+                "build of your usual index with TORCH=cuda (gigabytes of libraries, it runs on a CPU too)"
+            ) from None
+        print(
+            f"the CPU build cannot be had from {index} (a mirror: TORCH_INDEX=URL): taking the build of the usual "
+            "index, with gigabytes of libraries for GPUs; it runs on a CPU too",
+            flush=True,
+        )
+        pip(python, "torch", "torchvision")
+
+
+def install_cpu_build(python: Path, index: str) -> None:
+    """Both packages from an index of CPU builds. Raises `InstallError`."""
+    if not answers(index):
+        raise InstallError(f"{index} does not answer")
+    pip(python, "--index-url", index, "torch", "torchvision")
+    # pip also takes from places that its configuration names, and builds of different kinds do not go together
+    fits = subprocess.run([str(python), "-c", "import torchvision"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if fits.returncode:
+        run([str(python), "-m", "pip", "uninstall", "--yes", "torch", "torchvision"], "pip could not take them away")
+        raise InstallError("pip took torch and torchvision from places that do not go together")
+
+
+def answers(index: str) -> bool:
+    """Whether an index of packages can be reached: pip would try each package for minutes."""
+    try:
+        with urllib.request.urlopen(index.rstrip("/") + "/torch/", timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.URLError as error:  # also for the answers 403 and 404
+        return isinstance(error.reason, ssl.SSLError)  # pip has certificates of its own configuration
+    except OSError:
+        return False
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver shows a GPU."""
+    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+
+
+def is_new_enough(name: str) -> bool:
+    """Whether there is a Python of that name that fedskew can use."""
+    found = shutil.which(name)  # which may be a launcher for a version that is not there
+    code = f"import venv, sys; sys.exit(sys.version_info < {OLDEST})"
+    return found is not None and not subprocess.run([found, "-c", code], stderr=subprocess.DEVNULL).returncode
+
+
+def is_usable(python: Path) -> bool:
+    """Whether an environment that is there can be gone on with."""
+    code = f"import pip, sys; sys.exit(sys.version_info < {OLDEST})"
+    return python.exists() and not subprocess.run([str(python), "-c", code], stderr=subprocess.DEVNULL).returncode
+
+
+def installed_torch(python: Path) -> str:
+    """Version of torch in the environment; empty if there is none."""
+    code = "import importlib.metadata as m; print(m.version('torch'), m.version('torchvision'))"
+    found = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return found.stdout.split()[0] if not found.returncode else ""
+
+
+def pip(python: Path, *words: str) -> None:
+    """Run `pip install`, which shows its own progress."""
+    run([str(python), "-m", "pip", "install", *words], "pip could not install it: its reason stands above")
+
+
+def run(command: list, otherwise: str) -> None:
+    """Run a command. Raises `InstallError` with `otherwise` if it fails."""
+    print("$ " + " ".join(command), flush=True)
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    try:
+        code = subprocess.run(command, env=environment).returncode
+    except OSError as error:
+        raise InstallError(f"{otherwise} ({error})") from None
+    if code:
+        raise InstallError(otherwise)
+
+
+def take_back(venv: Path, fresh: bool) -> None:
+    """Leave no environment that only looks finished."""
+    if fresh:
+        shutil.rmtree(venv, ignore_errors=True)
+        print(f"make install: {venv} was taken away again; what pip fetched it keeps for the next try", file=sys.stderr)
+    else:
+        print(f"make install: {venv} is incomplete; `make install` again completes it", file=sys.stderr)
+
+
+def say(number: int, text: str) -> None:
+    """Announce a step."""
+    print(f"[{number}/{STEPS}] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
