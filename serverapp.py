@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedskew.console import in_flower
-from fedskew.federation.settings import run_app
+from fedskew.federation.settings import run_on
 
 app = ServerApp()
 
@@ -13,4 +13,4 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
     with in_flower():
-        run_app(grid, context.run_config)
+        run_on(grid, context.run_config)

@@ -51,9 +51,9 @@ def test_images_beside_the_folders_are_counted(tmp_path):
 
 
 def test_folders_that_lie_too_deep_are_named(tmp_path):
-    source = open_source(folder(tmp_path / "d", PICTURES | {"nv/P1/x/y/z.jpg": jpeg(8), "nv/P1/x/ok.jpg": jpeg(9)}))
+    source = open_source(folder(tmp_path / "d", PICTURES | {"nv/P1/x/w/y/z.jpg": jpeg(8), "nv/P1/x/w/ok.jpg": jpeg(9)}))
     assert len(source.samples) == 5
-    assert source.notes[-1].startswith("1 folders lie too deep to be looked into (e.g. nv/P1/x/y/)")
+    assert source.notes[-1].startswith("1 folders lie too deep to be looked into (e.g. nv/P1/x/w/y/)")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import serverapp
 from fedskew.cli.main import app
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import to_mapping
+from fedskew.config.schema import MetadataColumn
 from fedskew.data.prepare import open_data
 from fedskew.data.synthetic import generate
 from fedskew.federation import client
@@ -48,6 +49,8 @@ def other_value(key, config):
     section, name = key.replace("-", "_").split(".")
     spec = next(field for field in fields(getattr(config, section)) if field.name == name)
     value, choices = getattr(getattr(config, section), name), spec.metadata["choices"]
+    if key == "model.metadata":
+        return (MetadataColumn("origin", 0.1, ("a", "b")),)
     if choices:
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
@@ -463,11 +466,11 @@ def test_a_sweep_begins_in_a_folder_that_it_made(tmp_path, generated):
     assert json.loads((folder.path / "starts.jsonl").read_text())["round"] == 0
 
 
-def test_flowers_server_says_what_is_wrong_in_one_line_of_its_own(copy, caplog):
+def test_flowers_server_says_what_is_wrong_in_one_line_of_its_own(copy, capsys):
     grid = LocalGrid(make_client_app(), 2)
     context = Context(1, 0, {}, RecordDict(), {"resume": str(copy(1)), "set": "federation.join-deadline=0"})
     with pytest.raises(RunFolderError, match="begun with 3 nodes"):
         serverapp.main(grid, context)
-    (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
-    assert line.startswith("fedskew: ")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "error: " in line]
+    assert line.startswith("fedskew: error: ")
     assert 'Give flwr run --federation-config "num-supernodes=3"' in line

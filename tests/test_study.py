@@ -1,12 +1,14 @@
 """A study: cells times seeds in their order, and all that is wrong with it said at once, before anything runs."""
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import MICRO
 
 from fedskew.config import load_config
+from fedskew.config.schema import RunConfig
 from fedskew.runs.study import Given, StudyError, read_study
 
 STUDIES = Path(__file__).resolve().parent.parent / "benchmarks" / "studies"

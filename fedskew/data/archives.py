@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from fedskew.data.samples import DataError
 
-MAX_FOLDER_DEPTH = 4  # path/ham10000/HAM10000_images_part_1/x.jpg is 3; more is not a data set but a disk
+MAX_FOLDER_DEPTH = 5  # path/ham10000/HAM10000_images_part_1/x.jpg is 3; more is not a data set but a disk
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2")
 # what the standard library raises over damaged archives and failing disks
 _DAMAGE = (
@@ -127,7 +127,7 @@ def _near_names(path: Path) -> str:
 
 
 class FolderStore(Store):
-    """A folder, listed to a depth of four. Names may also be absolute or climb with `..` (manifests do)."""
+    """A folder, listed to a depth of five. Names may also be absolute or climb with `..` (manifests do)."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -49,19 +49,6 @@ def run_on(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
     return go_on(grid, config, Path(resume)) if resume else FederatedRun(grid, config).run()
 
 
-def run_app(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
-    """`run_on`, as Flower's ServerApp: what a person can mend is said at once and by itself.
-
-    Flower tells it when its engine has come down, below a traceback, and not at all if the engine fails too.
-    """
-    try:
-        return run_on(grid, run_config)
-    except (ValueError, RuntimeError) as error:
-        if type(error).__module__.startswith("fedskew."):
-            log.error("fedskew: %s", error)
-        raise
-
-
 def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
     """Go on in a run folder from its last finished round; a finished run is left exactly as it is.
 

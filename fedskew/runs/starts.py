@@ -60,7 +60,12 @@ def changed_settings(saved: Config, wanted: Config) -> Iterator[tuple[str, Any, 
             before = old[section]
             keys = [*values, *(key for key in before if key not in values)]
             yield from ((f"{section}.{key}", before.get(key), values.get(key))
-                        for key in keys if before.get(key) != values.get(key))  # fmt: skip
+                        for key in keys if _text(before.get(key)) != _text(values.get(key)))  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    """A setting as text: the order of `model.metadata` counts, as it is that of the model's embeddings."""
+    return json.dumps(value)
 
 
 def first_start(config: Config) -> str:
