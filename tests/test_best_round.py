@@ -14,7 +14,7 @@ from fedskew.federation.server_model import ServerModel
 from fedskew.federation.simulation import make_client_app
 from fedskew.runs.modelfile import read_model
 from fedskew.runs.predictions import read_predictions
-from fedskew.runs.report import COLUMNS, round_line
+from fedskew.runs.report import round_heading, round_line
 from fedskew.runs.resume import open_checkpoint, resume_config
 
 
@@ -184,7 +184,7 @@ def test_a_line_of_the_log_has_a_dash_where_nothing_was_evaluated(sparse):
     old = {key: value for key, value in records[4].items() if key != "selection"}
     assert round_line(old, config, 10.0)[0].split()[-1] == "-", "a record of an earlier version"
     assert len(line) == len(full) - 1, "columns stay in line"
-    assert round_line(records[0], config, 10.0)[0] == COLUMNS
+    assert round_line(records[0], config, 10.0)[0] == round_heading(config)
 
 
 def test_evaluating_less_often_changes_no_model(sparse, tmp_path):
