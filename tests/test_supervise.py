@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from fedskew.errors import ExitCode
 from fedskew.ops.supervise import FIRST_TRIES, PATIENCE, FlowerCommands, Supervisor, Unreachable
 
 VALUES = {"preset": "demo", "set": "run.name=here", "data-dir": "/data", "output-dir": "/runs"}
@@ -69,7 +70,7 @@ def test_failures_without_a_finished_round_end_it(supervised):
 
 def test_a_run_that_a_person_stopped_stays_stopped(supervised):
     flower = _Flower([("finished:stopped", "")])
-    assert supervised(flower)[0] == 1
+    assert supervised(flower)[0] == ExitCode.STOPPED
     assert len(flower.submitted) == 1
 
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Protocol, TypeVar
 
 from fedskew.config import load_config
+from fedskew.errors import ExitCode
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
 from fedskew.runs.report import round_line, summary_text
 
@@ -134,7 +137,7 @@ class Supervisor:
         self._trouble, self._answered = "", False
 
     def run(self) -> int:
-        """Returns the exit code: 0 if the run completed.
+        """Returns the exit code: 0 if the run went through all of its rounds.
 
         Raises:
             Unreachable: the SuperLink never answered.
@@ -145,15 +148,17 @@ class Supervisor:
             if status == COMPLETED:
                 return self._end()
             if status == STOPPED:
-                self._say(f"the run was stopped by hand; go on with resume: {self._folder}")
-                return 1
+                self._say(
+                    f"the run was stopped by hand; go on with: fedskew run --resume {shlex.quote(str(self._folder))}"
+                )
+                return ExitCode.STOPPED
             fruitless = fruitless + 1 if self._rounds() == finished else 0
             finished = self._rounds()
             self._say(f"the run failed after round {finished}: {details or status}")
             if fruitless < PATIENCE:
                 self._sleep(PAUSE_SECONDS)
         self._say(f"gave up: {PATIENCE} failures in a row without a finished round; see `flwr log` for the reason")
-        return 1
+        return ExitCode.FAILED
 
     def _attempt(self) -> tuple[str, str]:
         """One submitted run up to its end."""
@@ -204,7 +209,7 @@ class Supervisor:
             config = load_config(file=self._folder / CONFIG)
             for index in range(self._shown, len(records)):
                 elapsed = sum(record["seconds"] for record in records[: index + 1])
-                for line in round_line(records[index], config, elapsed):
+                for line in round_line(records[index], config, elapsed, get_terminal_size().columns):
                     self._say(line)
         self._shown = len(records)
 
@@ -212,9 +217,10 @@ class Supervisor:
         path = self._folder / SUMMARY
         if not path.is_file():
             self._say(f"the run is complete; its folder {self._folder} cannot be seen from here")
-            return 0
-        self._say(summary_text(json.loads(path.read_text(encoding="utf-8")), self._folder))
-        return 0
+            return ExitCode.OK
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        self._say(summary_text(summary, self._folder))
+        return ExitCode.STOPPED if summary.get("stopped") else ExitCode.OK
 
 
 def _resumable(values: Mapping[str, str]) -> dict[str, str]:
@@ -228,7 +234,8 @@ def supervise(flower: Submitter, values: Mapping[str, str], folder: Path) -> int
         return Supervisor(flower, values, folder, say=lambda line: print(line, flush=True)).run()
     except Unreachable as trouble:
         print(f"fedskew: the SuperLink does not answer: {trouble}", file=sys.stderr)
-        return 1
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        print(f"no longer watched; the run itself goes on. Resume later with: {folder}", file=sys.stderr)
-        return 130
+        print(f"no longer watched; the run itself goes on. Watch it again: fedskew run --supervise --resume {folder}",
+              file=sys.stderr)  # fmt: skip
+        return ExitCode.INTERRUPTED

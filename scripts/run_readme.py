@@ -1,0 +1,96 @@
+"""Run every command of README.md in this checkout, in order, as a person would type them in one shell.
+
+    python3 scripts/run_readme.py          # what CI does first on its fresh clone: it also installs
+    python3 scripts/run_readme.py --list   # only print them
+
+Commands are the lines of its ```bash blocks. Three things are not as a reader has them: the clone is this checkout, its
+`HAM10000` is a folder of generated images in the layout of the real one, Flower's and fedskew's homes are temporary. A
+block below a line `<!-- not in CI: the reason -->` is told and left out. Needs the standard library alone: nothing is
+installed when it begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(?:<!-- not in CI: (?P<reason>[^>]*?) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+DATA, IMAGES = "HAM10000", 300
+LEFT_BEHIND = (DATA, "runs", "runs.png")  # by the commands
+GENERATE = f"""
+python - <<'END'
+from pathlib import Path
+from fedskew.data.synthetic import generate
+generate(Path({DATA!r}), images={IMAGES}, seed=0)
+END
+"""
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """The commands of a document in order, each with the reason why CI leaves it out, or nothing.
+
+    A line that ends in a backslash goes on in the next; comments and empty lines are no commands.
+    """
+    found = []
+    for block in BLOCK.finditer(text):
+        for line in block["code"].replace("\\\n", " ").splitlines():
+            if command := re.split(r"(?:^|\s)#", line)[0].strip():
+                found.append((command, block["reason"] or ""))
+    return found
+
+
+def script(found: list[tuple[str, str]]) -> str:
+    """A bash script that shows and runs them, and stops at the first that fails."""
+    lines = ["set -euo pipefail", "trap 'fedskew stop || true' EXIT"]
+    made = False
+    for command, reason in found:
+        if reason:
+            lines.append(f"echo {shlex.quote(f'- left out ({reason}): {command}')}")
+            continue
+        if re.match(r"git clone .* && cd \S+$", command):
+            lines.append(f"echo {shlex.quote(f'- this checkout is the clone: {command}')}")
+            continue
+        if DATA in command and not made:
+            lines += [f"echo '- {IMAGES} generated images stand for {DATA}'", GENERATE.strip()]
+            made = True
+        quoted = shlex.quote(f"$ {command}")
+        lines += [f"echo {quoted}; SECONDS=0", command, 'echo "- ${SECONDS} s"']
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run or list them; the exit code is that of the first command that fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="only print them")
+    listing = parser.parse_args().list
+    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    if listing:
+        print("\n".join(f"{command}   # not in CI: {reason}" if reason else command for command, reason in found))
+        return 0
+    in_the_way = [name for name in LEFT_BEHIND if (ROOT / name).exists()]
+    if in_the_way:
+        print(f"{', '.join(in_the_way)} lies in {ROOT} already: run this in a fresh clone", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as home:
+        environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+        environment |= {"FLWR_HOME": f"{home}/flwr", "FEDSKEW_HOME": f"{home}/fedskew"}
+        try:
+            done = subprocess.run(["bash", "-c", script(found)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
+        finally:
+            for name in LEFT_BEHIND:
+                path = ROOT / name
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    print("README.md: every command works" if not done.returncode else "README.md: this command failed")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
