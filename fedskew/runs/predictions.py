@@ -56,10 +56,10 @@ def read_predictions(path: Path) -> Predictions:
     except FileNotFoundError:
         raise PredictionsError(
             f"{path} does not exist: runs save it after an evaluated round; for a run without it, "
-            f"fedskew evaluate RUN --data DIR --predictions {path}"
+            f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PredictionsError(
             f"{path} cannot be read as predictions ({error}); make it anew with "
-            f"fedskew evaluate RUN --data DIR --predictions {path}"
+            f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from error
