@@ -46,7 +46,7 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for command in _all_commands(self):
-            if not command.ignore_unknown_options:  # its arguments are another program's
+            if not command.context_settings.get("ignore_unknown_options"):  # its arguments are another program's
                 command.params.append(debug_option())
 
     def resolve_command(
