@@ -171,7 +171,7 @@ def test_a_tampered_bundle_is_not_run_by_sites_that_pin_the_hash(tmp_path):
                 "\npathlib.Path(os.environ['FEDSKEW_HOME'], 'stolen').write_text('ran')\n"
             )
         settings = "federation.rounds=1 federation.max-missed-rounds=1"
-        assert cluster.run(settings, name="tampered", app=evil).wait(PATIENCE) == 0
+        assert cluster.run(settings, name="tampered", app=evil).wait(PATIENCE) == 3, "ended before its last round"
         (record,) = cluster.records("tampered")[1:]
         assert record["kept_model"]
         assert set(record["failed"]) == set(cluster.sites)
