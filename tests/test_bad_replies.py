@@ -247,7 +247,10 @@ SMALL = json.loads(dense_architecture(tiny_config().model).to_json())
         ({"architecture": json.dumps(SMALL | {"image_size": -32})}, "image_size"),
         ({"architecture": json.dumps(SMALL | {"image_size": 10**9})}, "image_size"),
         ({"architecture": json.dumps(SMALL | {"classes": ["a", "b"]})}, "do not fit"),
-        ({"architecture": json.dumps(SMALL | {"vocabularies": [["keys", ["u"]]], "weights": [1, 0]})}, "do not fit"),
+        (
+            {"architecture": json.dumps(SMALL | {"vocabularies": [["keys", ["u"]]], "weights": [1, 0]})},
+            "torch's modules",
+        ),
         ({"architecture": 3}, "architecture"),
         ({"run-config": "["}, "run-config"),
         ({"run-config": "[]"}, "run-config"),

@@ -218,7 +218,7 @@ def test_an_accident_tells_no_details(site, monkeypatch, tmp_path):
     with_policy, log, _, _ = site
     secret = OSError("disk error in /data/patient-4711.jpg")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise secret
 
     monkeypatch.setattr("fedskew.federation.client.node_data", fail)
