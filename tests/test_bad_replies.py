@@ -249,7 +249,7 @@ SMALL = json.loads(dense_architecture(tiny_config().model).to_json())
         ({"architecture": json.dumps(SMALL | {"classes": ["a", "b"]})}, "do not fit"),
         (
             {"architecture": json.dumps(SMALL | {"vocabularies": [["keys", ["u"]]], "weights": [1, 0]})},
-            "torch's modules",
+            "for themselves",
         ),
         ({"architecture": 3}, "architecture"),
         ({"run-config": "["}, "run-config"),
