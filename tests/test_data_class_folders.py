@@ -16,8 +16,9 @@ def labels_of(source):
     return {sample.image_id: (sample.label, sample.group, sample.image) for sample in source.samples}
 
 
-@pytest.mark.parametrize("prefix", ["", "data/", "data/set/"])
-@pytest.mark.parametrize("kind", [folder, zip_file, tar_file])
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [(folder, ""), (folder, "data/"), (zip_file, ""), (zip_file, "data/set/"), (tar_file, "d/")]
+)
 def test_the_first_folder_level_is_the_class_whatever_lies_around_all(tmp_path, kind, prefix):
     files = {prefix + name: content for name, content in PICTURES.items()} | OTHERS
     source = open_source(kind(tmp_path / "d.zip", files))

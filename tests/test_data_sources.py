@@ -133,6 +133,15 @@ def test_column_dataset_is_optional(tmp_path):
     assert {sample.site for sample in source.samples} == {None}
 
 
+def test_a_copy_without_lesions_or_in_another_encoding_is_noted(tmp_path):
+    assert open_source(folder(tmp_path / "d", HAM)).notes == ()
+    table = "\n".join(line.split(",", 1)[1] for line in TABLE.splitlines()).replace("back", "Rücken")
+    files = HAM | {"HAM10000_metadata.csv": table.encode("cp1252")}
+    encoding, lesions = open_source(folder(tmp_path / "e", files)).notes
+    assert encoding.startswith("HAM10000_metadata.csv is not UTF-8: read as cp1252")
+    assert lesions.startswith("nothing is known of lesions or patients")
+
+
 def test_a_row_without_lesion_is_its_own_lesion(tmp_path):
     table = TABLE.replace("HAM_1,ISIC_1", ",ISIC_1")
     source = open_source(folder(tmp_path / "d", HAM | {"HAM10000_metadata.csv": table.encode()}))

@@ -1,5 +1,6 @@
 """`fedskew manifest`: a draft out of what lies there, that reads back, decides nothing alone and overwrites nothing."""
 
+import json
 import re
 
 import pytest
@@ -162,3 +163,12 @@ def test_names_of_columns_are_taken_apart():
     assert found == {"label": "dx", "patient": "patientennummer", "age": "age_years", "sex": "sex"}
     assert meaning("W", {"female": ("w",)}) == meaning("FEMALE", {"female": ("w",)}) == "female"
     assert meaning("x", {"female": ("w",)}) is None
+
+
+def test_the_doctor_takes_the_manifest_of_the_node_configuration(tmp_path):
+    path = folder(tmp_path / "d", {"t.csv": b"i,dx\na,x\nb,y\n", "a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    (tmp_path / "m.yaml").write_text("file: t.csv\nimage: i\nlabel: dx\nlabels: {x: mel, y: nv}\n")
+    words = ["doctor", "site", "--json", "--node-config", f"data-dir='{path}' manifest='{tmp_path}/m.yaml'"]
+    found = json.loads(CliRunner().invoke(app, words).stdout)["findings"]
+    about = [line["message"] for line in found if line["subject"] == "data"]
+    assert about[0].startswith(f"{path}: manifest for t.csv; 2 images")

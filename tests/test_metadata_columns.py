@@ -180,9 +180,14 @@ def own_config(clinic, tmp_path, **model):
 
 
 def test_a_run_learns_from_an_own_column_and_its_file_alone_evaluates(clinic, tmp_path):
-    columns = (MetadataColumn("skin", 1.0, values=("I", "II", "III")), *OWN[1:])
+    lens = MetadataColumn("lens", values=("wet", "dry"))
+    columns = (MetadataColumn("skin", 1.0, values=("I", "II", "III")), *OWN[1:], lens)
     folder = run_here(own_config(clinic, tmp_path, metadata=columns), 2)
     assert folder.records()[-1]["accuracy"] == 1.0, "noise in the pictures: only `skin` tells the classes apart"
+    notes = folder.records()[1]["notes"]
+    assert set(notes) == {"partition-0", "partition-1"}
+    assert all(any("no image has a value for lens" in line for line in lines) for lines in notes.values())
+    assert not any("localization" in line for lines in notes.values() for line in lines)
     arch, _ = read_model(folder.path / "model.safetensors")
     assert dict(arch.vocabularies)["skin"] == ("unknown", "I", "II", "III")
     (tmp_path / "alone").mkdir()

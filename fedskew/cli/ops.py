@@ -70,9 +70,9 @@ def doctor_site(
     """Check a hospital's machine: versions, way to the SuperLink, certificate, key, data, policy, audit log."""
     from fedskew.ops.doctor import diagnose_site
 
-    given = {"data-dir": data_dir, "policy": policy, "audit-log": audit_log}
+    given = {"data-dir": data_dir, "manifest": manifest, "policy": policy, "audit-log": audit_log}
     config = _node_config(node_config) | {key: _absolute(path) for key, path in given.items() if path}
-    folder = Path(str(config["data-dir"])) if "data-dir" in config else None
+    folder, manifest = (Path(str(config[key])) if config.get(key) else None for key in ("data-dir", "manifest"))
     endpoint = _endpoint(superlink, root_certificates, insecure)
     _show(diagnose_site(endpoint, node_key, _data(folder, manifest, classes, images), config), json)
 

@@ -32,13 +32,13 @@ def find_tables(store: Store) -> tuple[str, ...]:
     return ()
 
 
-def parse(store: Store, tables: tuple[str, ...]) -> list[Sample]:
-    """The samples of the table, their `image` still empty."""
+def parse(store: Store, tables: tuple[str, ...]) -> tuple[list[Sample], list[str]]:
+    """The samples of the table, their `image` still empty; and what is worth knowing of it."""
     table = read_table(store, tables[0])
     table.need("image_id", "dx")
     samples = [_sample(row) for row in table.rows]
     table.check()
-    return samples
+    return samples, table.notes()
 
 
 def _sample(row: Row) -> Sample:

@@ -31,8 +31,8 @@ def find_tables(store: Store) -> tuple[str, ...]:
     return (truths[0], *(n for n in same_split if "image" in header(store, n)))
 
 
-def parse(store: Store, tables: tuple[str, ...]) -> list[Sample]:
-    """The samples of the ground truth, their `image` still empty.
+def parse(store: Store, tables: tuple[str, ...]) -> tuple[list[Sample], list[str]]:
+    """The samples of the ground truth, their `image` still empty; and what is worth knowing of the tables.
 
     Raises:
         DataError: a row of the ground truth does not have exactly one class.
@@ -46,7 +46,7 @@ def parse(store: Store, tables: tuple[str, ...]) -> list[Sample]:
     samples = [_sample(truth, row, known.get(row.values["image"], [])) for row in truth.rows]
     for table in (truth, *beside):
         table.check()
-    return samples
+    return samples, [note for table in (truth, *beside) for note in table.notes()]
 
 
 def _sample(truth: Table, row: Row, known: list[Row]) -> Sample:

@@ -42,7 +42,7 @@ def parse(store: Store, layout: ManifestLayout) -> tuple[list[Sample], list[str]
     reader = _Reader(ImageFinder(store), layout, posixpath.dirname(file))
     samples = [reader.sample(row, label, who) for (row, label), who in zip(kept, identities, strict=True)]
     table.check()
-    return samples, [*_encoding_note(table, layout), *dropped_note(dropped), *notes]
+    return samples, [*([] if layout.encoding else table.notes()), *dropped_note(dropped), *notes]
 
 
 def _columns(layout: ManifestLayout) -> list[str]:
@@ -173,13 +173,6 @@ def dropped_note(dropped: Mapping[str, int]) -> list[str]:
     """What the manifest leaves out."""
     listed = ", ".join(f"{label!r} ({count})" for label, count in sorted(dropped.items()))
     return [f"{sum(dropped.values())} images are left out, as the manifest's labels say: {listed}"] if dropped else []
-
-
-def _encoding_note(table: Table, layout: ManifestLayout) -> list[str]:
-    if layout.encoding or table.encoding == "utf-8":
-        return []
-    name = {"cp1252": "cp1252 (Windows Latin-1)"}.get(table.encoding, table.encoding)
-    return [f"{table.name} is not UTF-8: read as {name}; if letters look wrong, give its encoding in the manifest"]
 
 
 def _lower(column: str | None) -> str | None:

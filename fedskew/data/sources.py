@@ -109,8 +109,11 @@ def _open(store: Store, path: Path, manifest: ManifestLayout | None) -> DataSour
     for name, layout in (("HAM10000", ham10000), ("ISIC challenge", isic)):
         tables = layout.find_tables(store)
         if tables:
-            samples = _with_images(store, layout.parse(store, tables))
-            return _source(store, path, samples, tables, f"{name} layout with {', '.join(tables)}")
+            samples, notes = layout.parse(store, tables)
+            if all(sample.lesion_id == sample.image_id for sample in samples):
+                notes.append(own_table.NO_LESIONS)
+            found = _with_images(store, samples)
+            return _source(store, path, found, tables, f"{name} layout with {', '.join(tables)}", notes)
     return None
 
 

@@ -100,6 +100,13 @@ class Table:
                 f"{self.name} has no column {', '.join(lacking)}; its columns are {', '.join(self.columns)}"
             )
 
+    def notes(self) -> list[str]:
+        """Whether the encoding had to be guessed."""
+        if self.encoding == "utf-8":
+            return []
+        name = {"cp1252": "cp1252 (Windows Latin-1)"}.get(self.encoding, self.encoding)
+        return [f"{self.name} is not UTF-8: read as {name}; if letters look wrong, give its encoding in the manifest"]
+
     def check(self) -> None:
         """DataError with all that is wrong with the rows that were read; call it after reading them."""
         self.faults.check()
