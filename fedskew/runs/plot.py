@@ -27,10 +27,10 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise RunFolderError("drawing needs matplotlib: pip install 'fedskew[plots]'") from error
-    formats = pyplot.gcf().canvas.get_supported_filetypes()
-    pyplot.close()
+    formats = FigureCanvasBase.get_supported_filetypes()
     if target.suffix[1:].lower() not in formats:
         raise RunFolderError(f"--out {target}: no image format is called {target.suffix or 'nothing'!r}; use one of "
                              f"{', '.join(f'.{name}' for name in sorted(formats))}")  # fmt: skip
