@@ -125,7 +125,8 @@ def install_cpu_build(python: Path, index: str) -> None:
 def answers(index: str) -> bool:
     """Whether an index of packages can be reached: pip would try each package for minutes."""
     try:
-        with urllib.request.urlopen(index.rstrip("/") + "/torch/", timeout=PROBE_SECONDS):
+        page = "/torch/index.html" if index.startswith("file:") else "/torch/"  # as pip asks for it
+        with urllib.request.urlopen(index.rstrip("/") + page, timeout=PROBE_SECONDS):
             return True
     except urllib.error.URLError as error:  # also for the answers 403 and 404
         return isinstance(error.reason, ssl.SSLError)  # pip has certificates of its own configuration

@@ -55,7 +55,11 @@ def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path
     done = _fedskew(*words, environment=flower, cwd=work)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     (folder,) = (work / "runs").iterdir()  # under the directory where the command was typed
-    assert f"run folder: {folder}" in done.stdout
+    assert done.stderr.splitlines()[0].startswith("flwr run ")
+    assert done.stderr.splitlines()[1] == f"run folder: {folder}", "the first thing that a run says"
+    assert "\x1b" not in done.stdout + done.stderr
+    assert not any(word in done.stdout + done.stderr for word in ("WARNING", "Ray", "flwr 1.32", "Starting logstream"))
+    assert done.stdout.count("after 2 rounds") == 1
     assert done.stdout.rstrip().endswith(str(folder)), "the wrapper ends with the table and the absolute path"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
@@ -77,8 +81,15 @@ def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path
 
 def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_homes):
     """Flower's default is two simulated nodes; the run folder goes to the one documented place."""
-    command = ["flwr", "run", str(ROOT), "local-simulation", "--stream", "-c", f'set="{SETTINGS} run.name=bare"']
-    done = subprocess.run(command, env=flower, cwd="/", capture_output=True, text=True, timeout=400, check=False)
+    program = str(Path(sys.executable).with_name("flwr"))
+    command = [program, "run", str(ROOT), "local-simulation", "--stream", "-c", f'set="{SETTINGS} run.name=bare"']
+    bare = flower | {"PATH": "/usr/bin:/bin"}  # the environment is not activated: Flower finds its programs even so
+    done = subprocess.run(command, env=bare, cwd="/", capture_output=True, text=True, timeout=400, check=False)
     folder = own_homes / "runs" / "bare"
     assert (folder / "summary.json").is_file(), done.stdout[-4000:] + done.stderr[-2000:]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["clients_ok"] == 2
+    ours = [line for line in done.stdout.splitlines() if line.startswith(("| ", "fedskew: "))]
+    assert ours[0] == f"fedskew: run folder: {folder}"
+    assert max(map(len, (line for line in ours if line.startswith("| ") and "run folder" not in line))) <= 80
+    assert not any("\x1b" in line for line in ours)
+    assert not (folder / ".progress").exists()

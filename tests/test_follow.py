@@ -89,7 +89,8 @@ def says(*lines):
 def flwr(tmp_path, monkeypatch, finished_run):
     player = Player(tmp_path, finished_run.path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checks, "check_superlink", lambda: None)
+    monkeypatch.setattr(checks, "_answering_port", lambda: "")  # nobody else's SuperLink is in the way
+    monkeypatch.setattr(checks, "local_superlinks", list)
     monkeypatch.setattr(follow, "flwr_program", lambda: (str(player.program), player.environment))
     return player
 
@@ -231,7 +232,7 @@ def test_interrupting_ends_the_watching_not_the_run(flwr):
         "from fedskew.cli import checks, follow\n"
         "from fedskew.cli.main import app\n"
         "import os\n"
-        "checks.check_superlink = lambda: None\n"
+        "checks._answering_port, checks.local_superlinks = str, list\n"
         f"follow.flwr_program = lambda: ({str(flwr.program)!r}, dict(os.environ))\n"
         "app(['run', '--name', 'mine', '--verbose'])\n"
     )

@@ -23,7 +23,9 @@ SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 PTH = (
     "import os, sys; "
     f'os.environ.setdefault("{SWITCH}", "1"); '
-    'os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), os.path.dirname(sys.executable)]))\n'
+    "(lambda own, path: own in path.split(os.pathsep) or "
+    'os.environ.__setitem__("PATH", os.pathsep.join(filter(None, [path, own]))))'
+    '(os.path.dirname(sys.executable), os.environ.get("PATH", ""))\n'
 )
 WITHOUT_CHECKOUT = (
     "this installation of fedskew has no checkout, and `flwr run` bundles the app from one: `fedskew run` and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,10 @@ def credentials(
                    f"  fedskew credentials --out {out} --host NAME-OR-ADDRESS --force")  # fmt: skip
 
 
-@doctor.command("site")
+@doctor.command(
+    "site",
+    epilog="Example: fedskew doctor site --superlink fl.example.org:8443 --root-certificates ca.crt --data-dir DIR",
+)
 def doctor_site(
     superlink: Annotated[str, typer.Option(help="host:port, as flower-supernode gets it.")] = "",
     root_certificates: Roots = None,
@@ -77,7 +81,7 @@ def doctor_site(
     _show(diagnose_site(endpoint, node_key, _data(folder, manifest, classes, images), config), json)
 
 
-@doctor.command("coordinator")
+@doctor.command("coordinator", epilog="Example: fedskew doctor coordinator --public fl.example.org:8443")
 def doctor_coordinator(
     superlink: Annotated[str, typer.Option(help="The SuperLink as this machine reaches it.")] = "127.0.0.1:8000",
     public: Annotated[str, typer.Option(help="host:port that sites use (the proxy).")] = "",
@@ -142,7 +146,7 @@ def _show(findings: Any, as_json: bool) -> None:
     else:
         colours = {OK: "green", WARN: "yellow", FAIL: "red", "": None}
         for status, line in to_lines(findings):
-            typer.secho(line, fg=colours[status])
+            typer.secho(line, fg=colours[status], color=False if os.environ.get("NO_COLOR") else None)
     raise typer.Exit(exit_code(findings))
 
 

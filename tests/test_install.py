@@ -1,0 +1,112 @@
+"""`make install`: one line for a Python that is too old, and no environment that only looks finished."""
+
+from __future__ import annotations
+
+import ast
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from fedskew.cli import flower
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "install.py"
+OLD = f"""
+import runpy, sys
+sys.version_info = (3, 10, 13)
+sys.argv = ["install.py", {{venv!r}}]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+def install(venv, *words, **environment):
+    """The command of `make install`, where pip finds nothing."""
+    nothing = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
+    return subprocess.run([sys.executable, str(SCRIPT), str(venv), *words], env=os.environ | nothing | environment,
+                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+
+
+def test_an_old_python_is_one_line_before_anything_is_made(tmp_path):
+    venv = tmp_path / "venv"
+    done = subprocess.run(
+        [sys.executable, "-c", OLD.format(venv=str(venv))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert "is Python 3.10.13, fedskew needs 3.11 or newer: " in done.stderr
+    assert "make install PYTHON=" in done.stderr
+    assert not venv.exists()
+
+
+def test_the_script_can_be_read_by_the_python_that_it_refuses():
+    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_calls_it(tmp_path):
+    words = ["make", "--dry-run", "install", f"VENV={tmp_path}/venv", "TORCH=cuda", "TORCH_INDEX=https://mirror/cpu"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"scripts/install.py {tmp_path}/venv --torch cuda --torch-index https://mirror/cpu" in shown
+
+
+def test_what_cannot_be_finished_is_taken_away(tmp_path):
+    done = install(tmp_path / "venv", "--torch", "cuda")
+    assert done.returncode == 1
+    assert not (tmp_path / "venv").exists()
+    steps = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [step[:5] for step in steps] == ["[1/4]", "[2/4]"], "it shows where it is"
+    assert "pip could not install it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_environment_that_was_there_stays_but_does_not_count_as_finished(tmp_path):
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / ".installed").touch()
+    done = install(venv, "--torch", "cuda")
+    assert done.returncode == 1
+    assert "`make install` again completes it" in done.stderr
+    assert (venv / "bin" / "python").exists()
+    assert not (venv / ".installed").exists()
+
+
+def test_the_cpu_build_is_refused_or_replaced_where_its_index_does_not_answer(tmp_path):
+    nowhere = (tmp_path / "nowhere").as_uri()
+    asked = install(tmp_path / "venv", "--torch", "cpu", "--torch-index", nowhere)
+    assert asked.returncode == 1
+    assert f"the CPU build of torch cannot be had from {nowhere}" in asked.stderr
+    assert "TORCH_INDEX=URL" in asked.stderr
+    assert "pip install" not in asked.stdout, "pip would try for minutes"
+
+
+def test_whether_an_index_answers(tmp_path):
+    answers = runpy.run_path(str(SCRIPT))["answers"]
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "index.html").touch()
+    assert answers(tmp_path.as_uri())
+    assert not answers((tmp_path / "nowhere").as_uri())
+    assert not answers("http://127.0.0.1:9/cpu/")
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", "", str(Path(sys.executable).parent)])
+def test_every_process_of_the_environment_finds_the_programs_beside_it(tmp_path, monkeypatch, path):
+    paths = sysconfig.get_paths() | {"purelib": str(tmp_path)}
+    monkeypatch.setattr(flower.sysconfig, "get_paths", lambda: paths)
+    assert "Flower uses the packages of" in flower.use_installed_packages()
+    line = (tmp_path / "fedskew_flower.pth").read_text()
+    code = f"import os; exec({line!r}); exec({line!r}); print(os.environ['PATH']); print(os.environ[{flower.SWITCH!r}])"
+    environment = {"PATH": path, flower.SWITCH: "0"}
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", code], env=environment, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    own = str(Path(sys.executable).parent)
+    assert done.stdout.splitlines()[0].split(os.pathsep) == [
+        *(part for part in path.split(":") if part and part != own),
+        own,
+    ]
+    assert done.stdout.splitlines()[1] == "0", "a person's own choice stays"
