@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import flwr.supernode.start_client_internal as internal
 import yaml
@@ -43,7 +43,7 @@ ALLOWED, REFUSED = "allowed", "refused"
 
 
 class GuardError(RuntimeError):
-    """The guard cannot be put in place, so the SuperNode must not start; says why and what to do."""
+    """What fedskew puts into Flower's SuperNode does not fit it, so it must not start; says why and what to do."""
 
 
 class BundleGuard:
@@ -157,6 +157,7 @@ def run_site(arguments: Sequence[str]) -> None:
 
     Raises:
         GuardError, PolicyError: the SuperNode must not start.
+        SystemExit: it ended; with 0 only if a signal asked for it.
     """
     node, trusted = _read_arguments(arguments)
     with ExitStack() as stack:
@@ -194,11 +195,13 @@ def _prepare_home(stack: ExitStack, guard: BundleGuard) -> str:
     return str(path)
 
 
-def _flower_supernode(arguments: Sequence[str]) -> None:
+def _flower_supernode(arguments: Sequence[str]) -> NoReturn:
     from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: PLC0415  # after FLWR_HOME is set
 
+    from fedskew.site.contact import run_in_contact  # noqa: PLC0415  # likewise
+
     sys.argv = ["flower-supernode", *arguments]
-    flower_supernode()
+    run_in_contact(flower_supernode)
 
 
 def main() -> None:
