@@ -212,7 +212,7 @@ CLEAR = [
     (("simulate", "--set", "model.pretrained=/nowhere.pth", "--set", f"model.name={MICRO}"), ("/nowhere.pth", "exist")),
     (("compare", "nowhere"), ("nowhere", "no run folder")),
     (("evaluate", "nowhere", "--data-dir", "."), ("nowhere", "neither")),
-    (("plan", "nowhere", "--data-dir", "."), ("nowhere",)),
+    (("plan", "nowhere", "--data-dir", "."), ("nowhere", "no run folder")),
 ]
 
 

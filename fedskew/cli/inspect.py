@@ -27,7 +27,7 @@ from fedskew.pruning.focus_summary import focus_summary
 from fedskew.pruning.score import few_value_warnings, sign_tables
 from fedskew.pruning.step import propose
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, unit_count
-from fedskew.runs.folder import CONFIG, MODEL
+from fedskew.runs.folder import CONFIG, MODEL, RunFolderError
 from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
 
@@ -52,7 +52,14 @@ class PlanReport:
 
 
 def run_config(run: Path, overrides: str = "", *, data: str = "", manifest: str = "") -> Config:
-    """The configuration of a run, on other data than its own where such are given (absolute paths)."""
+    """The configuration of a run, on other data than its own where such are given (absolute paths).
+
+    Raises:
+        RunFolderError: no run folder.
+        ConfigError: overrides that cannot be used.
+    """
+    if not (run / CONFIG).is_file():
+        raise RunFolderError(f"{run} is no run folder: it holds no {CONFIG}")
     given = {"data.dir": data, "data.source": "folder" if data else "", "data.manifest": manifest}
     own = [shlex.quote(f"{key}={value}") for key, value in given.items() if value]
     return load_config(file=run / CONFIG, overrides=" ".join([overrides, *own]).strip())
