@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from deployment.processes import free_port
 from flwr.proto.fleet_pb2 import ActivateNodeResponse
 from tls_server import Pki, only, real_superlink, serving, statuses
 
@@ -125,15 +126,42 @@ def test_a_registered_key_is_let_in_and_out_again(pki, key_file):
     assert server.asked == list(posts)
 
 
-def test_a_running_supernode_is_not_disturbed(pki, key_file):
-    program = "import time; print('up', flush=True); time.sleep(60)"
-    words = [sys.executable, "-c", program, "flower-supernode", "--auth-supernode-private-key", key_file.name]
+SUPERNODE = """
+import sys, http.server
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(int(sys.argv[2]))
+        self.end_headers()
+        self.wfile.write(sys.argv[3].encode())
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1].partition("=")[2])), Answer)
+print("up", flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "judged", "message"),
+    [
+        (200, '{"seconds-since-contact": 2.6}', OK, "the coordinator answered the SuperNode of process {pid} 3 s ago"),
+        (503, '{"seconds-since-contact": 312.0}', FAIL, "last answered the SuperNode of process {pid} 312 s ago"),
+        (503, '{"seconds-since-contact": null}', FAIL, "process {pid} was never in contact"),
+        (200, "", WARN, "is plain flower-supernode"),
+        (200, "<html>", FAIL, "does not answer on port {port}"),
+    ],
+)
+def test_a_running_supernode_is_not_disturbed_but_asked_for_its_contact(pki, key_file, status, body, judged, message):
+    port = free_port()
+    words = [sys.executable, "-c", SUPERNODE, "flower-supernode", str(status), body]
+    words += ["--auth-supernode-private-key", key_file.name, f"--port={port}"]
     with subprocess.Popen(words, cwd=key_file.parent, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        (found,) = check_registered(Endpoint("127.0.0.1", 1, pki.roots), key_file)
+        asked, contact = check_registered(Endpoint("127.0.0.1", 1, pki.roots), key_file)
         process.kill()
-    assert found.status == OK
-    assert f"process {process.pid}" in found.message
+    assert (asked.subject, asked.status) == ("registration", OK)
+    assert f"process {process.pid}" in asked.message
+    assert (contact.subject, contact.status) == ("contact", judged)
+    assert message.format(pid=process.pid, port=port) in contact.message
 
 
 def test_a_real_superlink_tells_registered_from_unknown_keys(superlink):

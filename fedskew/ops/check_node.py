@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,13 +17,23 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from fedskew.ops.check_network import Endpoint
+from fedskew.ops.check_network import LOOPBACK, TIMEOUT, Endpoint
 from fedskew.ops.check_tls import private_mode
 from fedskew.ops.findings import Finding, fail, ok, warn
 
 KEYGEN = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f node.key"
 KEY_OPTION = "--auth-supernode-private-key"
+SITE_PORT = 9094  # of a SuperNode's own API, unless --port says otherwise
 NOT_ACTIVATED = 2004  # flwr.supercore.error.ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+
+@dataclass(frozen=True)
+class RunningSite:
+    """A SuperNode on this machine, and where its own API listens."""
+
+    pid: int
+    host: str
+    port: int
 
 
 def check_node_key(path: Path) -> list[Finding]:
@@ -45,13 +56,13 @@ def check_node_key(path: Path) -> list[Finding]:
 def check_registered(endpoint: Endpoint, key_file: Path) -> list[Finding]:
     """Ask the SuperLink to let this key in, and out again at once: there is no other way for a site to find out.
 
-    Not done while a SuperNode runs here with this key, which would be let in only once.
+    Not done while a SuperNode runs here with this key, which would be let in only once: that one is asked instead.
     """
     subject = "registration"
     running = _running_supernode(key_file)
     if running:
-        text = f"not asked: a SuperNode runs here with this key (process {running}), and a key is let in only once"
-        return [ok(subject, f"{text}; its log says whether it is connected")]
+        text = f"not asked: a SuperNode runs here with this key (process {running.pid}), and a key is let in only once"
+        return [ok(subject, text), *check_contact(running)]
     import httpx
 
     try:
@@ -61,6 +72,29 @@ def check_registered(endpoint: Endpoint, key_file: Path) -> list[Finding]:
     except httpx.HTTPError as error:
         return [fail(subject, f"cannot be asked: {type(error).__name__}: {error}", "see the lines above")]
     return [ok(subject, f"the SuperLink knows this key: node {node}")]
+
+
+def check_contact(site: RunningSite) -> list[Finding]:
+    """When the coordinator last answered a SuperNode that runs here, by what `fedskew site` says on `/health`."""
+    import httpx
+
+    from fedskew.site.contact import HEALTH_KEY
+
+    subject, name = "contact", f"the SuperNode of process {site.pid}"
+    log = "its log says why (journalctl -u fedskew-site, or docker compose logs site)"
+    try:
+        answer = httpx.get(f"http://{site.host}:{site.port}/health", timeout=TIMEOUT, trust_env=False)
+        said = answer.json() if answer.content else {}
+    except (httpx.HTTPError, ValueError) as error:
+        return [fail(subject, f"{name} does not answer on port {site.port}: {type(error).__name__}: {error}", log)]
+    if HEALTH_KEY not in said:
+        return [warn(subject, f"{name} is plain flower-supernode, which does not tell", "start it with fedskew site")]
+    seconds = said[HEALTH_KEY]
+    if seconds is None:
+        return [fail(subject, f"{name} was never in contact with the coordinator", log)]
+    if answer.status_code != httpx.codes.OK:
+        return [fail(subject, f"the coordinator last answered {name} {seconds:.0f} s ago", log)]
+    return [ok(subject, f"the coordinator answered {name} {seconds:.0f} s ago")]
 
 
 def check_nodes(endpoint: Endpoint) -> list[Finding]:
@@ -149,19 +183,24 @@ def _refused(status: int, body: str) -> Finding:
     return fail(subject, f"the fleet routes are not reachable here: status {status}", remedy)
 
 
-def _running_supernode(key_file: Path) -> int | None:
-    """Process id of a SuperNode on this machine that was started with this key."""
+def _running_supernode(key_file: Path) -> RunningSite | None:
+    """The SuperNode on this machine that was started with this key."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command = process.info["cmdline"] or []
-        if (
-            any("supernode" in word or word == "site" for word in command[:4])
-            and "--auth-supernode-private-key" in command
-        ):
-            position = command.index("--auth-supernode-private-key") + 1
-            given = Path(process.info["cwd"] or "/", *command[position : position + 1])
+        if any("supernode" in word or word == "site" for word in command[:4]) and KEY_OPTION in command:
+            given = Path(process.info["cwd"] or "/", _option(command, KEY_OPTION, ""))
             if given.resolve() == key_file.resolve():
-                return process.pid
+                host, port = _option(command, "--host", LOOPBACK[0]), _option(command, "--port", str(SITE_PORT))
+                return RunningSite(process.pid, LOOPBACK[0] if host == "0.0.0.0" else host, int(port))
     return None
+
+
+def _option(command: list[str], name: str, default: str) -> str:
+    """The value of the last `--name VALUE` or `--name=VALUE` in a command."""
+    found = default
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        found = following if word == name else word.partition("=")[2] if word.startswith(f"{name}=") else found
+    return found
 
 
 def _short_key(pem: bytes) -> str:

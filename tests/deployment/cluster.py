@@ -44,6 +44,13 @@ HEALTH = (
     "u.urlopen(sys.argv[1]+'/health',timeout=3,context=ssl.create_default_context(cafile=sys.argv[2]))"
 )
 
+STATUS = """
+import sys, urllib.error, urllib.request
+try: print(urllib.request.urlopen(sys.argv[1], timeout=5).status)
+except urllib.error.HTTPError as error: print(error.code)
+except OSError: print(0)
+"""
+
 
 def namespaces_work() -> str:
     """Empty if sites can be network namespaces here; otherwise why not."""
@@ -195,6 +202,12 @@ class Cluster:
     def start_site(self, site: str, **settings: object) -> Job:
         """A site's SuperNode; see `site_command`."""
         return self.spawn(site, site, self.site_command(site, **settings))
+
+    def health(self, site: str) -> int:
+        """Status of a site's own /health; 0 if nothing answers."""
+        url = f"http://127.0.0.1:{self._ports.get(site, 9094)}/health"
+        command = [*self._inside(site), sys.executable, "-c", STATUS, url]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def restart_site(self, site: str, seconds: float = 120.0) -> None:
         """As systemd does: start again every five seconds until the SuperLink has given the old one up."""
