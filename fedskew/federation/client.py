@@ -103,6 +103,9 @@ def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments
     try:
         tensors = to_tensors(arrays, task.downloaded())
         state = {name: tensors.pop(name) for name in layout(task.architecture)}
+        broken = [name for name, tensor in {**state, **tensors}.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise ValueError(f"{min(broken)} is not finite; the coordinator must go back to an earlier round")
         model = build(task.architecture, state, drop_path=task.config.model.drop_path)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None
