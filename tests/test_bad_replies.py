@@ -143,7 +143,7 @@ def test_nodes_that_call_themselves_the_same_are_told_apart(run):
     def answer(message, context):
         reply = app(message, context)
         number = context.node_config["partition-id"]
-        reply.content["report"] = ConfigRecord({"node": "ham", "notes": []})
+        reply.content["report"] = ConfigRecord(dict(reply.content["report"]) | {"node": "ham"})
         late = message.content["config"]["server-round"] == 2
         return not_a_number(reply) if late and number < 2 else reply
 

@@ -190,7 +190,7 @@ def test_nodes_weigh_by_examples_or_alike(tmp_path, weighting, bound, expected):
     for name, examples, value in (("a", 10, 1.0), ("b", 30, 3.0)):
         update = Update(name, (), {}, {}, examples, {"w": np.full(2, value, np.float32)}, value)
         folding.add(name, update)
-    assert folding.result()[0]["w"].tolist() == [expected, expected]
+    assert folding.result().arrays["w"].tolist() == [expected, expected]
 
 
 def test_from_the_second_round_on_nodes_use_the_counts_of_all(run, monkeypatch):

@@ -34,7 +34,8 @@ MAY_CHANGE = {
     "data.dir", "data.manifest", "data.cache-dir", "train.device", "train.threads", "federation.rounds",
     "federation.min-nodes", "federation.join-deadline", "federation.quorum", "federation.round-deadline",
     "federation.grace", "federation.max-missed-rounds", "run.threads", "run.eval-batch-size", "run.evaluate-every",
-    "run.keep-checkpoints",
+    "run.keep-checkpoints", "federation.max-weight-ratio", "federation.norm-bound", "federation.rollback",
+    "federation.require-signatures",
 }  # fmt: skip
 EVERY_KEY = [
     f"{section.name}.{spec.name.replace('_', '-')}"

@@ -26,7 +26,8 @@ EVERY_ROUND = {
     "dense_memory_bytes", "bytes_down", "bytes_up", "bytes_down_total", "bytes_up_total", "clients_ok",
     "clients_failed", "failed", "kept_model", "train_loss", "nodes", "notes", "seconds", "seconds_training",
     "seconds_scoring", "seconds_evaluation", "given_back", "blocks", "auroc", "support", "examples", "held_back",
-    "selection", "expected_calibration_error", "melanoma_specificity",
+    "selection", "expected_calibration_error", "melanoma_specificity", "rolled_back", "no_effect", "limited", "norms",
+    "strangers",
 }  # fmt: skip
 EVERY_BLOCK = {"stage", "block", "heads_before", "heads_after", "hidden_before", "hidden_after"}
 

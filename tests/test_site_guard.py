@@ -14,6 +14,7 @@ import pytest
 import yaml
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+from flwr.common.config import parse_config_args
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -261,3 +262,30 @@ def test_our_bundle_holds_code_and_presets_only():
     names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app_directory()))).namelist()
     assert {"clientapp.py", "serverapp.py", "LICENSE", "conf/demo.yaml", "fedskew/site/guard.py"} <= set(names)
     assert all(name.startswith(("fedskew/", "conf/", ".info/")) for name in names if "/" in name), names
+
+
+def test_a_site_signs_with_the_key_that_its_supernode_authenticates_with(started):
+    node = "data-dir='/data/a' name='site a'"
+    arguments, _ = started("--auth-supernode-private-key", "/pki/node.key", f"--node-config={node}", "--port", "9")
+    config = arguments[arguments.index("--node-config") + 1]
+    assert parse_config_args([config]) == {"data-dir": "/data/a", "name": "site a", "signing-key": "/pki/node.key"}
+    assert arguments[arguments.index("--auth-supernode-private-key") + 1] == "/pki/node.key"
+    assert arguments[:2] == ["--port", "9"]
+    assert sum("node-config" in word for word in arguments) == 1
+
+
+def test_a_site_that_names_another_key_to_sign_with_keeps_it(started):
+    words = ["--auth-supernode-private-key", "a.key", "--node-config", "signing-key='/b.key'"]
+    assert started(*words)[0] == words
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(("--node-config", "node.toml"), "add to it: signing-key"), (("--port", "1"), "holds a quote")],
+)
+def test_where_the_key_cannot_be_handed_on_the_site_does_not_start(words, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "node.toml").write_text("name = 'a'")
+    key = "a.key" if "node.toml" in words else "a'b.key"
+    with pytest.raises(GuardError, match=reason):
+        run_site(["--auth-supernode-private-key", key, *words])

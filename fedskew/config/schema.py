@@ -357,7 +357,22 @@ class FederationConfig(Section):
     )
     trim: float = option(0.2, "share that `trimmed-mean` cuts off at both ends", low=0.0, high=0.49)
     malicious_nodes: int = option(0, "bad nodes that `krum` is to withstand", low=0)
-    norm_bound: float = option(0.0, "set aside updates larger than this times the median of the round; 0: off", low=0.0)
+    norm_bound: float = option(
+        0.0,
+        "set aside an update larger than this times the median of the other nodes'; 0: off (docs/security.md)",
+        low=0.0,
+    )
+    max_weight_ratio: float = option(
+        5.0, "no node weighs more in the mean than this times the median of the round's examples; 0: no limit", low=0.0
+    )
+    rollback: float = option(
+        1.0,
+        "undo a round whose model has a loss on held-back open data that is more than this above the model before it",
+        low=0.0,
+    )
+    require_signatures: bool = option(
+        False, "set aside answers that the node has not signed with the key it was registered with (docs/security.md)"
+    )
     upload: str = option(
         "trained",
         "what a node sends back: `all` tensors, or `trained` ones (not the frozen)",

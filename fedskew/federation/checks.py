@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Message
 
 from fedskew.federation.messages import ARRAYS, CLASS_COUNTS, CLASSES, EXAMPLES, METRICS, REPORT
 from fedskew.federation.weights import Layout, TensorSpec, check_vectors, to_arrays, vector_layout
+from fedskew.learning.optimiser import STEPS
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
 CHUNK = 8192  # values compared at a time
@@ -51,7 +52,7 @@ class Update(Answer):
     """A training reply that passed every check."""
 
     arrays: dict[str, np.ndarray]
-    norm: float  # 2-norm of its difference to the global model
+    norm: float  # 2-norm of its difference to what the node started from, see `update_norm`
 
 
 def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.ndarray]) -> Update:
@@ -75,10 +76,15 @@ def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.n
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadReply(f"tensor {name} holds values that are not finite")
-    squares = sum(_squared_distance(array, reference[name]) for name, array in arrays.items())
-    if not math.isfinite(squares):
+    norm = update_norm(arrays, reference)
+    if not math.isfinite(norm):
         raise BadReply("its update is too large to be a number")
-    return Update(**vars(answer), arrays=arrays, norm=math.sqrt(squares))
+    return Update(**vars(answer), arrays=arrays, norm=norm)
+
+
+def update_norm(arrays: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    """2-norm of what a node changed. The number of steps, which may travel with moments, is no change of a model."""
+    return math.sqrt(sum(_squared_distance(array, reference[name]) for name, array in arrays.items() if name != STEPS))
 
 
 def _squared_distance(array: np.ndarray, other: np.ndarray) -> float:

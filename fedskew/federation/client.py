@@ -28,6 +28,7 @@ from fedskew.federation.messages import (
     pack_reply,
     unpack_task,
 )
+from fedskew.federation.seal import SealError, load_signer, seal
 from fedskew.federation.weights import layout, to_tensors
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.imbalance import class_counts, drawing_weights
@@ -56,7 +57,11 @@ def handle_evaluate(message: Message, context: Context) -> Message:
 def handle_query(message: Message, context: Context) -> Message:
     """Say what this node is called; touches no data."""
     report = ConfigRecord({"node": node_name(context.node_config), "notes": []})
-    return Message(RecordDict({REPORT: report}), reply_to=message)
+    try:
+        return seal(Message(RecordDict({REPORT: report}), reply_to=message), message, 0,
+                    load_signer(context.node_config))  # fmt: skip
+    except SealError as error:
+        return _refusal(message, context, error, str(error))
 
 
 def _handle(message: Message, context: Context, answer: Answer) -> Message:
@@ -65,15 +70,16 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
     try:
         task, arrays = unpack_task(message)
         gate.admit(task)
-        config = task.config
+        sign, config = load_signer(context.node_config), task.config
         with cpu_threads(config.train.threads):
             arch = task.architecture
             data = node_data(
                 config.data, arch.image_size, context.node_config, task.split_hash, vocabularies=arch.vocabularies
             )
             gate.check_data(data)
-            return gate.release(answer(task, *load_model(task, arrays), data, message), data)
-    except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError, *SITE_ERRORS) as error:
+            reply = gate.release(answer(task, *load_model(task, arrays), data, message), data)
+            return seal(reply, message, task.round_number, sign)
+    except (MessageError, ArchitectureError, ConfigError, DataError, TrainingError, SealError, *SITE_ERRORS) as error:
         return _refusal(message, context, error, gate.refuse(error))
     except Exception as error:
         if not gate.active:
@@ -97,6 +103,9 @@ def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments
     try:
         tensors = to_tensors(arrays, task.downloaded())
         state = {name: tensors.pop(name) for name in layout(task.architecture)}
+        broken = [name for name, tensor in {**state, **tensors}.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise ValueError(f"{min(broken)} is not finite; the coordinator must go back to an earlier round")
         model = build(task.architecture, state, drop_path=task.config.model.drop_path)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None

@@ -21,6 +21,11 @@ def connected_nodes(grid: Grid) -> dict[int, str]:
     return {info.node_id: info.name for info in sorted(grid.get_nodes(), key=lambda info: info.node_id)}
 
 
+def public_keys(grid: Grid) -> dict[int, bytes]:
+    """Node id → the public key that it was registered with, as PEM (empty in simulations)."""
+    return {info.node_id: info.public_key for info in grid.get_nodes()}
+
+
 def sharing_nodes(grid: Grid, config: FederationConfig, recorded: int | None) -> int:
     """How many nodes share the data: those that are connected.
 

@@ -17,6 +17,7 @@ from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.companions import cut
+from fedskew.federation.robust import check_effect
 from fedskew.federation.selection import sharing_nodes
 from fedskew.federation.server_model import Evaluation, ServerModel, initial_model
 from fedskew.federation.start_checks import check_place, check_settings
@@ -102,6 +103,7 @@ class FederatedRun:
                 changed; or it cannot be written.
         """
         manifest = self._manifest()
+        check_effect(self.config, manifest["nodes"])
         if not self._is_new:
             with self.folder.locked():
                 self._take_up(manifest)
@@ -131,7 +133,7 @@ class FederatedRun:
             split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
         )  # fmt: skip
         self.strategy.round, self.strategy.companions = first, companions
-        self.strategy.class_counts = self.progress["class_counts"]
+        self.strategy.roll.class_counts = self.progress["class_counts"]
         self._rounds(state)
         return self._finish()
 
@@ -231,7 +233,8 @@ class FederatedRun:
         self.progress["missed"] = self.progress["missed"] + 1 if note.kept_model else 0
         state, found = to_state(arrays, arch), None
         if is_evaluated(self.config, note.number) or self._is_hopeless:
-            found = self.server.evaluate(state, arch, note.number)
+            found = self.server.evaluate(state, arch, note.number, held_back=self.strategy.open_metrics)
+            self.strategy.open_metrics = found.held_back
         note.seconds_evaluation = time.perf_counter() - start
         note.seconds, self._round_started = time.perf_counter() - self._round_started, time.perf_counter()
         record, is_best = self._advance(note, arch, found)
@@ -268,9 +271,13 @@ class FederatedRun:
 
     def _stop_if_hopeless(self) -> None:
         if self._is_hopeless:
+            missed, note = self.progress["missed"], self.strategy.round
+            why = f"were below the quorum of {self.config.federation.quorum}"
+            if note.rolled_back or note.no_effect:
+                why = f"were not accepted; the last: {note.rolled_back or note.no_effect}"
             raise RunStopped(
-                f"{self.progress['missed']} rounds in a row were below the quorum of {self.config.federation.quorum} "
-                f'(federation.max-missed-rounds). Go on later with resume="{self.folder.path}"'
+                f"{missed} rounds in a row {why} (federation.max-missed-rounds). The model is that of the last "
+                f'accepted round. Go on later with resume="{self.folder.path}"'
             )
 
     def _finish(self) -> RunFolder:

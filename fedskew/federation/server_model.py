@@ -16,6 +16,7 @@ from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.federation.client import count_classes, local_seed, training_batches
+from fedskew.learning.freezing import freeze_stages
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.families import dense_architecture
 from fedskew.model.pretrained import load_pretrained
@@ -135,6 +136,35 @@ class ServerModel:
             result = train(model, data, once, round_number=1, rounds=1, seed=seed, counts=counts)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
 
+    def train_as_a_node(
+        self,
+        state: Mapping[str, Tensor],
+        arch: Architecture,
+        number: int,
+        *,
+        frozen: tuple[int, ...] = (),
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """What a node with the open data of the warm start would send back in round `number`: state and moments.
+
+        Where two nodes contradict each other this is the only other opinion that the server has.
+        """
+        config = self.config
+        model = self._model(state, arch, drop_path=config.model.drop_path)
+        freeze_stages(model, frozen)
+        seed = local_seed(config.run.seed, number, "server")
+        data = training_batches(self._data, self.training, arch, config.train, seed)
+        counts = count_classes(self._data, self.training, arch)
+        with cpu_threads(config.run.threads):
+            result = train(model, data, config.train, round_number=number, rounds=config.federation.rounds, seed=seed,
+                           counts=counts, moments=moments)  # fmt: skip
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()} | dict(result.moments)
+
+    def open_metrics(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
+        """A model's metrics on the open images held back, or where none are on the scoring images."""
+        with cpu_threads(self.config.run.threads):
+            return self._open_metrics(self._model(state, arch))
+
     def prune(
         self, state: Mapping[str, Tensor], arch: Architecture, stages: tuple[int, ...], number: int
     ) -> StepResult:
@@ -155,24 +185,40 @@ class ServerModel:
                 log.warning(line)
         return step
 
-    def evaluate(self, state: Mapping[str, Tensor], arch: Architecture, number: int = -1) -> Evaluation:
-        """A model on the test set and on the open images held back; `number` is its round."""
+    def evaluate(
+        self,
+        state: Mapping[str, Tensor],
+        arch: Architecture,
+        number: int = -1,
+        *,
+        held_back: dict[str, Any] | None = None,
+    ) -> Evaluation:
+        """A model on the test set and on the open images held back.
+
+        Args:
+            number: its round.
+            held_back: its metrics on the open images held back, if they are known already.
+        """
         with cpu_threads(self.config.run.threads):
             model = self._model(state, arch)
             size = self.config.run.eval_batch_size
             found = predict_images(
                 model, self._data, self._split.test, self.config.train, batch_size=size, number=number
             )
-            held_back = self._held_back_metrics(model) if len(self.held_back) else None
+            if not len(self.held_back):
+                held_back = None
+            elif held_back is None:
+                held_back = self._open_metrics(model)
         metrics = classification_metrics(found.labels, found.probabilities, found.classes)
         return Evaluation(metrics, held_back, found)
 
     def _judge(self, model: MultimodalSwin) -> float:
-        return float(self._held_back_metrics(model)["balanced_accuracy"])
+        return float(self._open_metrics(model)["balanced_accuracy"])
 
-    def _held_back_metrics(self, model: MultimodalSwin) -> dict[str, Any]:
+    def _open_metrics(self, model: MultimodalSwin) -> dict[str, Any]:
+        images = self.held_back if len(self.held_back) else self.scoring
         size = self.config.run.eval_batch_size
-        data = batches(self._data, self.held_back, model.architecture, batch_size=size, device=self._device)
+        data = batches(self._data, images, model.architecture, batch_size=size, device=self._device)
         return evaluate(model, data, self.config.train)
 
     def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalSwin:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
-from fedskew.federation.checks import Answer, BadReply, check_answer, check_reply, check_report
+from fedskew.federation.acceptance import largest, not_finite, objection
+from fedskew.federation.bounds import limited_counts, limited_weights
+from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.companions import cut
-from fedskew.federation.folding import make_folding
-from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task, payload_bytes
-from fedskew.federation.phase import Phase
+from fedskew.federation.folding import Folded, make_folding
+from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task
+from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.server_optimiser import server_step
@@ -35,8 +36,6 @@ from fedskew.runs.judging import is_evaluated
 from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
-
-AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 class SkewPruning(FedAvg):
@@ -66,16 +65,21 @@ class SkewPruning(FedAvg):
         super().__init__(fraction_train=config.federation.fraction)
         self.config, self.architecture, self.server = config, architecture, server
         self.split_hash, self.offset = split_hash, first_round - 1
+        self.roll = RollCall(grid, config.federation, scratch)
         self.round = RoundLog(self.offset)
         self._grid, self._scratch = grid, scratch
-        self._names: dict[int, str] = {}  # of every node seen so far
-        self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
         self.companions: dict[str, torch.Tensor] = {}  # of the model, see `companions`
-        self.class_counts: dict[str, dict[str, int]] = {}  # node → images of each class, of all that ever told
+        self.open_metrics: dict[str, Any] | None = None  # of the global model on open data, once they are known
         self._arrays = ArrayRecord()
-        self._phase_started = 0.0
-        self._phase: Phase | None = None
-        self._lasted: dict[str, float] = {}  # what nodes did in a phase → seconds that it took the last time
+
+    @property
+    def round(self) -> RoundLog:
+        """What is noted of the round in progress."""
+        return self.roll.round
+
+    @round.setter
+    def round(self, note: RoundLog) -> None:
+        self.roll.round = note
 
     def summary(self) -> None:
         """Log nothing: the run's own head lines say it better."""
@@ -93,8 +97,8 @@ class SkewPruning(FedAvg):
 
     def _total_counts(self) -> tuple[int, ...]:
         """Images of each class at all nodes that told; empty while nobody did."""
-        told = [self.class_counts[node] for node in sorted(self.class_counts)]
-        total = tuple(sum(counts.get(name, 0) for counts in told) for name in self.architecture.classes)
+        told = limited_counts(self.roll.class_counts, self.config.federation.max_weight_ratio)
+        total = tuple(sum(counts.get(name, 0) for counts in told.values()) for name in self.architecture.classes)
         return total if any(total) and self.config.train.class_counts == "global" else ()
 
     def configure_train(
@@ -114,25 +118,16 @@ class SkewPruning(FedAvg):
         return self._messages(arrays, MessageType.EVALUATE, 1.0)
 
     def _messages(self, arrays: ArrayRecord, kind: str, fraction: float) -> list[Message]:
-        settings, number = self.config.federation, self.round.number
+        settings, number, names = self.config.federation, self.round.number, self.roll.names
         connected = wait_for_nodes(self._grid, settings, number)
-        for node in self._names.keys() - connected.keys():
-            self._fail(self._names[node], "not connected")
+        for node in names.keys() - connected.keys():
+            self.roll.fail(names[node], "not connected")
         if fraction < 1:
-            self._introduce(connected)
-        named = {node: name or self._names.get(node, f"node {node}") for node, name in connected.items()}
-        self._asked = chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
-        self._names.update(chosen)
+            self.roll.introduce(connected)
+        named = {node: name or names.get(node, f"node {node}") for node, name in connected.items()}
+        chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
         task = self.task(number, kind)
-        content = pack_task(task, self._with_moments(arrays, task))
-        self.round.bytes_down += payload_bytes(content) * len(chosen)
-        self._phase_started, done = time.perf_counter(), "trained" if kind == MessageType.TRAIN else "evaluated"
-        self._phase = Phase(
-            f"round {number}/{self.config.federation.rounds}", done, len(chosen),
-            before=self._lasted.get(done), folder=self._scratch,
-        )  # fmt: skip
-        # a task that outlives its round would keep a slow node from the next one
-        return [Message(content, node, kind, ttl=settings.round_deadline) for node in chosen]
+        return self.roll.messages(pack_task(task, self._with_moments(arrays, task)), kind, chosen)
 
     def _with_moments(self, arrays: ArrayRecord, task: Task) -> ArrayRecord:
         """The arrays of a task: the weights, and the moments where nodes are to go on with them."""
@@ -146,52 +141,97 @@ class SkewPruning(FedAvg):
         known = {name: tensor for name, tensor in self.companions.items() if name.startswith((FIRST, SECOND, STEPS))}
         return known or no_moments(state)
 
-    def _introduce(self, connected: dict[int, str]) -> None:
-        """Ask nodes without a name for theirs: a choice by node ids, which simulations draw anew, is not repeatable."""
-        unknown = [node for node, name in connected.items() if not name and node not in self._names]
-        wait = self.config.federation.round_deadline
-        messages = [Message(RecordDict(), node, MessageType.QUERY, ttl=wait) for node in unknown]
-        for reply in self._grid.send_and_receive(messages, timeout=wait):
-            try:
-                self._names[self._grid.destination(reply)] = check_report(reply).node
-            except BadReply as reason:
-                log.warning("node %d does not say its name: %s", self._grid.destination(reply), reason)
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold in the good replies as they arrive, set the others aside, then prune.
+        """Fold in the good replies as they arrive, set the others aside, judge what they make, then prune.
 
-        Below the quorum the global model stays as it is, unpruned, and the record says so.
+        Below the quorum, and where what they make must not be taken, the global model stays as it is, unpruned, and
+        the record says so.
         """
         task, settings = self.task(self.round.number), self.config.federation
         reference = from_record(self._with_moments(self._arrays, task), task.downloaded())
         wanted = task.uploaded()
-        folding = make_folding(settings, self.round.number, self._scratch)
+        folding = make_folding(settings, self.round.number, self._scratch, lambda: self._own_norm(task, reference))
         losses: dict[str, tuple[int, float]] = {}
         for reply in replies:
-            name, update = self._accept(reply, lambda message: check_reply(message, wanted, reference))
+            name, update = self.roll.accept(reply, lambda message: check_reply(message, wanted, reference))
             if update is not None:
                 folding.add(name, update)
+                self.round.norms[name] = update.norm
                 losses[name] = (update.examples, update.metrics.get("loss", float("nan")))
                 if settings.grace and len(losses) >= settings.quorum:
                     self._grid.hurry(settings.grace)
-        self._close_phase()
-        averaged, aside = folding.result()
-        for name, reason in aside.items():
-            self._fail(name, reason)
-            del losses[name]
-        self.round.seconds_training = time.perf_counter() - self._phase_started
-        if len(losses) < settings.quorum:
-            self.round.kept_model = True
-            log.warning("round %d: %d usable replies, %d are needed: the global model stays as it was",
-                        self.round.number, len(losses), settings.quorum)  # fmt: skip
-            return self._arrays, None
+        self.round.seconds_training = self.roll.close()
+        folded = folding.result()
+        self._note(folded, losses)
+        if len(losses) < settings.quorum or folded.no_effect:
+            why = folded.no_effect or f"{len(losses)} usable replies, {settings.quorum} are needed"
+            return self._keep(why), None
         self.round.train_loss = loss = _weighted_loss(losses)
-        return self._prune(self._advance(reference, averaged)), MetricRecord({} if loss is None else {"loss": loss})
+        taken = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
+        return taken, MetricRecord({} if loss is None else {"loss": loss})
 
-    def _advance(self, reference: dict[str, np.ndarray], averaged: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """The new global model before it is pruned; keeps what the optimisers remember."""
+    def _note(self, folded: Folded, losses: dict[str, tuple[int, float]]) -> None:
+        """Who was refused or weighs less, in log and record; whoever was refused has no part in the losses."""
+        for name, reason in folded.refused.items():
+            self.roll.fail(name, reason)
+            del losses[name]
+        self.round.no_effect = folded.no_effect or None
+        for name, weight in folded.limited.items():
+            examples, _ = losses[name]
+            self.round.limited[name] = {"examples": examples, "weight": weight}
+            log.warning("round %d: %s says it has %d examples and weighs as %d (federation.max-weight-ratio=%g)",
+                        self.round.number, name, examples, weight, self.config.federation.max_weight_ratio)  # fmt: skip
+            losses[name] = (weight, losses[name][1])
+
+    def _keep(self, why: str) -> ArrayRecord:
+        """The global model of the round before, and the note that it is that."""
+        self.round.kept_model = True
+        log.warning("round %d: %s: the global model stays as it was", self.round.number, why)
+        return self._arrays
+
+    def _own_norm(self, task: Task, reference: dict[str, np.ndarray]) -> float:
+        """Norm of the update that the server's own training on open data makes of this round's model."""
+        given = {name: _tensor(array) for name, array in reference.items()}
+        state = {name: given.pop(name) for name in layout(self.architecture)}
+        after = self.server.train_as_a_node(
+            state, self.architecture, task.round_number, frozen=task.frozen, moments=given or None
+        )
+        return update_norm({name: after[name].numpy() for name in task.uploaded()}, reference)
+
+    def _take(self, reference: dict[str, np.ndarray], folded: Folded, weights: dict[str, int]) -> ArrayRecord:
+        """The new global model, pruned if it is time, unless it must not be taken: then this round is rolled back."""
+        state, companions = self._advance(reference, folded.arrays)
+        if reason := self._objection(reference, state, companions):
+            self.round.rolled_back = f"{reason} ({largest(self._norms(weights), weights)})"
+            return self._keep(f"rollback: {self.round.rolled_back}")
+        self.companions = companions
+        return self._prune(state)
+
+    def _norms(self, weights: dict[str, int]) -> dict[str, float]:
+        return {name: norm for name, norm in self.round.norms.items() if name in weights}
+
+    def _objection(
+        self, reference: dict[str, np.ndarray], state: dict[str, torch.Tensor], companions: dict[str, torch.Tensor]
+    ) -> str:
+        """Why a new model must not be taken; empty if it may, and then its metrics on open data are known."""
+        arrays = {name: tensor.numpy() for name, tensor in (companions | state).items()}
+        if name := not_finite(arrays):
+            return f"{name} of the new global model is not finite"
+        if self.open_metrics is None:
+            before = {name: _tensor(reference[name]) for name in state}
+            self.open_metrics = self.server.open_metrics(before, self.architecture)
+        after = self.server.open_metrics(state, self.architecture)
+        if reason := objection(self.open_metrics["loss"], after["loss"], self.config.federation.rollback):
+            return reason
+        self.open_metrics = after
+        return ""
+
+    def _advance(
+        self, reference: dict[str, np.ndarray], averaged: dict[str, np.ndarray]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The new global model before it is pruned, and what the optimisers are to remember with it."""
         names = layout(self.architecture)
         mean = {name: array for name, array in averaged.items() if name in names}
         memory = {name: tensor for name, tensor in self.companions.items() if name.startswith("server-")}
@@ -200,8 +240,7 @@ class SkewPruning(FedAvg):
         if len(averaged) > len(mean):
             moments = {name: _tensor(array) for name, array in averaged.items() if name not in names}
             memory |= self._moments(state) | moments
-        self.companions = memory
-        return state
+        return state, memory
 
     def _prune(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
         number = self.round.number
@@ -211,82 +250,34 @@ class SkewPruning(FedAvg):
             step = self.server.prune(state, self.architecture, stages, number)
             self.round.step, self.round.seconds_scoring = step, step.seconds_total
             self.architecture, state = step.architecture, step.state
+            self.open_metrics = None
             self.companions = cut(self.companions, before, step.plan, self.config.prune.mlp_group)
         return to_record(state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Mean of the nodes' validation metrics, weighted by their examples; bad replies are set aside.
+        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside.
 
         Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
         """
         if not self.config.federation.evaluate_clients:
             return None
-        answers = [self._accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
-        self._close_phase()
+        answers = [self.roll.accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
+        self.roll.close()
         # a node may have too few images for a validation set: it says so, with no examples
-        found = [answer for _, answer in sorted(answers, key=lambda pair: pair[0]) if answer and answer.examples]
+        found = sorted(((name, a) for name, a in answers if a and a.examples), key=lambda pair: pair[0])
         if not found:
             return None
+        weights = limited_weights(
+            {name: answer.examples for name, answer in found}, self.config.federation.max_weight_ratio
+        )
         mean = {
-            key: sum(answer.metrics[key] * answer.examples for answer in telling) / sum(a.examples for a in telling)
+            key: sum(answer.metrics[key] * weights[name] for name, answer in telling)
+            / sum(weights[name] for name, _ in telling)
             for key in VALIDATION_METRICS
-            if (telling := [answer for answer in found if key in answer.metrics])
+            if (telling := [pair for pair in found if key in pair[1].metrics])
         }
         self.round.validation = mean
         return MetricRecord(mean)
-
-    def _accept(
-        self, reply: Message, check: Callable[[Message], AnswerT], *, prefix: str = ""
-    ) -> tuple[str, AnswerT | None]:
-        """The node's name and its checked reply, or None after a bad one was named in log and record."""
-        node = self._grid.destination(reply)
-        name = self._asked.pop(node, self._names.get(node, f"node {node}"))
-        try:
-            answer = check(reply)
-        except BadReply as reason:
-            self._watch(0)
-            self._fail(name, str(reason))
-            return name, None
-        self._watch(answer.examples)
-        if name == f"node {node}" and answer.node:  # not registered under a name: take its own
-            name = self._names[node] = self._own_name(node, answer.node)
-        self.round.bytes_up += payload_bytes(reply.content)
-        told = {f"{prefix}{key}": round(value, 6) for key, value in answer.metrics.items()}
-        self.round.nodes.setdefault(name, {}).update(told)
-        if answer.notes:
-            self.round.notes[name] = list(answer.notes)
-        if answer.class_counts:
-            self.round.class_counts[name] = self.class_counts[name] = answer.class_counts
-        if name not in self.round.ok:
-            self.round.ok.append(name)
-        return name, answer
-
-    def _watch(self, images: int) -> None:
-        """Tell whoever watches that one more node has answered."""
-        if self._phase is not None:
-            self._phase.answer(images)
-
-    def _own_name(self, node: int, name: str) -> str:
-        """A node's name for itself, with its number if another has it too (two hospitals with a folder /data/ham)."""
-        taken = any(known == name and other != node for other, known in self._names.items())
-        return f"{name} (node {node})" if taken else name
-
-    def _fail(self, name: str, reason: str) -> None:
-        """Note once by name who does not count in this round, and why."""
-        if self.round.failed.get(name) != reason:
-            log.warning("round %d: %s set aside: %s", self.round.number, name, reason)
-        self.round.failed[name] = reason
-        if name in self.round.ok:
-            self.round.ok.remove(name)
-
-    def _close_phase(self) -> None:
-        """Whoever was asked and has not answered by now is late."""
-        waited = time.perf_counter() - self._phase_started
-        if self._phase is not None:
-            self._lasted[self._phase.done] = waited
-        for name in self._asked.values():
-            self._fail(name, f"no reply within {waited:.0f} s")
-        self._asked = {}
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

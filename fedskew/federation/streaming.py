@@ -61,13 +61,13 @@ class StreamingGrid(Grid):
         """See `Grid`."""
         return self._inner.pull_messages(message_ids)
 
-    def destination(self, reply: Message) -> int:
-        """The node that a reply of the present exchange belongs to.
+    def destination(self, reply: Message) -> int | None:
+        """The node whose task of the present exchange a reply answers; None if it answers none.
 
         When a node vanishes, the SuperLink answers for it under its own id: only the message replied to tells whose
-        it is.
+        it is. What a reply says of its source proves nothing.
         """
-        return self._destinations.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        return self._destinations.get(reply.metadata.reply_to_message_id)
 
     def hurry(self, seconds: float) -> None:
         """Wait at most this many seconds longer for the replies of the present exchange."""

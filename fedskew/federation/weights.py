@@ -141,3 +141,13 @@ def _size(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
 def _words(specs: Layout) -> str:
     text = ", ".join(f"{spec.dtype} {tuple(spec.shape)}" for spec in specs.values())
     return text[:100] or "missing"
+
+
+def arrays_sha256(arrays: ArrayRecord | Mapping[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the arrays as they are sent, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0{len(array.data)}\0".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -20,7 +20,10 @@ from fedskew.ops.findings import FAIL, Check, Finding, fail, run_checks, warn
 from fedskew.paths import cache_directory, home, runs_directory
 from fedskew.site.audit import audit_path
 
-NODE_KEYS = ("data-dir", "manifest", "name", "policy", "audit-log", "partition-id", "num-partitions")
+NODE_KEYS = (
+    "data-dir", "manifest", "name", "policy", "audit-log", "signing-key", "partition-id", "num-partitions",
+)  # fmt: skip
+NODE_PATHS = ("data-dir", "manifest", "policy", "audit-log", "signing-key")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def check_node_config(node_config: Mapping[str, Any]) -> list[Finding]:
             near = difflib.get_close_matches(key.replace("_", "-"), NODE_KEYS, n=1, cutoff=0.4)
             remedy = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(NODE_KEYS)}"
             found.append(warn("node config", f"nothing reads {key!r}", remedy))
-        elif key in ("data-dir", "manifest", "policy", "audit-log") and not Path(str(value)).is_absolute():
+        elif (
+            key in ("data-dir", "manifest", "policy", "audit-log", "signing-key") and not Path(str(value)).is_absolute()
+        ):
             found.append(
                 fail("node config", f"{key} is {value!r}, a relative path", f"{key}='{Path(str(value)).resolve()}'")
             )

@@ -34,7 +34,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder and compare its hashes.
 
     Raises:
-        ValueError, KeyError, OSError: it is damaged.
+        ValueError, KeyError, OSError: it is damaged, or its model is not finite (versions that knew no rollback could
+            save such): nothing can be trained from it.
     """
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.pop("sha256") != digest(state):
@@ -43,6 +44,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
+    if name := next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), ""):
+        raise ModelFileError(f"{name} of its model is not finite")
     progress = dict(state["progress"])
     if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
         progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}

@@ -32,7 +32,12 @@ class RoundLog:
     seconds_scoring: float = 0.0
     seconds_evaluation: float = 0.0
     seconds: float = 0.0
-    kept_model: bool = False  # no usable reply: the global model is the one of the round before
+    kept_model: bool = False  # the global model is the one of the round before: below the quorum, or rolled back
+    rolled_back: str | None = None  # why the nodes' work of this round was undone
+    no_effect: str | None = None  # why a robust aggregation would have protected from nobody
+    limited: dict[str, dict[str, int]] = field(default_factory=dict)  # node → its examples, and what it weighed
+    norms: dict[str, float] = field(default_factory=dict)  # node → 2-norm of its update, also of one set aside
+    strangers: list[str] = field(default_factory=list)  # answers that are nobody's, or not of whom they name
     step: StepResult | None = None
     before: Architecture | None = None
 
@@ -66,6 +71,11 @@ def round_record(
         "clients_failed": len(log.failed),
         "failed": log.failed,
         "kept_model": log.kept_model,
+        "rolled_back": log.rolled_back,
+        "no_effect": log.no_effect,
+        "limited": log.limited,
+        "norms": {name: float(f"{norm:.4g}") for name, norm in sorted(log.norms.items())},
+        "strangers": log.strangers,
         "train_loss": log.train_loss,
         "validation": log.validation,
         "nodes": log.nodes,

@@ -148,7 +148,8 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "bytes_down": last["bytes_down_total"],
         "bytes_up": last["bytes_up_total"],
         "client_failures": sum(record["clients_failed"] for record in records),
-        "rounds_below_quorum": sum(record["kept_model"] for record in records),
+        "rounds_below_quorum": sum(record["kept_model"] and not record.get("rolled_back") for record in records),
+        "rounds_rolled_back": sum(bool(record.get("rolled_back")) for record in records),
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip

@@ -16,13 +16,15 @@ from fedskew.runs.starts import changed_settings, recorded_nodes
 
 DEFAULT_NODES = 4
 
-# What may differ when a run is resumed: where it runs, how long the server waits and for whom, and how many rounds.
+# What may differ when a run is resumed: where it runs, how long the server waits and for whom, how many rounds, and how
+# it protects itself from the sites: who has been attacked must not have to begin again.
 # Everything else decides the data, the model, what a round computes or which round is the best.
 MAY_CHANGE: dict[str, Collection[str] | None] = {
     "data": {"dir", "manifest", "cache-dir"},
     "train": {"device", "threads"},
     "federation": {
         "rounds", "min-nodes", "join-deadline", "quorum", "round-deadline", "grace", "max-missed-rounds",
+        "max-weight-ratio", "norm-bound", "rollback", "require-signatures",
     },
     "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints"},
 }  # fmt: skip

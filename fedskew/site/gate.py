@@ -5,7 +5,6 @@ Without `policy` and `audit-log` in the node configuration (every simulated node
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from fedskew.federation.messages import (
     Task,
     payload_bytes,
 )
-from fedskew.federation.weights import Layout, from_record, to_record
+from fedskew.federation.weights import Layout, arrays_sha256, from_record, to_record
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -192,13 +191,3 @@ def _tensors(message: Message, wanted: Layout) -> ArrayRecord:
     """The weights of a message as one array a tensor."""
     arrays = from_record(message.content.array_records[ARRAYS], wanted)
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
-
-
-def arrays_sha256(arrays: ArrayRecord | Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the arrays as they are sent, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0{len(array.data)}\0".encode())
-        digest.update(array.data)
-    return digest.hexdigest()

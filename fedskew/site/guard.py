@@ -38,6 +38,7 @@ from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
 
 KEY_ID = "fpk_site_policy"
+KEY_OPTION, SIGNING_KEY = "--auth-supernode-private-key", "signing-key"
 HOOK = "http_request_response"  # of `internal`: makes the connection that fetches runs and bundles
 ALLOWED, REFUSED = "allowed", "refused"
 
@@ -161,7 +162,7 @@ def run_site(arguments: Sequence[str]) -> None:
     """
     node, trusted = _read_arguments(arguments)
     with ExitStack() as stack:
-        words = list(arguments)
+        words = with_signing_key(arguments, node)
         policy = Path(str(node["policy"])).expanduser() if node.get("policy") else None
         pins = load_policy(policy).app_hashes if policy else None
         if policy is None or pins is None:
@@ -175,6 +176,30 @@ def run_site(arguments: Sequence[str]) -> None:
             words += ["--trusted-entities", _prepare_home(stack, guard)]
             stack.enter_context(guarding(guard))
         _flower_supernode(words)
+
+
+def with_signing_key(arguments: Sequence[str], node: Mapping[str, Any]) -> list[str]:
+    """The arguments with `signing-key` in the node configuration: the key that the SuperNode authenticates with.
+
+    So the app on this site signs its answers, and the coordinator verifies them with the key it has registered.
+
+    Raises:
+        GuardError: the path cannot be written into Flower's node configuration.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(KEY_OPTION)
+    parser.add_argument("--node-config", default="")
+    known, words = parser.parse_known_args(list(arguments))
+    key = known.auth_supernode_private_key
+    if not key or node.get(SIGNING_KEY):
+        return list(arguments)
+    path = str(Path(key).expanduser().resolve())
+    if known.node_config.endswith(".toml"):
+        raise GuardError(f"--node-config is a file, so add to it: {SIGNING_KEY} = {path!r}")
+    if "'" in path:
+        raise GuardError(f"the path of {KEY_OPTION} holds a quote, which Flower's node configuration cannot: {path}")
+    config = f"{known.node_config} {SIGNING_KEY}='{path}'".strip()
+    return [*words, KEY_OPTION, key, "--node-config", config]
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[Mapping[str, Any], str | None]:

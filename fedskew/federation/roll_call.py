@@ -1,0 +1,173 @@
+"""Who is asked in a phase, who has answered, and what a round's record says of each: nobody counts twice or unasked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from flwr.app import Message, MessageType, RecordDict
+
+from fedskew.config.schema import FederationConfig
+from fedskew.federation.checks import Answer, BadReply, check_report
+from fedskew.federation.messages import payload_bytes
+from fedskew.federation.phase import Phase
+from fedskew.federation.seal import check_seal, new_nonce, with_nonce
+from fedskew.federation.selection import public_keys
+from fedskew.federation.streaming import StreamingGrid
+from fedskew.runs.record import RoundLog
+
+log = logging.getLogger("flwr.fedskew.server")
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+DONE = {MessageType.TRAIN: "trained", MessageType.EVALUATE: "evaluated"}
+
+
+class RollCall:
+    """The nodes of a run as the server knows them.
+
+    Args:
+        grid: the streaming grid of the run.
+        settings: of the federation.
+        folder: run folder, for whoever watches from another process.
+
+    Attributes:
+        round: what is noted of the round in progress.
+        names: of every node seen so far, by its id.
+        class_counts: node → images of each class, of all that ever told.
+    """
+
+    def __init__(self, grid: StreamingGrid, settings: FederationConfig, folder: Path | None) -> None:
+        self.round = RoundLog(0)
+        self.names: dict[int, str] = {}
+        self.class_counts: dict[str, dict[str, int]] = {}
+        self._grid, self._settings, self._folder = grid, settings, folder
+        self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
+        self._nonces: dict[int, str] = {}  # of all nodes of the present phase
+        self._keys: dict[int, bytes] = {}  # what nodes are registered with
+        self._kind, self._started = "", 0.0
+        self._phase: Phase | None = None
+        self._lasted: dict[str, float] = {}  # what nodes did in a phase → seconds that it took the last time
+
+    def messages(self, content: RecordDict, kind: str, chosen: dict[int, str]) -> list[Message]:
+        """The same task for each of the chosen nodes, with a nonce of its own; the phase begins."""
+        self.names.update(chosen)
+        tasks = self._address(content, kind, chosen)
+        self.round.bytes_down += sum(payload_bytes(task.content) for task in tasks)
+        self._started, done = time.perf_counter(), DONE[kind]
+        self._phase = Phase(
+            f"round {self.round.number}/{self._settings.rounds}", done, len(chosen),
+            before=self._lasted.get(done), folder=self._folder,
+        )  # fmt: skip
+        return tasks
+
+    def _address(self, content: RecordDict, kind: str, chosen: dict[int, str]) -> list[Message]:
+        self._asked, self._kind = dict(chosen), kind
+        self._nonces = {node: new_nonce() for node in chosen}
+        self._keys = public_keys(self._grid)
+        # a task that outlives its round would keep a slow node from the next one
+        return [Message(with_nonce(content, nonce), node, kind, ttl=self._settings.round_deadline)
+                for node, nonce in self._nonces.items()]  # fmt: skip
+
+    def introduce(self, connected: dict[int, str]) -> None:
+        """Ask nodes without a name for theirs: a choice by node ids, which simulations draw anew, is not repeatable."""
+        unknown = {node: f"node {node}" for node, name in connected.items() if not name and node not in self.names}
+        messages = self._address(RecordDict(), MessageType.QUERY, unknown)
+        for reply in self._grid.send_and_receive(messages, timeout=self._settings.round_deadline):
+            if (node := self._sender(reply)) is not None:
+                try:
+                    self._check(reply, node, 0)
+                    self.names[node] = check_report(reply).node
+                except BadReply as reason:
+                    log.warning("node %d does not say its name: %s", node, reason)
+
+    def accept(
+        self, reply: Message, check: Callable[[Message], AnswerT], *, prefix: str = ""
+    ) -> tuple[str, AnswerT | None]:
+        """The node's name and its checked reply, or None after a bad one was named in log and record."""
+        node = self._sender(reply)
+        if node is None:
+            return "", None
+        name = self.names.get(node) or f"node {node}"
+        try:
+            self._check(reply, node, self.round.number)
+            answer = check(reply)
+        except BadReply as reason:
+            self._watch(0)
+            self.fail(name, str(reason))
+            return name, None
+        self._watch(answer.examples)
+        if name == f"node {node}" and answer.node:  # not registered under a name: take its own
+            name = self.names[node] = self._own_name(node, answer.node)
+        self._note(name, reply, answer, prefix)
+        return name, answer
+
+    def _note(self, name: str, reply: Message, answer: Answer, prefix: str) -> None:
+        self.round.bytes_up += payload_bytes(reply.content)
+        told = {f"{prefix}{key}": round(value, 6) for key, value in answer.metrics.items()}
+        self.round.nodes.setdefault(name, {}).update(told)
+        if answer.notes:
+            self.round.notes[name] = list(answer.notes)
+        if answer.class_counts:
+            self.round.class_counts[name] = self.class_counts[name] = answer.class_counts
+        if name not in self.round.ok:
+            self.round.ok.append(name)
+
+    def _sender(self, reply: Message) -> int | None:
+        """The node whose task a reply answers; None if nobody was asked for it, or its node has answered already."""
+        node, source = self._grid.destination(reply), reply.metadata.src_node_id
+        if node is None:
+            return self._stranger(f"an answer that names node {source} belongs to no task of this round")
+        if self._asked.pop(node, None) is None:
+            return self._stranger(f"a second answer of {self.names.get(node) or f'node {node}'} was left out")
+        return node
+
+    def _check(self, reply: Message, node: int, number: int) -> None:
+        """Raise `BadReply` where an answer is not that of the node that was asked, and note it as a stranger's."""
+        if reply.has_error():
+            return  # a node that vanished is answered for by the SuperLink, under an id of its own
+        try:
+            if reply.metadata.src_node_id != node:
+                raise BadReply(f"its answer comes from node {reply.metadata.src_node_id}, which was not asked for it")
+            check_seal(
+                reply, nonce=self._nonces[node], run_id=self._grid.run.run_id, kind=self._kind, round_number=number,
+                public_key=self._keys.get(node, b""), required=self._settings.require_signatures,
+            )  # fmt: skip
+        except BadReply as reason:
+            self._stranger(f"in the name of {self.names.get(node) or f'node {node}'}: {reason}")
+            raise
+
+    def _stranger(self, what: str) -> None:
+        """Note what nobody should have sent: a person should look into it."""
+        log.error("round %d: %s", self.round.number, what)
+        self.round.strangers.append(what)
+
+    def _watch(self, images: int) -> None:
+        """Tell whoever watches that one more node has answered."""
+        if self._phase is not None:
+            self._phase.answer(images)
+
+    def _own_name(self, node: int, name: str) -> str:
+        """A node's name for itself, with its number if another has it too (two hospitals with a folder /data/ham)."""
+        taken = any(known == name and other != node for other, known in self.names.items())
+        return f"{name} (node {node})" if taken else name
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note once by name who does not count in this round, and why."""
+        if self.round.failed.get(name) != reason:
+            log.warning("round %d: %s set aside: %s", self.round.number, name, reason)
+        self.round.failed[name] = reason
+        if name in self.round.ok:
+            self.round.ok.remove(name)
+
+    def close(self) -> float:
+        """Whoever was asked and has not answered by now is late; returns the seconds that the phase took."""
+        waited = time.perf_counter() - self._started
+        if self._phase is not None:
+            self._lasted[self._phase.done] = waited
+        for node, name in self._asked.items():
+            self.fail(name or f"node {node}", f"no reply within {waited:.0f} s")
+        self._asked = {}
+        return waited

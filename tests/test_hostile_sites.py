@@ -1,0 +1,211 @@
+"""One hostile site owns nothing: no average, no round, no run, no checkpoint. Each test is an attack."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import hostile
+import pytest
+import torch
+from builders import run_here, tiny_config
+
+from fedskew.config.schema import ConfigError
+from fedskew.federation.acceptance import largest, not_finite, objection
+from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.server import FederatedRun
+from fedskew.federation.server_model import ServerModel
+from fedskew.runs.checkpoint import read_checkpoint
+from fedskew.runs.folder import RunFolder, RunFolderError
+from fedskew.runs.resume import open_checkpoint
+
+
+@pytest.fixture
+def run(generated, tmp_path):
+    """Run a federation of which some sites attack; returns the folder and its records."""
+
+    def start(app, nodes=3, name="run", **overrides):
+        overrides["run"] = {"output_dir": str(tmp_path), "name": name, **overrides.get("run", {})}
+        folder = run_here(tiny_config(**overrides), grid=LocalGrid(app, nodes))
+        return folder, folder.records()
+
+    return start
+
+
+def finite(weights):
+    return all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_a_finite_update_of_1e30_costs_its_round_by_name_and_the_run_goes_on(run, caplog):
+    """Under plain averaging. It was: a NaN model in every checkpoint, and sites that say `lower train.lr`."""
+    app = hostile.federation(hostile.huge, {1}, rounds={2})
+    folder, records = run(app, federation={"rounds": 4}, run={"keep_checkpoints": 9})
+    before, hit, after = records[1], records[2], records[3]
+    assert "not finite" in hit["rolled_back"]
+    assert "partition-1" in hit["rolled_back"], "who sent what was the largest by far"
+    assert hit["norms"]["partition-1"] > 1e30 > 1e6 > hit["norms"]["partition-0"]
+    assert hit["kept_model"]
+    assert hit["clients_ok"] == 3
+    assert all(record["rolled_back"] is None for record in (records[0], before, after, records[4]))
+    for key in ("parameters", "loss", "blocks"):
+        rows = [{k: v for k, v in row.items() if k.endswith("after")} for row in before["blocks"]]
+        seen = [{k: v for k, v in row.items() if k.endswith("after")} for row in hit["blocks"]]
+        assert rows == seen if key == "blocks" else hit[key] == before[key], "nothing was cut, nothing was learned"
+    assert after["parameters"] < hit["parameters"], "honest rounds prune again"
+    assert after["loss"] != hit["loss"]
+    for number in range(5):
+        checkpoint = read_checkpoint(folder.path / "checkpoints" / f"round-{number:04d}")
+        assert finite(checkpoint.weights), number
+    assert "rollback" in caplog.text
+    assert "train.lr" not in caplog.text
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert (summary["rounds_rolled_back"], summary["rounds_below_quorum"]) == (1, 0)
+
+
+def test_whoever_never_stops_ends_the_run_with_a_healthy_model_that_goes_on_under_stricter_limits(run, tmp_path):
+    """It was: two missed rounds evict the last good checkpoint, and no resume goes on from NaN."""
+    app = hostile.federation(hostile.huge, {1}, rounds=range(2, 99))
+    folder, records = run(app, federation={"rounds": 6, "max_missed_rounds": 3}, run={"keep_checkpoints": 2})
+    assert [record["round"] for record in records] == [0, 1, 2, 3, 4]
+    assert all(record["rolled_back"] for record in records[2:])
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert "not accepted" in summary["stopped"]
+    assert "partition-1" in summary["stopped"]
+    assert "quorum" not in summary["stopped"]
+    again, checkpoint = open_checkpoint(folder.path)
+    assert (checkpoint.round_number, finite(checkpoint.weights)) == (4, True)
+    stricter = tiny_config(
+        federation={"rounds": 6, "max_missed_rounds": 3, "norm_bound": 3.0},
+        run={"output_dir": str(tmp_path), "name": "run", "keep_checkpoints": 2},
+    )
+    done = FederatedRun(LocalGrid(app, 3), stricter, again, checkpoint).run().records()
+    assert [record["kept_model"] for record in done[5:]] == [False, False]
+    assert list(done[5]["failed"]) == ["partition-1"], "it still attacks, and is set aside"
+    assert done[6]["loss"] != records[1]["loss"], "the honest nodes' work counts"
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over_by_name(run, caplog):
+    """As versions without rollback left them."""
+    folder, _ = run(hostile.app, federation={"rounds": 1})
+    good = folder.latest()
+    spoilt = {name: torch.full_like(tensor, math.nan) for name, tensor in good.weights.items()}
+    record = folder.records()[-1] | {"round": 2}
+    folder.finish_round(2, good.architecture, spoilt, record, good.progress, is_best=False, keep=9)
+    assert folder.latest().round_number == 1
+    assert "is not finite" in caplog.text
+    assert "round-0002" in caplog.text
+    for number in (0, 1):
+        folder.finish_round(number, good.architecture, spoilt, record, good.progress, is_best=False, keep=9)
+    with pytest.raises(RunFolderError, match="no whole checkpoint"):
+        RunFolder(folder.path).latest()
+
+
+def test_of_two_sites_one_that_sends_1e30_is_set_aside_and_the_other_counts(run):
+    """With the median of the round, of which the attacker is half, it passed any bound above 2."""
+    app = hostile.federation(hostile.huge, {1}, rounds={2})
+    _, records = run(app, nodes=2, federation={"norm_bound": 3.0})
+    assert list(records[2]["failed"]) == ["partition-1"]
+    assert "the server's own training on open data" in records[2]["failed"]["partition-1"]
+    assert records[2]["clients_ok"] == 1
+    assert not records[2]["kept_model"]
+    assert records[1]["failed"] == {}
+
+
+def test_of_two_sites_one_that_sends_next_to_nothing_does_not_set_the_other_aside(run):
+    _, records = run(hostile.federation(hostile.nothing, {1}), nodes=2, federation={"rounds": 1, "norm_bound": 3.0})
+    assert records[1]["failed"] == {}
+    assert records[1]["norms"]["partition-1"] < 0.01 * records[1]["norms"]["partition-0"]
+
+
+def test_zeros_that_claim_to_be_everybody_are_weighed_like_one(run, caplog):
+    _, records = run(hostile.federation(hostile.zeros, {2}), federation={"rounds": 1, "rollback": 99.0})
+    limited = records[1]["limited"]["partition-2"]
+    honest = sorted(records[1]["nodes"][f"partition-{i}"]["num-examples"] for i in (0, 1))
+    assert limited == {"examples": 2**28, "weight": 5 * honest[1]}, "the middle of three is the larger honest one"
+    assert "partition-2 says it has 268435456 examples and weighs as" in caplog.text
+
+
+def test_a_round_that_ends_worse_than_the_bound_is_rolled_back_before_anything_is_cut(run, monkeypatch):
+    cut = []
+    original = ServerModel.prune
+    monkeypatch.setattr(ServerModel, "prune", lambda *args: cut.append(args[-1]) or original(*args))
+    app = hostile.federation(lambda task, reply: hostile.lie(task, reply, lambda _, own: own * 30), {0}, rounds={1})
+    _, records = run(app)
+    assert "more than federation.rollback=1 above" in records[1]["rolled_back"]
+    assert cut == [2]
+    assert records[1]["parameters"] == records[0]["parameters"] > records[2]["parameters"]
+
+
+def test_the_optimisers_memory_of_a_round_that_was_rolled_back_is_forgotten(run):
+    """FedAdam's second moment would be 1e60, and every later step nothing."""
+    app = hostile.federation(hostile.huge, {1}, rounds={2})
+    settings = {"rounds": 2, "server_optimiser": "adam", "server_lr": 0.01}
+    folder, _ = run(app, federation=settings, run={"keep_checkpoints": 9})
+    first, second = (read_checkpoint(folder.path / "checkpoints" / f"round-{n:04d}").companions for n in (1, 2))
+    assert first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_claim_of_two_to_the_28_validation_images_does_not_choose_the_best_round(run):
+    def boast(task, reply):
+        metrics = {"num-examples": 2**28, "balanced_accuracy": 1.0, "loss": 0.0}
+        reply.content["metrics"] = type(reply.content["metrics"])(dict(reply.content["metrics"].items()) | metrics)
+        return reply
+
+    def app(message, context):
+        reply = hostile.app(message, context)
+        liar = context.node_config["partition-id"] == 2 and message.metadata.message_type == "evaluate"
+        return boast(message, reply) if liar else reply
+
+    _, records = run(app, federation={"rounds": 1, "evaluate_clients": True})
+    told = [records[1]["nodes"][f"partition-{i}"] for i in (0, 1)]
+    weights = [node["validation-num-examples"] for node in told]
+    honest = sum(node["validation-balanced_accuracy"] * w for node, w in zip(told, weights, strict=True))
+    expected = (honest + 5 * max(weights)) / (sum(weights) + 5 * max(weights))
+    assert records[1]["validation"]["balanced_accuracy"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_robust_choice_without_effect_is_refused_before_anything_is_made(run, tmp_path):
+    """A trimmed mean of three cut off int(0.6) = 0 at each end, and said nothing."""
+    with pytest.raises(ConfigError, match=r"trimmed-mean with federation\.trim=0\.2 needs 5 updates"):
+        run(hostile.app, federation={"aggregation": "trimmed-mean"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_round_that_falls_to_too_few_for_its_aggregation_keeps_the_model(run):
+    app = hostile.federation(lambda task, reply: hostile.lie(task, reply, lambda _, own: own, 0), {0}, rounds={1})
+    _, records = run(app, federation={"aggregation": "median"})
+    assert list(records[1]["failed"]) != []
+    assert "median needs 3 updates" in records[1]["no_effect"]
+    assert records[1]["kept_model"]
+    assert records[1]["rolled_back"] is None
+    assert not records[2]["kept_model"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (1.0, 1.9, ""),
+        (1.0, 2.1, "more than federation.rollback=1 above"),
+        (1.0, math.nan, "not finite"),
+        (1.0, math.inf, "not finite"),
+        (math.nan, 1.0, ""),
+        (27.0, 3.0, ""),
+    ],
+)
+def test_a_model_is_judged_by_its_rise_in_loss(before, after, words):
+    found = objection(before, after, 1.0)
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    good = torch.ones(2).numpy()
+    assert not_finite({"a": good}) == ""
+    assert not_finite({"b": good / 0, "a": good, "c": good / 0}) == "b"
+
+
+def test_the_person_who_looks_for_the_cause_is_told_whose_update_was_the_largest():
+    text = largest({"a": 1.0, "b": 1e30, "c": 2.0}, {"a": 10, "b": 10, "c": 30})
+    assert text == "the largest update is that of b, of norm 1e+30, the others' at most 2; c has 60% of the weight"
+    assert largest({}, {}) == ""
