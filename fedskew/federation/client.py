@@ -64,7 +64,7 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
     gate = Gate(message, context)
     try:
         task, arrays = unpack_task(message)
-        gate.admit(task)
+        task = gate.admit(task)
         config = task.config
         with cpu_threads(config.train.threads):
             arch = task.architecture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedskew.ops.findings import Finding, fail, ok, warn
 from fedskew.site.audit import AuditError, verify_audit
+from fedskew.site.limits import Limits
 from fedskew.site.policy import Policy, PolicyError, load_policy
 
 POLICY_HELP = "write one (docs/deployment.md) and name it in the node configuration: policy='/absolute/policy.yaml'"
@@ -31,6 +32,9 @@ def check_policy(path: Path | None, count: Callable[[], int] | None = None) -> l
     if policy.allowed_runs is None and policy.app_hashes is None:
         remedy = "list allowed-runs, or pin the app: app-hashes (`fedskew bundle-hash` prints its hash)"
         found.append(warn("policy", "any app and any run of the coordinator is answered", remedy))
+    if policy.max_rounds is not None and policy.max_rounds_total is None:
+        text = "max-rounds is counted for each run, and a coordinator can start as many runs as it likes"
+        found.append(warn("policy", text, "set max-rounds-total too"))
     if count is not None and policy.min_examples > 1 and (images := count()) < policy.min_examples:
         text = f"min-examples is {policy.min_examples}, but there are {images} images: every answer would be refused"
         found.append(fail("policy", text, "lower min-examples, or add images"))
@@ -55,11 +59,22 @@ def summary(policy: Policy) -> list[str]:
     words = [f"answers {runs} of {apps}"]
     words += [f"at least {policy.min_examples} images"] if policy.min_examples > 1 else []
     words += [f"at most {policy.max_rounds} rounds of a run"] if policy.max_rounds else []
+    words += [f"at most {policy.max_rounds_total} rounds of all runs"] if policy.max_rounds_total else []
+    words += [f"a task of at most {limits_in_words(policy.limits)}"]
     words += [f"updates clipped to norm {policy.clipping_norm:g}"] if policy.clipping_norm else []
     words += [f"noise of deviation {policy.noise.deviation:.3g}"] if policy.noise else []
     flags = {"metrics": policy.report_metrics, "class counts": policy.report_class_counts,
              "names of unreadable images": policy.report_notes}  # fmt: skip
     return [*words, f"reports {_listed([name for name, told in flags.items() if told])}"]
+
+
+def limits_in_words(limits: Limits) -> str:
+    """The most that a task may ask for."""
+    threads = limits.threads or "all"
+    return (
+        f"{limits.local_epochs} epochs, batches of {limits.batch_size} ({limits.eval_batch_size} in evaluation), "
+        f"{limits.image_size} pixels a side, {limits.parameters:,} weights, {threads} CPU threads"
+    )
 
 
 def _privacy(policy: Policy) -> list[Finding]:

@@ -20,7 +20,8 @@ from fedskew.ops.findings import FAIL, Check, Finding, fail, run_checks, warn
 from fedskew.paths import cache_directory, home, runs_directory
 from fedskew.site.audit import audit_path
 
-NODE_KEYS = ("data-dir", "manifest", "name", "policy", "audit-log", "partition-id", "num-partitions")
+NODE_PATHS = ("data-dir", "manifest", "cache-dir", "policy", "audit-log")
+NODE_KEYS = (*NODE_PATHS, "name", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def diagnose_site(
 ) -> list[Finding]:
     """Everything that a hospital needs for its SuperNode; `node_config` is what `--node-config` will hold."""
     policy, log = str(node_config.get("policy", "")), audit_path(node_config)
-    found = run_checks([*_host(), ("disk", partial(check_disk, {"cache disk": cache_directory("")}))])
+    cache = cache_directory(str(node_config.get("cache-dir", "")))
+    found = run_checks([*_host(), ("disk", partial(check_disk, {"cache disk": cache}))])
     reached = _reach(superlink, clock=True, public=True)
     found += reached or [_not_given("SuperLink", "--superlink HOST:PORT")]
     found += _key(superlink, node_key, connected=bool(reached) and not _fails(reached))
@@ -100,7 +102,7 @@ def check_node_config(node_config: Mapping[str, Any]) -> list[Finding]:
             near = difflib.get_close_matches(key.replace("_", "-"), NODE_KEYS, n=1, cutoff=0.4)
             remedy = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(NODE_KEYS)}"
             found.append(warn("node config", f"nothing reads {key!r}", remedy))
-        elif key in ("data-dir", "manifest", "policy", "audit-log") and not Path(str(value)).is_absolute():
+        elif key in NODE_PATHS and not Path(str(value)).is_absolute():
             found.append(
                 fail("node config", f"{key} is {value!r}, a relative path", f"{key}='{Path(str(value)).resolve()}'")
             )

@@ -127,10 +127,10 @@ def verify_audit(path: Path) -> AuditState:
     return AuditState(len(entries), _line_hash(_last_line(path)[0]) if entries else START)
 
 
-def answers(entries: Sequence[Entry], run_id: int, kind: str) -> int:
-    """How many tasks of a kind (`train`, `evaluate`) of a run were answered with a result."""
+def answers(entries: Sequence[Entry], run_id: int | None, kind: str) -> int:
+    """How many tasks of a kind (`train`, `evaluate`) of a run were answered with a result; None: of all runs."""
     return sum(
-        entry.get("run") == run_id and entry.get("kind") == kind and entry.get("outcome") == ANSWERED
+        run_id in (None, entry.get("run")) and entry.get("kind") == kind and entry.get("outcome") == ANSWERED
         for entry in entries
     )
 

@@ -1,6 +1,7 @@
 """Where a site's policy and audit log meet the client: before a task, before its answer leaves, after a refusal.
 
-Without `policy` and `audit-log` in the node configuration (every simulated node) a gate does nothing.
+Without `policy` and `audit-log` in the node configuration a gate only sees to it that a task keeps within the default
+limits and sets nothing but what a site takes from it; at simulated nodes it does nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from fedskew.federation.messages import (
     payload_bytes,
 )
 from fedskew.federation.weights import Layout, from_record, to_record
+from fedskew.model.cost import parameters
 from fedskew.site.audit import (
     ANSWERED,
     FAILED,
@@ -44,6 +47,7 @@ from fedskew.site.audit import (
     read_entries,
     site_name,
 )
+from fedskew.site.limits import exceeded, is_simulated, site_settings
 from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, load_policy
 from fedskew.site.privacy import PrivacyError, protect
 from fedskew.training import TrainingError
@@ -63,20 +67,30 @@ class Gate:
         self._kind = message.metadata.message_type.partition(".")[0]
         self._policy_file = str(context.node_config.get("policy", ""))
         self.active = bool(self._policy_file or context.node_config.get("audit-log"))
+        self._simulated = is_simulated(context.node_config)
+        self._partitioned = "partition-id" in context.node_config
         self._node, self._log = site_name(context.node_config), audit_path(context.node_config)
         self._policy = Policy(report_notes=True)  # until a file is read: only the log is wanted
         self._about: dict[str, Any] = {}
         self._task: Task  # once it is admitted
 
-    def admit(self, task: Task) -> None:
-        """Check a task before any data is touched.
+    def admit(self, task: Task) -> Task:
+        """Check a task before any data is touched; returns it with those of its settings that a site takes.
 
         Raises:
-            PolicyRefusal: the policy forbids the run, the app, or another round.
+            PolicyRefusal: the policy forbids the run, the app, or another round, or the task exceeds a limit.
             PolicyError, AuditError: policy or audit log cannot be read, so nothing is allowed.
         """
-        if not self.active:
-            return
+        if self._simulated:
+            return task
+        if self.active:
+            self._admit(task)
+        arch = task.architecture
+        if excess := exceeded(task.config, arch.image_size, parameters(arch), self._policy.limits):
+            raise PolicyRefusal(f"site policy forbids: {excess}")
+        return replace(task, config=site_settings(task.config, partitioned=self._partitioned))
+
+    def _admit(self, task: Task) -> None:
         self._task = task
         self._about = {"round": task.round_number, "architecture": task.architecture.digest}
         if self._policy_file:
@@ -86,7 +100,7 @@ class Gate:
                 f"site policy forbids: its noise would drown the {', '.join(task.extras)} that the task asks for; "
                 "the coordinator should set train.moments=fresh"
             )
-        self._check(read_entries(self._log) if self._policy.max_rounds else ())
+        self._check(read_entries(self._log) if self._counts else ())
         if self._kind == "evaluate" and not self._policy.report_metrics:
             raise PolicyRefusal("site policy forbids: an evaluation tells metrics, and its report-metrics is false")
 
@@ -123,7 +137,7 @@ class Gate:
             "bytes": payload_bytes(content),
             "sha256": arrays_sha256(content.array_records.get(ARRAYS, {})),
         }
-        check = self._check if self._policy.max_rounds else None
+        check = self._check if self._counts else None
         append_entry(self._log, self._entry(sent | protection), check)
         return reply
 
@@ -151,10 +165,15 @@ class Gate:
             return True
         return isinstance(error, DataError) and self._policy.report_notes
 
+    @property
+    def _counts(self) -> bool:
+        """Whether earlier answers matter."""
+        return bool(self._policy.max_rounds or self._policy.max_rounds_total)
+
     def _check(self, entries: Sequence[Entry], examples: int | None = None) -> None:
-        given = answers(entries, self._run, self._kind)
+        given, total = (answers(entries, run, self._kind) for run in (self._run, None))
         app_hash = installed_app_hash(fedskew.__file__) if self._policy.app_hashes is not None else ""
-        check_task(self._policy, self._run, answered=given, examples=examples, app_hash=app_hash)
+        check_task(self._policy, self._run, answered=given, answered_total=total, examples=examples, app_hash=app_hash)
 
     def _filter(self, reply: Message) -> None:
         """Take out what the policy keeps at the site."""

@@ -161,6 +161,8 @@ def run_site(arguments: Sequence[str]) -> None:
     node, trusted = _read_arguments(arguments)
     with ExitStack() as stack:
         words = list(arguments)
+        if not node.get("data-dir"):
+            raise GuardError("--node-config names no data-dir: this site has no data; add data-dir='/absolute/path'")
         policy = Path(str(node["policy"])).expanduser() if node.get("policy") else None
         pins = load_policy(policy).app_hashes if policy else None
         if policy is None or pins is None:

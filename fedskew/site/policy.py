@@ -6,6 +6,8 @@ allowed-runs: [1234567890]   # run ids; an empty list allows none
 app-hashes: [9f86d081…]      # SHA-256 of app bundles (fedskew bundle-hash)
 min-examples: 100            # answers made from fewer images stay here
 max-rounds: 50               # answers of each kind (train, evaluate) to one run
+max-rounds-total: 200        # the same over all runs: a coordinator can start as many as it likes
+limits: {local-epochs: 5, batch-size: 128, image-size: 256}   # of one task; see limits.Limits for all and for defaults
 clipping-norm: 1.0           # largest 2-norm of an update
 noise: {epsilon: 0.5, delta: 1e-5}   # Gaussian, by Flower's local differential privacy; sensitivity: 2 × the norm
 report-metrics: true         # losses and accuracies; they carry no noise
@@ -20,14 +22,16 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "clipping-norm", "noise",
-        "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
+from fedskew.site.limits import LIMIT_KEYS, Limits
+
+KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "limits", "clipping-norm",
+        "noise", "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
 NOISE_KEYS = ("sensitivity", "epsilon", "delta")
 SHORT_HASH = 8  # hexadecimal digits of a bundle's hash that Flower puts into the name of the installed app
 
@@ -62,6 +66,8 @@ class Policy:
     app_hashes: frozenset[str] | None = None
     min_examples: int = 1
     max_rounds: int | None = None
+    max_rounds_total: int | None = None
+    limits: Limits = field(default_factory=Limits)
     clipping_norm: float | None = None
     noise: Noise | None = None
     report_metrics: bool = True
@@ -70,13 +76,20 @@ class Policy:
 
 
 def check_task(
-    policy: Policy, run_id: int, *, answered: int = 0, examples: int | None = None, app_hash: str = ""
+    policy: Policy,
+    run_id: int,
+    *,
+    answered: int = 0,
+    answered_total: int = 0,
+    examples: int | None = None,
+    app_hash: str = "",
 ) -> None:
     """Raise unless the policy allows to answer this task.
 
     Args:
         answered: answers of this kind that the run has had. They are counted, not taken from the task: a
             coordinator could call every round the first.
+        answered_total: answers of this kind that all runs have had.
         examples: images that the answer is made from; None before that is known.
         app_hash: SHA-256 of the running app bundle, or its first digits; empty if it is unknown.
 
@@ -90,6 +103,10 @@ def check_task(
         raise _forbidden(f"{running} is not among its app-hashes")
     if policy.max_rounds is not None and answered >= policy.max_rounds:
         raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}")
+    if policy.max_rounds_total is not None and answered_total >= policy.max_rounds_total:
+        raise _forbidden(
+            f"all runs together have had its max-rounds-total of {policy.max_rounds_total}; the site has to raise it"
+        )
     if examples is not None and examples < policy.min_examples:
         raise _forbidden(f"the answer would be made from fewer images than its min-examples of {policy.min_examples}")
 
@@ -133,6 +150,8 @@ def parse_policy(content: Any, name: str) -> Policy:
         app_hashes=_optional(values, "app-hashes", lambda value: _hashes(value, where + "app-hashes")),
         min_examples=_whole(values.get("min-examples", 1), where + "min-examples"),
         max_rounds=_optional(values, "max-rounds", lambda value: _whole(value, where + "max-rounds")),
+        max_rounds_total=_optional(values, "max-rounds-total", lambda value: _whole(value, where + "max-rounds-total")),
+        limits=_limits(values.get("limits", {}), where),
         clipping_norm=clipping,
         noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
         **{key.replace("-", "_"): value for key, value in flags.items()},
@@ -175,6 +194,11 @@ def _noise(value: Any, clipping: float | None, where: str) -> Noise:
     if numbers["delta"] >= 1:
         raise PolicyError(f"{where}noise.delta is {numbers['delta']}, expected a probability below 1, e.g. 1e-5")
     return Noise(**numbers)
+
+
+def _limits(value: Any, where: str) -> Limits:
+    content = _mapping(value, LIMIT_KEYS, f"{where}limits")
+    return Limits(**{key.replace("-", "_"): _whole(item, f"{where}limits.{key}") for key, item in content.items()})
 
 
 def _number(value: Any, where: str) -> float:
