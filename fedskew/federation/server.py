@@ -132,6 +132,7 @@ class FederatedRun:
         )  # fmt: skip
         self.strategy.round, self.strategy.companions = first, companions
         self.strategy.class_counts = self.progress["class_counts"]
+        self.strategy.audit = self.progress.setdefault("audit", {})
         self._rounds(state)
         return self._finish()
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -71,7 +71,8 @@ class SkewPruning(FedAvg):
         self._names: dict[int, str] = {}  # of every node seen so far
         self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
         self.companions: dict[str, torch.Tensor] = {}  # of the model, see `companions`
-        self.class_counts: dict[str, dict[str, int]] = {}  # node → images of each class, of all that ever told
+        self.class_counts: dict[str, dict[str, int | None]] = {}  # node → images of each class, of all that ever told
+        self.audit: dict[str, dict[str, Any]] = {}  # site → length and last hash of its audit log
         self._arrays = ArrayRecord()
         self._phase_started = 0.0
         self._phase: Phase | None = None
@@ -94,7 +95,11 @@ class SkewPruning(FedAvg):
     def _total_counts(self) -> tuple[int, ...]:
         """Images of each class at all nodes that told; empty while nobody did."""
         told = [self.class_counts[node] for node in sorted(self.class_counts)]
-        total = tuple(sum(counts.get(name, 0) for counts in told) for name in self.architecture.classes)
+        # a suppressed count is of a few images, not of none: nodes must not weigh its class as one that nobody has
+        total = tuple(
+            sum(1 if (count := counts.get(name, 0)) is None else count for counts in told)
+            for name in self.architecture.classes
+        )
         return total if any(total) and self.config.train.class_counts == "global" else ()
 
     def configure_train(
@@ -255,11 +260,28 @@ class SkewPruning(FedAvg):
         self.round.nodes.setdefault(name, {}).update(told)
         if answer.notes:
             self.round.notes[name] = list(answer.notes)
-        if answer.class_counts:
-            self.round.class_counts[name] = self.class_counts[name] = answer.class_counts
+        if answer.class_counts or answer.suppressed_classes:
+            counts = answer.class_counts | dict.fromkeys(answer.suppressed_classes)
+            self.round.class_counts[name] = self.class_counts[name] = counts
+        if answer.suppressed:
+            self.round.nodes[name] |= {f"{prefix}{key}": None for key in answer.suppressed}
+        if answer.audit:
+            self._anchor(name, *answer.audit)
         if name not in self.round.ok:
             self.round.ok.append(name)
         return name, answer
+
+    def _anchor(self, name: str, entries: int, sha256: str) -> None:
+        """Keep where a site's audit log stands: one that has become shorter was cut, and its site cannot know."""
+        known = self.audit.get(name, {"entries": 0})
+        if entries <= known["entries"]:
+            note = (
+                f"its audit log has {entries} lines with this answer, and had {known['entries']} before: it was cut or "
+                "begun anew; ask the site"
+            )
+            log.warning("round %d: %s: %s", self.round.number, name, note)
+            self.round.notes.setdefault(name, []).append(note)
+        self.audit[name] = self.round.audit[name] = {"entries": entries, "sha256": sha256}
 
     def _watch(self, images: int) -> None:
         """Tell whoever watches that one more node has answered."""

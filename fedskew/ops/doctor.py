@@ -14,13 +14,14 @@ from fedskew.ops.check_data import check_data, count_images
 from fedskew.ops.check_host import check_commands, check_cuda, check_disk, check_memory, check_versions
 from fedskew.ops.check_network import Endpoint, check_superlink
 from fedskew.ops.check_node import check_node_key, check_nodes, check_registered
-from fedskew.ops.check_policy import check_audit, check_policy
+from fedskew.ops.check_policy import check_audit, check_policy, check_spent
 from fedskew.ops.check_tls import check_server_files
 from fedskew.ops.findings import FAIL, Check, Finding, fail, run_checks, warn
 from fedskew.paths import cache_directory, home, runs_directory
 from fedskew.site.audit import audit_path
+from fedskew.site.ledger import ledger_path
 
-NODE_PATHS = ("data-dir", "manifest", "cache-dir", "policy", "audit-log")
+NODE_PATHS = ("data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger")
 NODE_KEYS = (*NODE_PATHS, "name", "partition-id", "num-partitions")
 
 
@@ -48,6 +49,7 @@ def diagnose_site(
 ) -> list[Finding]:
     """Everything that a hospital needs for its SuperNode; `node_config` is what `--node-config` will hold."""
     policy, log = str(node_config.get("policy", "")), audit_path(node_config)
+    ledger = ledger_path(node_config)
     cache = cache_directory(str(node_config.get("cache-dir", "")))
     found = run_checks([*_host(), ("disk", partial(check_disk, {"cache disk": cache}))])
     reached = _reach(superlink, clock=True, public=True)
@@ -59,8 +61,14 @@ def diagnose_site(
     found += run_checks([("policy", partial(check_policy, Path(policy) if policy else None, count))])
     if policy or "audit-log" in node_config:
         found += run_checks(
-            [("disk", partial(check_disk, {"audit disk": log.parent})), ("audit log", partial(check_audit, log))]
+            [
+                ("disk", partial(check_disk, {"audit disk": log.parent})),
+                ("audit log", partial(check_audit, log, ledger)),
+            ]
         )
+        if not any(finding.status == FAIL and finding.subject in ("policy", "audit log") for finding in found):
+            check = partial(check_spent, Path(policy) if policy else None, log, ledger)
+            found += run_checks([("privacy spent", check)])
     return found
 
 

@@ -36,6 +36,7 @@ from flwr.supercore.run import Run
 
 from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
+from fedskew.text import printable
 
 KEY_ID = "fpk_site_policy"
 HOOK = "http_request_response"  # of `internal`: makes the connection that fetches runs and bundles
@@ -92,7 +93,7 @@ class BundleGuard:
                 self._record(run_id, digest, REFUSED, reason)
             else:
                 fab.verifications = self._signature(fab)
-            print(f"site policy: bundle {digest} of run {run_id}: {reason or ALLOWED}", flush=True)
+            print(printable(f"site policy: bundle {digest} of run {run_id}: {reason or ALLOWED}"), flush=True)
             return fab
 
         return signed

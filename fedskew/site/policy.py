@@ -9,8 +9,10 @@ max-rounds: 50               # answers of each kind (train, evaluate) to one run
 max-rounds-total: 200        # the same over all runs: a coordinator can start as many as it likes
 limits: {local-epochs: 5, batch-size: 128, image-size: 256}   # of one task; see limits.Limits for all and for defaults
 clipping-norm: 1.0           # largest 2-norm of an update
-noise: {epsilon: 0.5, delta: 1e-5}   # Gaussian, by Flower's local differential privacy; sensitivity: 2 × the norm
-report-metrics: true         # losses and accuracies; they carry no noise
+noise: {multiplier: 0.0005, delta: 1e-5}   # Gaussian: its deviation over the clipping-norm, or an epsilon (to 1)
+privacy-budget: {epsilon: 50, delta: 1e-5}   # of all updates in all runs: when it is spent, nothing leaves any more
+report-metrics: true         # losses and accuracies; they carry no noise. Or those that may leave: [loss, accuracy]
+min-count: 10                # metrics and class counts made from fewer images are suppressed, which is told (default 1)
 report-class-counts: false   # images per class (default false)
 report-notes: false          # names of unreadable images (default false: only how many)
 ```
@@ -28,11 +30,16 @@ from typing import Any
 
 import yaml
 
+from fedskew.site.accounting import NO_PRIVACY
 from fedskew.site.limits import LIMIT_KEYS, Limits
+from fedskew.text import read_yaml
 
 KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "limits", "clipping-norm",
-        "noise", "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
-NOISE_KEYS = ("sensitivity", "epsilon", "delta")
+        "noise", "privacy-budget", "min-count",
+        "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
+NOISE_KEYS = ("multiplier", "sensitivity", "epsilon", "delta")
+BUDGET_KEYS = ("epsilon", "delta")
+METRICS = ("loss", "first-loss", "accuracy", "auroc_macro", "balanced_accuracy", "f1_macro")  # beside counts and times
 SHORT_HASH = 8  # hexadecimal digits of a bundle's hash that Flower puts into the name of the installed app
 
 
@@ -59,6 +66,14 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The most that all noised updates of a site, over all runs, may cost together."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class Policy:
     """A site's policy. None: no limit."""
 
@@ -70,7 +85,10 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
     clipping_norm: float | None = None
     noise: Noise | None = None
+    privacy_budget: Budget | None = None
+    min_count: int = 1
     report_metrics: bool = True
+    metrics: frozenset[str] | None = None  # those that are reported; None: all
     report_class_counts: bool = False
     report_notes: bool = False
 
@@ -131,7 +149,7 @@ def load_policy(path: str | Path) -> Policy:
         PolicyError: the file is absent or no YAML, a key is unknown, or a value has the wrong type or bounds.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PolicyError(f"policy {path} cannot be read: {error}") from error
     return parse_policy({} if content is None else content, str(path))
@@ -144,7 +162,14 @@ def parse_policy(content: Any, name: str) -> Policy:
     clipping = _optional(values, "clipping-norm", lambda value: _number(value, where + "clipping-norm"))
     if "noise" in values and clipping is None:
         raise PolicyError(f"{where}noise needs a clipping-norm: without one no amount of noise hides an image")
-    flags = {key: _flag(values[key], where + key) for key in KEYS if key.startswith("report-") and key in values}
+    budget = _optional(values, "privacy-budget", lambda value: _budget(value, values, where))
+    listed = values.get("report-metrics")
+    named = _metrics(listed, where + "report-metrics") if isinstance(listed, list) else None
+    flags = {
+        key: _flag(bool(listed) if named is not None and key == "report-metrics" else values[key], where + key)
+        for key in KEYS
+        if key.startswith("report-") and key in values
+    }
     return Policy(
         allowed_runs=_optional(values, "allowed-runs", lambda value: _runs(value, where + "allowed-runs")),
         app_hashes=_optional(values, "app-hashes", lambda value: _hashes(value, where + "app-hashes")),
@@ -154,6 +179,9 @@ def parse_policy(content: Any, name: str) -> Policy:
         limits=_limits(values.get("limits", {}), where),
         clipping_norm=clipping,
         noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
+        privacy_budget=budget,
+        min_count=_whole(values.get("min-count", 1), where + "min-count"),
+        metrics=named,
         **{key.replace("-", "_"): value for key, value in flags.items()},
     )
 
@@ -185,15 +213,38 @@ def _optional(values: Mapping[str, Any], key: str, read: Any) -> Any:
 
 def _noise(value: Any, clipping: float | None, where: str) -> Noise:
     content = _mapping(value, NOISE_KEYS, f"{where}noise")
-    lacking = [key for key in ("epsilon", "delta") if key not in content]
-    if lacking:
-        raise PolicyError(f"{where}noise lacks {' and '.join(lacking)}, e.g. noise: {{epsilon: 0.5, delta: 1e-5}}")
+    if ("multiplier" in content) == ("epsilon" in content) or "delta" not in content:
+        raise PolicyError(
+            f"{where}noise needs delta and either multiplier or epsilon, e.g. {{multiplier: 0.0005, delta: 1e-5}}"
+        )
+    if "multiplier" in content and "sensitivity" in content:
+        raise PolicyError(f"{where}noise.sensitivity goes with epsilon only; leave it out")
     # two updates of norm C lie up to 2·C apart: what a site's data can change in its own answer
-    default = 2 * clipping if clipping else 0.0
-    numbers = {key: _number(content.get(key, default), f"{where}noise.{key}") for key in NOISE_KEYS}
-    if numbers["delta"] >= 1:
-        raise PolicyError(f"{where}noise.delta is {numbers['delta']}, expected a probability below 1, e.g. 1e-5")
+    apart = 2 * clipping if clipping else 0.0
+    numbers = {key: _number(item, f"{where}noise.{key}") for key, item in {"sensitivity": apart, **content}.items()}
+    _probability(numbers["delta"], f"{where}noise.delta")
+    if "multiplier" in numbers:  # the epsilon for which Flower's formula gives this noise
+        numbers["epsilon"] = 2 * math.sqrt(2 * math.log(1.25 / numbers["delta"])) / numbers.pop("multiplier")
     return Noise(**numbers)
+
+
+def _budget(value: Any, values: Mapping[str, Any], where: str) -> Budget:
+    content = _mapping(value, BUDGET_KEYS, f"{where}privacy-budget")
+    if set(content) != set(BUDGET_KEYS):
+        raise PolicyError(f"{where}privacy-budget needs epsilon and delta, e.g. {{epsilon: 50, delta: 1e-5}}")
+    if "noise" not in values:
+        raise PolicyError(f"{where}privacy-budget needs noise: without noise there is {NO_PRIVACY} to keep account of")
+    for key in ("report-metrics", "report-class-counts"):
+        if values.get(key, key == "report-metrics") not in (False, []):
+            raise PolicyError(f"{where}privacy-budget needs {key}: false, because these leave without noise")
+    numbers = {key: _number(content[key], f"{where}privacy-budget.{key}") for key in BUDGET_KEYS}
+    _probability(numbers["delta"], f"{where}privacy-budget.delta")
+    return Budget(**numbers)
+
+
+def _probability(value: float, where: str) -> None:
+    if value >= 1:
+        raise PolicyError(f"{where} is {value}, expected a probability below 1, e.g. 1e-5")
 
 
 def _limits(value: Any, where: str) -> Limits:
@@ -219,6 +270,13 @@ def _flag(value: Any, where: str) -> bool:
     if type(value) is not bool:
         raise PolicyError(f"{where} is {value!r:.40}, expected true or false")
     return value
+
+
+def _metrics(value: list[Any], where: str) -> frozenset[str]:
+    unknown = [name for name in value if name not in METRICS]
+    if unknown:
+        raise PolicyError(f"{where} holds {unknown[0]!r:.40}, expected some of {', '.join(METRICS)}")
+    return frozenset(value)
 
 
 def _runs(value: Any, where: str) -> frozenset[int]:
