@@ -148,7 +148,7 @@ def test_what_a_policys_noise_is_worth(policy):
     text = "allowed-runs: [1]\nclipping-norm: 1\nreport-metrics: false\nmax-rounds: 10\nmax-rounds-total: 40\n"
     budget = "privacy-budget: {epsilon: 9, delta: 1e-6}\n"
     found = check_policy(policy(text + budget + "noise: {epsilon: 0.5, delta: 1e-6}"))
-    told, size = [finding for finding in found if finding.subject == "privacy"]
+    told, size, held = [finding for finding in found if finding.subject == "privacy"]
     # σ = 2·√(2·ln(1.25e6))/0.5 = 21.195, so z = σ/2 and ρ = k/(2·z²); ε by the Rényi bound, worked out apart
     assert told.status == OK
     words = re.split(r"ε=(\d+\.\d+)", told.message)
@@ -157,9 +157,12 @@ def test_what_a_policys_noise_is_worth(policy):
         ", δ=1e-06) differentially private; 10 of them, all that one run gets: ",
         "; 40 of them, all that all runs get: ",
     ]
+    assert held.message == "the budget of ε=9 at δ=1e-06 holds 289 updates, of all runs together"
     assert size.status == WARN
     assert "on 27,550,000 weights, noise of deviation 21.2 each adds up to a norm of 1.11e+05" in size.message
     assert "the model learns nothing from this site" in size.message
+    small = check_policy(policy(text + budget + "noise: {multiplier: 0.01, delta: 1e-6}"))
+    assert [f.message.split(" holds ")[1] for f in small if f.status == FAIL] == ["0 updates, of all runs together"]
     weak = check_policy(policy("allowed-runs: [1]\nclipping-norm: 1\nnoise: {multiplier: 1e-4, delta: 1e-5}"))
     warned = [finding.message for finding in weak if finding.status == WARN]
     assert [text[:20] for text in warned] == ["an ε above 10 promis", "losses and accuracie", "the loss of privacy "]

@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from fedskew.site.accounting import (
     AccountingError,
+    answers_within,
     check_accountant,
     epsilon,
     noise_in_words,
@@ -64,6 +65,13 @@ def test_a_figure_by_hand():
 def test_no_answer_costs_nothing_and_one_without_noise_everything():
     assert epsilon([], 1e-5) == 0
     assert epsilon([1.0, 0.0], 1e-5) == math.inf
+
+
+@pytest.mark.parametrize(("budget", "multiplier", "most"), [(9.0, 5.0, 1000), (50.0, 2.0, 7), (0.01, 1.0, 99)])
+def test_how_many_answers_a_budget_holds(budget, multiplier, most):
+    held = answers_within(budget, multiplier, 1e-5, most)
+    assert held == most or epsilon([multiplier] * (held + 1), 1e-5) > budget
+    assert epsilon([multiplier] * held, 1e-5) <= budget
 
 
 def test_two_clipped_updates_lie_twice_the_norm_apart():

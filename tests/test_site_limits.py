@@ -9,6 +9,7 @@ from builders import lively_model, tiny_config
 
 from fedskew.config.schema import Config, ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedskew.data.cache import make_private
+from fedskew.data.prepare import node_data
 from fedskew.data.samples import DataError
 from fedskew.federation.client import REFUSED
 from fedskew.federation.local_grid import LocalGrid
@@ -82,6 +83,17 @@ def test_a_cache_that_others_could_read_is_taken_from_them(ask, tmp_path):
     cache.chmod(0o755)
     assert not ask(config, **{"cache-dir": str(tmp_path)}).has_error()
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def test_a_server_that_asks_for_another_size_each_time_does_not_fill_the_disk(generated, tmp_path):
+    site, used = {"data-dir": str(generated), "cache-dir": str(tmp_path / "cache")}, []
+    other = tmp_path / "cache" / "other"
+    other.mkdir(parents=True)
+    for size in (32, 36, 40, 44, 36):
+        path = node_data(DataConfig(clients="own"), size, site).data.cached.path
+        used = [*(known for known in used if known != path), path][-3:]  # the least recently used goes
+        assert {found for found in path.parent.iterdir() if found.is_dir()} == {*used, other}
+    assert len(used) == 3
 
 
 def test_a_strangers_readable_cache_is_refused(tmp_path, monkeypatch):

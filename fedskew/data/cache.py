@@ -108,6 +108,31 @@ def make_private(path: Path) -> None:
         ) from error
 
 
+def forget_others(path: Path, keep: int) -> None:
+    """Remove caches of the same data set beside this one, but for the newest.
+
+    A task names the size of its images: a server that asks for another one in every round would fill a site's disk.
+
+    Args:
+        path: the cache in use; it counts as the newest.
+        keep: how many caches stay, this one among them.
+    """
+    os.utime(path)
+    source = _source(path)
+    beside = [other for other in path.parent.iterdir() if other != path and source and _source(other) == source]
+    for old in sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[keep - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)  # another process may do the same; who has it open keeps it
+        Path(f"{old}.lock").unlink(missing_ok=True)
+
+
+def _source(path: Path) -> str:
+    """Where the images of a cache come from; empty if it is none."""
+    try:
+        return str(json.loads((path / _INDEX).read_text(encoding="utf-8"))["index"]["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) -> CachedImages:
     """Build under the lock, so that whatever else bears this cache's name is a dead process's remains."""
     for remains in path.parent.glob(f"{path.name}.tmp-*"):

@@ -21,7 +21,7 @@ import torch
 from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
-from fedskew.data.cache import CachedImages, build_cache, make_private
+from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import empty_classes, metadata_notes
@@ -35,6 +35,7 @@ from fedskew.paths import cache_directory, home
 log = logging.getLogger("flwr.fedskew.data")
 
 NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
+SITE_CACHES = 3  # sizes of decoded images that a site keeps of its data: of a run, of the one before, and one to spare
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
 
 
@@ -234,6 +235,7 @@ def node_data(
         indices = partitions(data, split, config, count)[index]
     if own:
         make_private(data.cached.path)
+        forget_others(data.cached.path, SITE_CACHES)
     train, validation = train_validation(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )

@@ -11,6 +11,7 @@ from fedskew.site.accounting import (
     DROWNS,
     NO_PRIVACY,
     AccountingError,
+    answers_within,
     epsilon,
     noise_in_words,
     noise_multiplier,
@@ -19,7 +20,7 @@ from fedskew.site.accounting import (
 from fedskew.site.audit import AuditError
 from fedskew.site.ledger import MULTIPLIER, beside, read_books, spent
 from fedskew.site.limits import Limits
-from fedskew.site.policy import Policy, PolicyError, load_policy
+from fedskew.site.policy import Budget, Policy, PolicyError, load_policy
 
 SWIN_T_WEIGHTS = 27_550_000  # of the model of the preset `hospitals`, dense
 MEANINGFUL = 10.0  # above it a factor of e^ε between two sites' answers says nothing
@@ -145,7 +146,16 @@ def _privacy(policy: Policy, weights: int) -> list[Finding]:
     if policy.privacy_budget is None:
         text = "the loss of privacy grows with every answer, without a limit over all runs"
         found.append(warn("privacy", text, "set privacy-budget"))
+    else:
+        found.append(_held(policy.privacy_budget, multiplier))
     return found
+
+
+def _held(budget: Budget, multiplier: float) -> Finding:
+    """How many updates the budget holds."""
+    held = answers_within(budget.epsilon, multiplier, budget.delta)
+    text = f"the budget of ε={budget.epsilon:g} at δ={budget.delta:g} holds {held} updates, of all runs together"
+    return ok("privacy", text) if held else fail("privacy", text, "a larger budget, more noise, or neither of both")
 
 
 def _utility(deviation: float, norm: float, weights: int) -> Finding:

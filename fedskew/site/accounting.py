@@ -51,6 +51,18 @@ def epsilon(multipliers: Iterable[float], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
+def answers_within(budget: float, multiplier: float, delta: float, most: int = 1_000_000) -> int:
+    """How many answers with a noise multiplier a budget holds; `most` at most."""
+    low, high = 0, 1
+    while high <= most and epsilon([multiplier] * high, delta) <= budget:
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if epsilon([multiplier] * middle, delta) <= budget else (low, middle)
+    return low
+
+
 def check_accountant() -> None:
     """Raise `AccountingError` if ε cannot be computed here, before hours of training go into an answer."""
     epsilon([1.0], 1e-5)

@@ -9,8 +9,8 @@ max-rounds: 50               # answers of each kind (train, evaluate) to one run
 max-rounds-total: 200        # the same over all runs: a coordinator can start as many as it likes
 limits: {local-epochs: 5, batch-size: 128, image-size: 256}   # of one task; see limits.Limits for all and for defaults
 clipping-norm: 1.0           # largest 2-norm of an update
-noise: {multiplier: 0.0005, delta: 1e-5}   # Gaussian: its deviation over the clipping-norm, or an epsilon (to 1)
-privacy-budget: {epsilon: 50, delta: 1e-5}   # of all updates in all runs: when it is spent, nothing leaves any more
+noise: {multiplier: 2.0, delta: 1e-5}   # Gaussian: its deviation over the clipping-norm, or an epsilon (up to 1)
+privacy-budget: {epsilon: 50, delta: 1e-5}   # of all updates in all runs: when it is spent, no more is trained
 report-metrics: true         # losses and accuracies; they carry no noise. Or those that may leave: [loss, accuracy]
 min-count: 10                # metrics and class counts made from fewer images are suppressed, which is told (default 1)
 report-class-counts: false   # images per class (default false)
