@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(_visible(character) for character in text)
 
 
+def printable_lines(text: str) -> str:
+    """`printable` for a text of several lines; tabs become spaces."""
+    return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
+
+
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 

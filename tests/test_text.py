@@ -5,6 +5,7 @@ import logging
 import pytest
 import yaml
 
+from fedskew.cli.terminal import Terminal
 from fedskew.config import ConfigError, load_config
 from fedskew.console import Lines
 from fedskew.data.manifest import load_manifest
@@ -46,6 +47,12 @@ def test_a_date_that_is_none_is_an_error_of_yaml():
 
 def test_what_is_no_text_for_people_is_shown_as_what_it_is():
     assert printable("\x1b[31m\u202eevil\tß 漢") == "\\x1b[31m\\u202eevil\\tß 漢"
+
+
+def test_what_a_command_writes_steers_no_terminal(capsys):
+    """Flower's own lines are shown too where `--verbose` asks for them."""
+    Terminal().message("flwr: \x1b]0;a\x07\n\tsecond\u202e")
+    assert capsys.readouterr().err == "flwr: \\x1b]0;a\\x07\n        second\\u202e\n"
 
 
 def test_a_line_of_a_log_steers_no_terminal():
