@@ -19,6 +19,7 @@ from typing import TextIO
 from flwr.common.logger import update_console_handler
 
 from fedskew.errors import is_ours
+from fedskew.text import printable_lines
 
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
 RESULT_MARK, MESSAGE_MARK = "| ", "fedskew: "  # what the lines begin with in Flower's stream
@@ -36,7 +37,7 @@ class Lines(logging.Handler):
         """See `logging.Handler`."""
         try:
             level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-            self._write(level + self.format(record))
+            self._write(printable_lines(level + self.format(record)))
         except Exception:  # noqa: BLE001 - logging's own rule: a line that cannot be written stops nothing
             self.handleError(record)
 

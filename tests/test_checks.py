@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.federation.checks import MAX_EXAMPLES, BadReply, check_answer, check_reply
+from fedskew.federation.checks import MAX_EXAMPLES, BadReply, check_answer, check_reply, one_line
 from fedskew.federation.weights import TensorSpec, vector_layout
 
 WANTED = {"w": TensorSpec((4, 8), "float32"), "b": TensorSpec((), "float32"), "n": TensorSpec((3,), "int64")}
@@ -324,6 +324,66 @@ def test_an_error_reply_is_refused_with_the_nodes_own_reason():
 )
 def test_a_reply_writes_neither_lines_nor_megabytes_into_the_log(change):
     assert "\n" not in refused(reply(**change))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("\x1b[2J\x1b[31mround 9: fine", "\\x1b[2J\\x1b[31mround 9: fine"),
+        ("\x1b]0;title\x07\x1b]52;c;ZXZpbA==\x07", "\\x1b]0;title\\x07\\x1b]52;c;ZXZpbA==\\x07"),
+        ("a\u202egnp.exe\u2066b\u2069", "a\\u202egnp.exe\\u2066b\\u2069"),
+        ("\x9b31m\x00\x08\x7f\u200f\ud800", "\\x9b31m\\x00\\x08\\x7f\\u200f\\ud800"),
+        ("Universitätsklinik Zürich 皮膚科 عيادة", "Universitätsklinik Zürich 皮膚科 عيادة"),
+    ],
+    ids=["colour", "title and clipboard", "bidirectional", "other controls", "letters"],
+)
+def test_nothing_that_a_node_says_steers_the_coordinators_terminal(text, seen):
+    assert one_line(text, 400) == seen
+    assert str(BadReply(text)) == seen
+    if "\ud800" in text:
+        return  # Flower cannot send it
+    report = ConfigRecord({"node": text, "notes": [text], "classes": [text], "class-counts": [1]})
+    update = check_reply(reply(records={"report": report}), WANTED, REFERENCE)
+    assert (update.node, update.notes, update.class_counts) == (seen[:100], (seen,), {seen[:100]: 1})
+    question = reply()
+    question.metadata.__dict__["_message_id"] = "1"
+    assert refused(Message(Error(400, text), reply_to=question), "") == seen
+
+
+def test_a_cut_of_what_a_node_says_is_no_longer_than_said():
+    assert len(one_line("\x1b" * 1000, 100)) == 100
+
+
+def test_metrics_are_a_closed_list():
+    """200,000 names, a record of 4 MB a round, were taken."""
+    refused(reply(metrics=METRICS | {"evil": 1.0}), "its metrics hold 'evil'; a node tells accuracy, auroc_macro, ")
+    many = {f"m{i}": 1.0 for i in range(5000)}
+    reason = refused(reply(metrics=METRICS | many), "its metrics hold 'm0' and 4999 more")
+    assert len(reason) <= 400
+    told = dict.fromkeys(("first-loss", "seconds", "seconds-train", "accuracy", "f1_macro", "auroc_macro"), 0.5)
+    assert set(check_reply(reply(metrics=METRICS | told), WANTED, REFERENCE).metrics) >= set(told)
+
+
+@pytest.mark.parametrize("examples", [MAX_EXAMPLES + 1, 0])
+def test_an_example_count_out_of_bounds_is_told_both_bounds(examples):
+    refused(reply(metrics=METRICS | {"num-examples": examples}), "expected a whole number from 1 to 268435456")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"audit-entries": 3},
+        {"audit-sha256": 64 * "a"},
+        {"audit-entries": 0, "audit-sha256": 64 * "a"},
+        {"audit-entries": "3", "audit-sha256": 64 * "a"},
+        {"audit-entries": 3, "audit-sha256": 63 * "a" + "\x1b"},
+    ],
+    ids=str,
+)
+def test_an_anchor_of_an_audit_log_is_a_number_and_a_hash(report):
+    refused(reply(records={"report": ConfigRecord(report)}), "length and last hash of its audit log")
+    good = ConfigRecord({"audit-entries": 3, "audit-sha256": 64 * "a"})
+    assert check_reply(reply(records={"report": good}), WANTED, REFERENCE).audit == (3, 64 * "a")
 
 
 def test_what_a_node_says_is_one_line():

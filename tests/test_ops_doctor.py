@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ from fedskew.cli.main import app
 from fedskew.data.samples import HAM10000_CLASSES
 from fedskew.ops import check_host
 from fedskew.ops.check_data import check_data
-from fedskew.ops.check_policy import check_audit, check_policy
+from fedskew.ops.check_policy import check_audit, check_policy, check_spent
 from fedskew.ops.doctor import check_node_config
 from fedskew.ops.findings import FAIL, OK, WARN, exit_code, fail, ok, run_checks, to_json, to_lines, warn
+from fedskew.site.accounting import epsilon
 from fedskew.site.audit import append_entry
+from fedskew.site.ledger import cost_of, record_answer
 
 
 @pytest.fixture
@@ -120,12 +123,17 @@ def policy(tmp_path):
 
 def test_policies(policy):
     pinned = "app-hashes: ['" + 64 * "a" + "']\n"
-    found = check_policy(policy(pinned + "min-examples: 50\nmax-rounds: 9\nclipping-norm: 2"), lambda: 50)
-    assert statuses(found) == {"policy": OK}
+    found = check_policy(policy(pinned + "min-examples: 50\nmax-rounds: 9\nmax-rounds-total: 90\nclipping-norm: 2"),
+                         lambda: 50)  # fmt: skip
+    assert statuses(found) == {"policy": OK, "privacy": OK}
     assert found[0].message.endswith(
-        "answers any run of pinned apps (1); at least 50 images; at most 9 rounds of a run; updates clipped to norm 2; "
-        "reports metrics"
+        "answers any run of pinned apps (1); at least 50 images; at most 9 rounds of a run; at most 90 rounds of all "
+        "runs; a task of at most 50 epochs, batches of 1024 (4096 in evaluation), 512 pixels a side, 200,000,000 "
+        "weights, all CPU threads; updates clipped to norm 2; no noise; reports metrics"
     )
+    assert only(found, "privacy").message == "no differential privacy: the policy adds no noise to updates"
+    per_run = check_policy(policy(pinned + "max-rounds: 9"))
+    assert "as many runs as it likes" in next(f.message for f in per_run if f.status == WARN)
     assert "any app and any run" in check_policy(policy(""))[1].message
     assert "every answer would be refused" in check_policy(policy(pinned + "min-examples: 51"), lambda: 50)[1].message
     assert "did you mean 'max-rounds'" in only(check_policy(policy("max-round: 1")), "policy").message
@@ -136,17 +144,47 @@ def test_policies(policy):
 
 
 def test_what_a_policys_noise_is_worth(policy):
-    text = (
-        "allowed-runs: [1]\nclipping-norm: 1\nreport-metrics: false\nmax-rounds: 10\nnoise: {epsilon: 0.5, delta: 1e-6}"
+    """The guide once gave C=1, ε=0.5 as a sample; it destroys any model, and nothing said so."""
+    text = "allowed-runs: [1]\nclipping-norm: 1\nreport-metrics: false\nmax-rounds: 10\nmax-rounds-total: 40\n"
+    budget = "privacy-budget: {epsilon: 9, delta: 1e-6}\n"
+    found = check_policy(policy(text + budget + "noise: {epsilon: 0.5, delta: 1e-6}"))
+    told, size, held = [finding for finding in found if finding.subject == "privacy"]
+    # σ = 2·√(2·ln(1.25e6))/0.5 = 21.195, so z = σ/2 and ρ = k/(2·z²); ε by the Rényi bound, worked out apart
+    assert told.status == OK
+    words = re.split(r"ε=(\d+\.\d+)", told.message)
+    assert [float(word) for word in words[1::2]] == pytest.approx([0.40422, 1.38238, 2.93709], rel=0.003)
+    assert words[2::2][:2] == [
+        ", δ=1e-06) differentially private; 10 of them, all that one run gets: ",
+        "; 40 of them, all that all runs get: ",
+    ]
+    assert held.message == "the budget of ε=9 at δ=1e-06 holds 289 updates, of all runs together"
+    assert size.status == WARN
+    assert "on 27,550,000 weights, noise of deviation 21.2 each adds up to a norm of 1.11e+05" in size.message
+    assert "the model learns nothing from this site" in size.message
+    small = check_policy(policy(text + budget + "noise: {multiplier: 0.01, delta: 1e-6}"))
+    assert [f.message.split(" holds ")[1] for f in small if f.status == FAIL] == ["0 updates, of all runs together"]
+    weak = check_policy(policy("allowed-runs: [1]\nclipping-norm: 1\nnoise: {multiplier: 1e-4, delta: 1e-5}"))
+    warned = [finding.message for finding in weak if finding.status == WARN]
+    assert [text[:20] for text in warned] == ["an ε above 10 promis", "losses and accuracie", "the loss of privacy "]
+    assert "0.52 of the largest update" in [f.message for f in weak if f.subject == "privacy"][1]
+
+
+def test_what_was_spent(policy, tmp_path):
+    log, ledger = tmp_path / "a.jsonl", tmp_path / "a.ledger.jsonl"
+    for run, multiplier in ((7, 0.5), (8, 0.5), (8, 0.5)):
+        entry = {"run": run, "kind": "train", "outcome": "answered"}
+        record_answer(log, ledger, entry, lambda books, m=multiplier: cost_of(books, 8, m, 1e-5), lambda _: None)
+    file = policy("clipping-norm: 1\nreport-metrics: false\nnoise: {multiplier: 1, delta: 1e-5}\n"
+                  "privacy-budget: {epsilon: 50, delta: 1e-5}")  # fmt: skip
+    (found,) = check_spent(file, log, ledger)
+    assert found.message == (
+        f"3 updates have left with noise: ε={epsilon([0.5] * 3, 1e-5):.4g} over all runs, "
+        f"{epsilon([0.5] * 2, 1e-5):.4g} of run 8 (δ=1e-05), of a budget of 50"
     )
-    found = check_policy(policy(text))
-    assert {finding.status for finding in found} == {OK}
-    assert "(ε=5, δ=1e-05)" in only(found, "privacy").message
-    weak = "allowed-runs: [1]\nclipping-norm: 1\nnoise: {epsilon: 4, delta: 1e-6, sensitivity: 1}"
-    warned = [finding.message for finding in check_policy(policy(weak)) if finding.status == WARN]
-    assert len(warned) == 4
-    assert "holds up to 1" in warned[0]
-    assert "ε is 2.0 times what is said" in warned[1]
+    record_answer(log, ledger, {"run": 8, "kind": "train", "outcome": "answered"},
+                  lambda books: cost_of(books, 8, 0.0, 0.0), lambda _: None)  # fmt: skip
+    _, bare = check_spent(file, log, ledger)
+    assert bare.message.startswith("besides, 1 answers have left without noise: for these there is no differential")
 
 
 def test_the_audit_log(tmp_path):

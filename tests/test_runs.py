@@ -1,6 +1,7 @@
 """The run folder: whole after a crash at any step, resumed from what is whole, compared and evaluated afterwards."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -423,6 +424,19 @@ def test_what_may_not_change_in_a_resumed_run_is_named(finished_run):
 def test_the_checkpoint_of_another_round_is_whole_by_itself(folder):
     finish(folder, 5)
     assert read_checkpoint(folder.checkpoints()[0]).round_number == 5
+
+
+@pytest.mark.parametrize("number", [-5, 4, "5", True, None])
+def test_a_checkpoint_that_says_another_round_than_its_name_is_damaged(folder, caplog, number, monkeypatch):
+    """`round: -5` in a tampered state, hashes put right, ended in a FileNotFoundError."""
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    finish(folder, 5)
+    file = folder.checkpoints()[0] / "state.json"
+    state = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"} | {"round": number}
+    file.write_text(json.dumps(state | {"sha256": digest(state)}))
+    with pytest.raises(RunFolderError, match="holds no whole checkpoint to resume from"):
+        open_checkpoint(folder.path)
+    assert f"state.json is of round {number!r}, and this is the checkpoint round-0005" in caplog.text
 
 
 def test_what_is_recorded_is_the_resolved_configuration(finished_run):

@@ -21,6 +21,9 @@ from fedskew.site.privacy import PrivacyError, protect
 HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
+NOISED, QUIET = {"clipping-norm": 1, "noise": {"multiplier": 1, "delta": 1e-5}}, {"report-metrics": False}
+
+
 # --- the file ---------------------------------------------------------------------------------------------------
 
 
@@ -57,6 +60,12 @@ def test_sensitivity_defaults_to_twice_the_norm():
     assert policy.noise == Noise(6.0, 1.0, 1e-6)
 
 
+def test_a_multiplier_is_the_deviation_over_the_clipping_norm():
+    policy = parse_policy({"clipping-norm": 3, "noise": {"multiplier": 0.25, "delta": 1e-6}}, "p.yaml")
+    assert policy.noise.deviation == pytest.approx(0.75, rel=1e-12)
+    assert policy.noise.sensitivity == 6.0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -73,7 +82,17 @@ def test_sensitivity_defaults_to_twice_the_norm():
         ({"clipping-norm": -1}, "clipping-norm is -1, expected a number above 0"),
         ({"clipping-norm": float("nan")}, "clipping-norm is nan"),
         ({"noise": {"epsilon": 1, "delta": 1e-5}}, "noise needs a clipping-norm"),
-        ({"clipping-norm": 1, "noise": {"epsilon": 1}}, "noise lacks delta"),
+        ({"clipping-norm": 1, "noise": {"epsilon": 1}}, "noise needs delta and either multiplier or epsilon"),
+        ({"clipping-norm": 1, "noise": {"multiplier": 1, "epsilon": 1, "delta": 1e-5}}, "either multiplier or epsilon"),
+        ({"clipping-norm": 1, "noise": {"multiplier": 1, "sensitivity": 1, "delta": 1e-5}}, "goes with epsilon only"),
+        ({"privacy-budget": {"epsilon": 1, "delta": 1e-5}}, "privacy-budget needs noise"),
+        (NOISED | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}}, "privacy-budget needs report-metrics: false"),
+        (NOISED | QUIET | {"privacy-budget": {"epsilon": 1}}, "privacy-budget needs epsilon and delta"),
+        (NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 2}}, "privacy-budget.delta is 2.0"),
+        (
+            NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}, "report-class-counts": True},
+            "privacy-budget needs report-class-counts: false",
+        ),
         ({"clipping-norm": 1, "noise": {"epsilon": 1, "delta": 1e-5, "sigma": 1}}, "unknown key 'sigma'"),
         ({"clipping-norm": 1, "noise": {"epsilon": 0, "delta": 1e-5}}, "noise.epsilon is 0"),
         ({"clipping-norm": 1, "noise": {"epsilon": 1, "delta": 1}}, "delta is 1.0, expected a probability below 1"),

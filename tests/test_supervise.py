@@ -8,6 +8,7 @@ import pytest
 
 from fedskew.errors import ExitCode
 from fedskew.ops.supervise import FIRST_TRIES, PATIENCE, FlowerCommands, Supervisor, Unreachable
+from fedskew.runs.folder import RunFolder
 
 VALUES = {"preset": "demo", "set": "run.name=here", "data-dir": "/data", "output-dir": "/runs"}
 
@@ -60,6 +61,35 @@ def test_a_failed_run_goes_on_from_its_folder_until_it_completes(supervised, fin
     assert any("No heartbeat" in line for line in said)
     assert any(line.lstrip().startswith("2/2") for line in said), "the rounds are shown as they finish"
     assert said[-1].endswith(f"run folder: {folder}")
+
+
+@pytest.mark.parametrize("left", [[], ["config.yaml"]], ids=["before the folder", "before round 0"])
+def test_after_an_early_kill_the_second_attempt_runs_in_the_folder_that_is_watched(supervised, tmp_path, left):
+    """A killed server leaves its folder with a configuration or none at all: never one whose name is only taken."""
+    folder = tmp_path / "here"
+
+    def killed(number):
+        if number == 0 and left:
+            RunFolder.create(tmp_path, "here", dict.fromkeys(left, "preset: demo\n"), numbered=False)
+
+    flower = _Flower([FAILED], [DONE], on_submit=killed)
+    assert supervised(flower)[0] == ExitCode.OK
+    assert flower.submitted[1] == ({"data-dir": "/data", "resume": str(folder)} if left else VALUES)
+
+
+def test_a_folder_that_is_being_discarded_when_its_process_dies_is_not_taken_for_a_run(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path, "here", {"config.yaml": "preset: demo\n"}, numbered=False)
+
+    def dies(path, **_):
+        (path / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedskew.runs.folder.shutil.rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        folder.discard()
+    monkeypatch.undo()
+    assert not (tmp_path / "here").exists()
+    assert RunFolder.create(tmp_path, "here", {}, numbered=False).path == tmp_path / "here"
 
 
 def test_failures_without_a_finished_round_end_it(supervised):

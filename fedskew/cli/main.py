@@ -15,7 +15,7 @@ import fedskew
 from fedskew.cli import look, start
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
-from fedskew.cli.ops import credentials, doctor
+from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.sweep import records, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -141,6 +141,9 @@ def site(context: typer.Context) -> None:
     except (GuardError, PolicyError) as error:
         print(f"fedskew site: {error}", file=sys.stderr)
         raise typer.Exit(ExitCode.USER) from error
+
+
+app.command(rich_help_panel=SITES, epilog="Example: fedskew review fedskew.fedskew.0-2-0.1a2b3c4d.fab")(review)
 
 
 @app.command(rich_help_panel=SITES, epilog="Example: fedskew bundle-hash")

@@ -51,6 +51,30 @@ def credentials(
                    f"  fedskew credentials --out {out} --host NAME-OR-ADDRESS --force")  # fmt: skip
 
 
+def review(
+    bundle: Annotated[Path, typer.Argument(help="The offered app: a .fab file (`flwr build` writes it) or a folder.")],
+    approved: Annotated[
+        Path | None,
+        typer.Option(help="The approved one: a .fab file or a folder (default: this checkout).", show_default=False),
+    ] = None,
+    diff: Annotated[bool, typer.Option(help="Show the lines that differ.")] = True,
+    json: AsJson = False,
+) -> None:
+    """Show what changed between the approved app and an offered one; exit code 1 if anything did."""
+    from json import dumps
+
+    from fedskew.cli.errors import clear_errors
+    from fedskew.cli.flower import app_directory
+    from fedskew.ops.review import read_bundle, to_data, to_lines
+    from fedskew.ops.review import review as compare
+
+    with clear_errors():
+        ours = read_bundle((approved or app_directory()).resolve())
+        found = compare(ours, read_bundle(bundle.resolve()))
+    typer.echo(dumps(to_data(found), indent=2) if json else "\n".join(to_lines(found, diff=diff)))
+    raise typer.Exit(int(not found.same))
+
+
 @doctor.command(
     "site",
     epilog="Example: fedskew doctor site --superlink fl.example.org:8443 --root-certificates ca.crt --data-dir DIR",

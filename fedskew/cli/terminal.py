@@ -12,6 +12,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from fedskew.console import StatusLine
+from fedskew.text import printable_lines
 
 
 class Terminal:
@@ -45,7 +46,7 @@ class Terminal:
 
     def _write(self, text: str, stream: Any) -> None:
         self.status.clear()
-        print(text, file=stream, flush=True)
+        print(printable_lines(text), file=stream, flush=True)
 
 
 def shown(path: Path) -> str:

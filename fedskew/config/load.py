@@ -18,6 +18,7 @@ import yaml
 
 from fedskew.config.schema import Config, ConfigError
 from fedskew.config.suggest import section_suggestion, suggestion
+from fedskew.text import read_yaml
 
 RENAMED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
 
@@ -137,7 +138,7 @@ def to_yaml(config: Config) -> str:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist; give an absolute path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -163,7 +164,7 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
             raise ConfigError(f'set="…": {word!r} is not of the form section.key=value{hint}')
         try:
             text = _is_text(section, name)  # a name or path stays what was typed: 007, 1.50, on
-            values.setdefault(section, {})[name] = value if text or not value else yaml.safe_load(value)
+            values.setdefault(section, {})[name] = value if text or not value else read_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f'set="…": the value of {key} cannot be read: {error}') from error
     return values

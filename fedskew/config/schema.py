@@ -58,7 +58,8 @@ class DataConfig(Section):
     )
     dir: str = option("", "folder or archive of the data set; absolute. A node's own `data-dir` comes before it")
     manifest: str = option(
-        "", "YAML file that maps the columns and labels of an own CSV (docs/data.md); empty: detected"
+        "",
+        "YAML file that maps the columns and labels of an own CSV (docs/data.md); empty: detected. A site has its own",
     )
     generated_images: int = option(1600, "images to generate when source is `generated`", low=50, high=200_000)
     clients: str = option(
@@ -67,7 +68,7 @@ class DataConfig(Section):
         choices=("partition", "own"),
     )
     fit: str = option("squash", "how a 4:3 picture becomes square", choices=("squash", "crop"))
-    cache_dir: str = option("", "where decoded images are kept; empty: $FEDSKEW_HOME/cache")
+    cache_dir: str = option("", "where decoded images are kept; empty: $FEDSKEW_HOME/cache. A site has its own")
     test: float = option(0.2, "share of the data that the server keeps for testing", low=0.01, high=0.98)
     open: float = option(0.1, "share that is open data, for warm start, scoring and judging", low=0.01, high=0.98)
     held_back: float = option(

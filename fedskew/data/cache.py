@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections import deque
@@ -29,6 +30,7 @@ from fedskew.data.sources import DataSource
 
 FORMAT = 1  # raise it whenever the same source would give other bytes
 CONTENT_BYTES = 16  # of the hash of an image's pixels
+PRIVATE = 0o700  # of a cache's folder: it holds pictures of patients (and so has mkdtemp's)
 _IMAGES, _CONTENTS, _INDEX = "images.u8", "contents.u8", "index.json"
 _PROBES, _PROBE_BYTES = 64, 4096
 
@@ -74,7 +76,7 @@ def build_cache(source: DataSource, *, size: int, fit: Fit, directory: Path, wor
     if cached is not None:
         return cached
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         with FileLock(f"{path}.lock"):
             cached = _open(path, source, size)  # another process may have built it meanwhile
             return cached if cached is not None else _build(path, source, size, fit, workers)
@@ -86,6 +88,49 @@ def build_cache(source: DataSource, *, size: int, fit: Fit, directory: Path, wor
 def cache_key(source: DataSource, size: int, fit: Fit) -> str:
     """The name of the cache: a hash of all that its bytes depend on."""
     return hashlib.sha256(f"{FORMAT}\0{source.fingerprint}\0{size}\0{fit}".encode()).hexdigest()[:32]
+
+
+def make_private(path: Path) -> None:
+    """Take a cache of an earlier version, which others could read, from all accounts but its own.
+
+    Raises:
+        DataError: it belongs to somebody else and others can read it.
+    """
+    status = path.stat()
+    if not stat.S_IMODE(status.st_mode) & ~PRIVATE:
+        return
+    try:
+        path.chmod(PRIVATE)
+    except OSError as error:
+        raise DataError(
+            f"the decoded images in {path} can be read by other accounts, and that cannot be changed ({error}): chmod "
+            "700 it, or name another folder in the node configuration: cache-dir='/absolute/path'"
+        ) from error
+
+
+def forget_others(path: Path, keep: int) -> None:
+    """Remove caches of the same data set beside this one, but for the newest.
+
+    A task names the size of its images: a server that asks for another one in every round would fill a site's disk.
+
+    Args:
+        path: the cache in use; it counts as the newest.
+        keep: how many caches stay, this one among them.
+    """
+    os.utime(path)
+    source = _source(path)
+    beside = [other for other in path.parent.iterdir() if other != path and source and _source(other) == source]
+    for old in sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[keep - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)  # another process may do the same; who has it open keeps it
+        Path(f"{old}.lock").unlink(missing_ok=True)
+
+
+def _source(path: Path) -> str:
+    """Where the images of a cache come from; empty if it is none."""
+    try:
+        return str(json.loads((path / _INDEX).read_text(encoding="utf-8"))["index"]["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) -> CachedImages:
@@ -100,7 +145,6 @@ def _build(path: Path, source: DataSource, size: int, fit: Fit, workers: int) ->
     try:
         unreadable = _write_images(scratch, source, size, fit, workers)
         _write_index(scratch, source, size, fit, unreadable)
-        scratch.chmod(0o755)  # mkdtemp's folders are private, but a cache is shared
         if path.exists():
             shutil.rmtree(path)  # damaged, or it would have been opened
         scratch.rename(path)

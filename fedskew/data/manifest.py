@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from fedskew.data.samples import METADATA_FIELDS, DataError
+from fedskew.text import read_yaml
 
 LOOKED_FOR = "a hospital's own table: manifest.yaml"
 MANIFEST_NAME = "manifest.yaml"
@@ -108,7 +109,7 @@ def load_manifest(path: str | Path) -> ManifestLayout:
 def parse_manifest(text: str, name: str) -> ManifestLayout:
     """`load_manifest` for a text; `name` is used in messages."""
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except yaml.YAMLError as error:
         raise DataError(f"manifest {name} is not YAML: {error}") from error
     if not isinstance(content, dict):

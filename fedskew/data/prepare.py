@@ -21,7 +21,7 @@ import torch
 from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
-from fedskew.data.cache import CachedImages, build_cache
+from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import empty_classes, metadata_notes
@@ -35,6 +35,7 @@ from fedskew.paths import cache_directory, home
 log = logging.getLogger("flwr.fedskew.data")
 
 NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
+SITE_CACHES = 3  # sizes of decoded images that a site keeps of its data: of a run, of the one before, and one to spare
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
 
 
@@ -205,7 +206,9 @@ def node_data(
     """A node's training and validation data.
 
     With `partition-id` in the node configuration it is that partition of the data set; without, everything in the
-    node's own `data-dir`, read by its own `manifest` or the manifest.yaml that lies there.
+    node's own `data-dir`. A node with a `data-dir` reads it by its own `manifest` or the manifest.yaml that lies there
+    and keeps decoded images in its own `cache-dir`, for its own account alone; the configuration's places are those of
+    the server.
 
     Args:
         vocabularies: of the model's metadata, as in its architecture.
@@ -214,11 +217,13 @@ def node_data(
         DataError: neither is given, the data is unusable, or the server split other data than this node.
     """
     own = str(node_config.get("data-dir", ""))
+    if own:
+        manifest, cache = (str(node_config.get(key, "")) for key in ("manifest", "cache-dir"))
+        config = replace(config, manifest=manifest, cache_dir=cache)
     if "partition-id" not in node_config:
         if not own:
             raise DataError("this node has no data: give it data-dir='/absolute/path' in its --node-config")
-        at_home = replace(config, manifest=str(node_config.get("manifest", "")))  # the server's is a file over there
-        data = open_data(at_home, image_size, own, vocabularies=vocabularies)
+        data = open_data(config, image_size, own, vocabularies=vocabularies)
         _tell_the_site(data)
         indices = data.usable
     else:
@@ -228,6 +233,9 @@ def node_data(
         if expected_split and split_hash(data, split) != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
         indices = partitions(data, split, config, count)[index]
+    if own:
+        make_private(data.cached.path)
+        forget_others(data.cached.path, SITE_CACHES)
     train, validation = train_validation(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )

@@ -5,18 +5,34 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fedskew.federation.messages import ARRAYS, CLASS_COUNTS, CLASSES, EXAMPLES, METRICS, REPORT
+from fedskew.federation.messages import (
+    ARRAYS,
+    AUDIT_ENTRIES,
+    AUDIT_SHA256,
+    CLASS_COUNTS,
+    CLASSES,
+    EXAMPLES,
+    METRICS,
+    REPORT,
+    SUPPRESSED,
+    SUPPRESSED_CLASSES,
+    TRAINING_METRICS,
+    VALIDATION_METRICS,
+)
 from fedskew.federation.weights import Layout, TensorSpec, check_vectors, to_arrays, vector_layout
 from fedskew.learning.optimiser import STEPS
+from fedskew.text import printable
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
+TOLD = frozenset({EXAMPLES, *TRAINING_METRICS, *VALIDATION_METRICS})  # the metrics that a reply may hold
 CHUNK = 8192  # values compared at a time
 HEADER_BYTES = 4096  # what the serialised form of an array may add to its values
+SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 MAGIC = b"\x93NUMPY\x01\x00"
 HEADER = re.compile(
     rb"\{'descr': '([<>|=]?\w{1,9})', 'fortran_order': (?:True|False), 'shape': \((\d{1,19}),\), \} *\n"
@@ -37,6 +53,9 @@ class Report:
     node: str  # its own name for itself, empty if it gave none
     notes: tuple[str, ...]  # what it had to say (skipped images, unknown values)
     class_counts: dict[str, int]  # training images of each class; empty unless the site's policy tells them
+    suppressed: tuple[str, ...] = field(default=(), kw_only=True)  # metrics that its policy hides: made from too few
+    suppressed_classes: tuple[str, ...] = field(default=(), kw_only=True)  # the same of class counts
+    audit: tuple[int, str] | None = field(default=None, kw_only=True)  # length and last hash of its audit log
 
 
 @dataclass(frozen=True)
@@ -109,6 +128,9 @@ def check_answer(message: Message, *, least: int = 1) -> Answer:
     records = message.content.metric_records
     if METRICS not in records or len(records) != 1:
         raise BadReply(f"expected exactly one record of metrics named {METRICS!r}")
+    if unknown := [name for name in records[METRICS] if name not in TOLD]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise BadReply(f"its metrics hold {unknown[0]!r:.40}{more}; a node tells {', '.join(sorted(TOLD))} only")
     metrics = {}
     for name, value in records[METRICS].items():
         if isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
@@ -116,7 +138,9 @@ def check_answer(message: Message, *, least: int = 1) -> Answer:
         metrics[name] = value
     examples = metrics.get(EXAMPLES)
     if not isinstance(examples, int) or not least <= examples <= MAX_EXAMPLES:
-        raise BadReply(f"metric {EXAMPLES!r} is {examples!r:.40}, expected a whole number above {least - 1}")
+        raise BadReply(
+            f"metric {EXAMPLES!r} is {examples!r:.40}, expected a whole number from {least} to {MAX_EXAMPLES}"
+        )
     return Answer(**vars(check_report(message)), metrics=metrics, examples=examples)
 
 
@@ -133,13 +157,33 @@ def check_report(message: Message) -> Report:
         raise BadReply("its report does not hold as many class counts as classes")
     if not all(type(count) is int and 0 <= count <= MAX_EXAMPLES for count in counts):
         raise BadReply("its report holds a class count that is no number of images")
+    entries, sha256 = report.get(AUDIT_ENTRIES), report.get(AUDIT_SHA256)
+    if (entries, sha256) != (None, None) and not (
+        type(entries) is int and 0 < entries < 2**63 and isinstance(sha256, str) and SHA256_HEX.fullmatch(sha256)
+    ):
+        raise BadReply("its report does not hold the length and last hash of its audit log")
+    audit = None if entries is None else (entries, sha256)
+    hidden, small = report.get(SUPPRESSED, []), report.get(SUPPRESSED_CLASSES, [])
+    if not isinstance(hidden, list) or not set(hidden) <= TOLD - {EXAMPLES}:
+        raise BadReply("its report names as suppressed what is no metric")
+    if not isinstance(small, list):
+        raise BadReply("its report does not hold its suppressed classes as a list")
     told = {one_line(name, 100): count for name, count in zip(classes[:1000], counts, strict=False)}
-    return Report(one_line(node, 100), tuple(one_line(note, 500) for note in notes[:50]), told)
+    return Report(
+        one_line(node, 100),
+        tuple(one_line(note, 500) for note in notes[:50]),
+        told,
+        suppressed=tuple(sorted(hidden)),
+        suppressed_classes=tuple(one_line(name, 100) for name in small[:1000]),
+        audit=audit,
+    )
 
 
 def one_line(text: object, most: int) -> str:
-    """Text of a node as it may stand in log and record: nobody writes lines there that look like ours, or megabytes."""
-    return " ".join(str(text)[: 4 * most].split())[:most]
+    """Text of a node as it may stand in log, record and terminal: no lines that look like ours, no megabytes, and
+    nothing that steers a terminal (see `printable`).
+    """
+    return printable(" ".join(str(text)[: 4 * most].split()))[:most]
 
 
 def _decode(record: ArrayRecord, expected: Layout) -> dict[str, np.ndarray]:

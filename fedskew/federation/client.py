@@ -35,6 +35,7 @@ from fedskew.learning.imbalance import class_counts, drawing_weights
 from fedskew.learning.optimiser import Moments
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
+from fedskew.text import printable
 from fedskew.training import TrainingError, cpu_threads, evaluate, pick_device, train
 
 log = logging.getLogger("flwr.fedskew.client")
@@ -69,7 +70,7 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
     gate = Gate(message, context)
     try:
         task, arrays = unpack_task(message)
-        gate.admit(task)
+        task = gate.admit(task)
         sign, config = load_signer(context.node_config), task.config
         with cpu_threads(config.train.threads):
             arch = task.architecture
@@ -90,7 +91,7 @@ def _handle(message: Message, context: Context, answer: Answer) -> Message:
 
 def _refusal(message: Message, context: Context, error: Exception, told: str) -> Message:
     name = str(context.node_config.get("name", context.node_config.get("partition-id", context.node_id)))
-    log.error("node %s cannot do this task: %s", name, error)
+    log.error("node %s cannot do this task: %s", name, printable(str(error)))  # a server's words may stand in it
     return Message(Error(REFUSED, f"node {name}: {told}"), reply_to=message)
 
 

@@ -27,7 +27,10 @@ ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
 MOMENTS = "moments"  # the one kind of extras there is: of the optimiser, both ways
 VALIDATION_METRICS = ("accuracy", "auroc_macro", "balanced_accuracy", "f1_macro", "loss")  # a node's answer
+TRAINING_METRICS = ("loss", "first-loss", "steps", "seconds", "seconds-train")  # a node's answer
 CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
+SUPPRESSED, SUPPRESSED_CLASSES = "suppressed", "suppressed-classes"  # in the report: names of cells too small to tell
+AUDIT_ENTRIES, AUDIT_SHA256 = "audit-entries", "audit-sha256"  # in the report: where the site's audit log stands
 
 
 class MessageError(ValueError):

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
 
@@ -36,13 +36,15 @@ class RollCall:
     Attributes:
         round: what is noted of the round in progress.
         names: of every node seen so far, by its id.
-        class_counts: node → images of each class, of all that ever told.
+        class_counts: node → images of each class (None: suppressed), of all that ever told.
+        audit: site → length and last hash of its audit log.
     """
 
     def __init__(self, grid: StreamingGrid, settings: FederationConfig, folder: Path | None) -> None:
         self.round = RoundLog(0)
         self.names: dict[int, str] = {}
-        self.class_counts: dict[str, dict[str, int]] = {}
+        self.class_counts: dict[str, dict[str, int | None]] = {}
+        self.audit: dict[str, dict[str, Any]] = {}
         self._grid, self._settings, self._folder = grid, settings, folder
         self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
         self._nonces: dict[int, str] = {}  # of all nodes of the present phase
@@ -110,10 +112,27 @@ class RollCall:
         self.round.nodes.setdefault(name, {}).update(told)
         if answer.notes:
             self.round.notes[name] = list(answer.notes)
-        if answer.class_counts:
-            self.round.class_counts[name] = self.class_counts[name] = answer.class_counts
+        if answer.class_counts or answer.suppressed_classes:
+            counts = answer.class_counts | dict.fromkeys(answer.suppressed_classes)
+            self.round.class_counts[name] = self.class_counts[name] = counts
+        if answer.suppressed:
+            self.round.nodes[name] |= {f"{prefix}{key}": None for key in answer.suppressed}
+        if answer.audit:
+            self._anchor(name, *answer.audit)
         if name not in self.round.ok:
             self.round.ok.append(name)
+
+    def _anchor(self, name: str, entries: int, sha256: str) -> None:
+        """Keep where a site's audit log stands: one that has become shorter was cut, and its site cannot know."""
+        known = self.audit.get(name, {"entries": 0})
+        if entries <= known["entries"]:
+            note = (
+                f"its audit log has {entries} lines with this answer, and had {known['entries']} before: it was cut or "
+                "begun anew; ask the site"
+            )
+            log.warning("round %d: %s: %s", self.round.number, name, note)
+            self.round.notes.setdefault(name, []).append(note)
+        self.audit[name] = self.round.audit[name] = {"entries": entries, "sha256": sha256}
 
     def _sender(self, reply: Message) -> int | None:
         """The node whose task a reply answers; None if nobody was asked for it, or its node has answered already."""

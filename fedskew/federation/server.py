@@ -134,6 +134,7 @@ class FederatedRun:
         )  # fmt: skip
         self.strategy.round, self.strategy.companions = first, companions
         self.strategy.roll.class_counts = self.progress["class_counts"]
+        self.strategy.roll.audit = self.progress.setdefault("audit", {})
         self._rounds(state)
         return self._finish()
 

@@ -97,7 +97,12 @@ class SkewPruning(FedAvg):
 
     def _total_counts(self) -> tuple[int, ...]:
         """Images of each class at all nodes that told; empty while nobody did."""
-        told = limited_counts(self.roll.class_counts, self.config.federation.max_weight_ratio)
+        # a suppressed count is of a few images, not of none: nodes must not weigh its class as one that nobody has
+        known = {
+            node: {name: 1 if count is None else count for name, count in told.items()}
+            for node, told in self.roll.class_counts.items()
+        }
+        told = limited_counts(known, self.config.federation.max_weight_ratio)
         total = tuple(sum(counts.get(name, 0) for counts in told.values()) for name in self.architecture.classes)
         return total if any(total) and self.config.train.class_counts == "global" else ()
 

@@ -14,16 +14,15 @@ from fedskew.ops.check_data import check_data, count_images
 from fedskew.ops.check_host import check_commands, check_cuda, check_disk, check_memory, check_versions
 from fedskew.ops.check_network import Endpoint, check_superlink
 from fedskew.ops.check_node import check_node_key, check_nodes, check_registered
-from fedskew.ops.check_policy import check_audit, check_policy
+from fedskew.ops.check_policy import check_audit, check_policy, check_spent
 from fedskew.ops.check_tls import check_server_files
 from fedskew.ops.findings import FAIL, Check, Finding, fail, run_checks, warn
 from fedskew.paths import cache_directory, home, runs_directory
 from fedskew.site.audit import audit_path
+from fedskew.site.ledger import ledger_path
 
-NODE_KEYS = (
-    "data-dir", "manifest", "name", "policy", "audit-log", "signing-key", "partition-id", "num-partitions",
-)  # fmt: skip
-NODE_PATHS = ("data-dir", "manifest", "policy", "audit-log", "signing-key")
+NODE_PATHS = ("data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger", "signing-key")
+NODE_KEYS = (*NODE_PATHS, "name", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ def diagnose_site(
 ) -> list[Finding]:
     """Everything that a hospital needs for its SuperNode; `node_config` is what `--node-config` will hold."""
     policy, log = str(node_config.get("policy", "")), audit_path(node_config)
-    found = run_checks([*_host(), ("disk", partial(check_disk, {"cache disk": cache_directory("")}))])
+    ledger = ledger_path(node_config)
+    cache = cache_directory(str(node_config.get("cache-dir", "")))
+    found = run_checks([*_host(), ("disk", partial(check_disk, {"cache disk": cache}))])
     reached = _reach(superlink, clock=True, public=True)
     found += reached or [_not_given("SuperLink", "--superlink HOST:PORT")]
     found += _key(superlink, node_key, connected=bool(reached) and not _fails(reached))
@@ -60,8 +61,14 @@ def diagnose_site(
     found += run_checks([("policy", partial(check_policy, Path(policy) if policy else None, count))])
     if policy or "audit-log" in node_config:
         found += run_checks(
-            [("disk", partial(check_disk, {"audit disk": log.parent})), ("audit log", partial(check_audit, log))]
+            [
+                ("disk", partial(check_disk, {"audit disk": log.parent})),
+                ("audit log", partial(check_audit, log, ledger)),
+            ]
         )
+        if not any(finding.status == FAIL and finding.subject in ("policy", "audit log") for finding in found):
+            check = partial(check_spent, Path(policy) if policy else None, log, ledger)
+            found += run_checks([("privacy spent", check)])
     return found
 
 
@@ -103,9 +110,7 @@ def check_node_config(node_config: Mapping[str, Any]) -> list[Finding]:
             near = difflib.get_close_matches(key.replace("_", "-"), NODE_KEYS, n=1, cutoff=0.4)
             remedy = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(NODE_KEYS)}"
             found.append(warn("node config", f"nothing reads {key!r}", remedy))
-        elif (
-            key in ("data-dir", "manifest", "policy", "audit-log", "signing-key") and not Path(str(value)).is_absolute()
-        ):
+        elif key in NODE_PATHS and not Path(str(value)).is_absolute():
             found.append(
                 fail("node config", f"{key} is {value!r}, a relative path", f"{key}='{Path(str(value)).resolve()}'")
             )

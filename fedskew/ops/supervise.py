@@ -26,6 +26,7 @@ from fedskew.config import load_config
 from fedskew.errors import ExitCode
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
 from fedskew.runs.report import round_line, summary_text
+from fedskew.text import printable_lines
 
 AnswerT = TypeVar("AnswerT")
 
@@ -231,7 +232,7 @@ def _resumable(values: Mapping[str, str]) -> dict[str, str]:
 def supervise(flower: Submitter, values: Mapping[str, str], folder: Path) -> int:
     """Run `Supervisor` for a person at a terminal; Ctrl-C leaves the run alone."""
     try:
-        return Supervisor(flower, values, folder, say=lambda line: print(line, flush=True)).run()
+        return Supervisor(flower, values, folder, say=lambda line: print(printable_lines(line), flush=True)).run()
     except Unreachable as trouble:
         print(f"fedskew: the SuperLink does not answer: {trouble}", file=sys.stderr)
         return ExitCode.FAILED

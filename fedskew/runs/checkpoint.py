@@ -40,6 +40,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.pop("sha256") != digest(state):
         raise ValueError(f"{STATE} does not match its hash")
+    if type(state.get("round")) is not int or f"round-{state['round']:04d}" != path.name:
+        raise ValueError(f"{STATE} is of round {state.get('round')!r:.40}, and this is the checkpoint {path.name}")
     for name, expected in _file_hashes(state).items():
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")

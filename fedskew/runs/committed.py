@@ -20,7 +20,7 @@ from fedskew.runs.atomic import write_bytes, write_json
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY
 from fedskew.runs.history import SWEEP, read_history
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
-from fedskew.runs.results import Cell, ResultsError, RunResult, read_cells
+from fedskew.runs.results import Cell, ResultsError, RunResult, read_cells, read_settings
 
 ABSOLUTE = re.compile(r"""(?<![\w.:/~<>-])(?:~?/|[A-Za-z]:\\)[^\s:'"(),;]+""")
 KEPT_OF_A_RUN = ("cell", "seed", "state", "commits")
@@ -46,7 +46,7 @@ def export_records(sweep: Path, out: Path) -> list[Path]:
 
 def _export(run: RunResult, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))
+    settings = read_settings(run.path)
     places = _paths_in(settings)
     content = yaml.safe_dump(replace_paths(settings, places), sort_keys=False, allow_unicode=True)
     write_bytes(target / CONFIG, content.encode())

@@ -291,8 +291,15 @@ def _rename_to_free(scratch: Path, parent: Path, name: str, *, numbered: bool) -
 
 
 def _remove(folder: Path, made: tuple[Path, ...]) -> None:
-    """Remove a folder, and those of its parents that were made for it and hold nothing else."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder, and those of its parents that were made for it and hold nothing else.
+
+    It loses its name first: what a process that dies meanwhile leaves behind is never taken for a run folder, in which
+    a supervisor would go on, or find no configuration.
+    """
+    scratch = folder.with_name(f".{folder.name}.{uuid4().hex}.tmp")
+    with suppress(OSError):  # it is not there, or cannot be renamed: then it cannot be removed either
+        folder.rename(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     for parent in made:
         with suppress(OSError):  # another run has come to lie there
             parent.rmdir()

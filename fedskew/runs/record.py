@@ -24,8 +24,10 @@ class RoundLog:
     ok: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # node → reason
     notes: dict[str, list[str]] = field(default_factory=dict)  # node → what it reported
-    nodes: dict[str, dict[str, float]] = field(default_factory=dict)  # node → its metrics
-    class_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # node → training images of each class
+    # None in both of these: the site's policy suppresses a number that is made from too few images
+    nodes: dict[str, dict[str, float | None]] = field(default_factory=dict)  # node → its metrics
+    class_counts: dict[str, dict[str, int | None]] = field(default_factory=dict)  # node → training images of each class
+    audit: dict[str, dict[str, Any]] = field(default_factory=dict)  # site → where its audit log stood
     train_loss: float | None = None
     validation: dict[str, float] | None = None
     seconds_training: float = 0.0
@@ -81,6 +83,7 @@ def round_record(
         "nodes": log.nodes,
         "notes": log.notes,
         "class_counts": log.class_counts,
+        **({"audit": log.audit} if log.audit else {}),
         "seconds": round(log.seconds, 3),
         "seconds_training": round(log.seconds_training, 3),
         "seconds_scoring": round(log.seconds_scoring, 3),

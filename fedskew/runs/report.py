@@ -13,7 +13,7 @@ from fedskew.config.schema import Config
 from fedskew.data.prepare import DataSet
 from fedskew.data.splits import Split
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
-from fedskew.runs.judging import best_record, evaluated, in_words, judge
+from fedskew.runs.judging import VALIDATION, best_record, evaluated, in_words, judge
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"
 NARROW = 78  # characters of the narrowest table of rounds: 80 less the mark that its lines have in Flower's stream
@@ -98,7 +98,7 @@ def _cells(record: Mapping[str, Any], rounds: int, elapsed: float) -> dict[str, 
         "bal.acc": _figure(record["balanced_accuracy"]),
         "F1": _figure(record["f1_macro"]),
         "AUROC": _figure(record.get("auroc_macro")),
-        "loss": "-" if loss is None else f"{loss:.3f}",
+        "loss": _hidden(record, "loss") if loss is None else f"{loss:.3f}",
         "params M": f"{record['parameters'] / 1e6:.3f}",
         "params": f"{record['parameters'] / record['dense_parameters']:.0%}",
         "MACs M": f"{record['macs'] / 1e6:.1f}",
@@ -107,8 +107,18 @@ def _cells(record: Mapping[str, Any], rounds: int, elapsed: float) -> dict[str, 
         "nodes": f"{record['clients_ok']}/{record['clients_ok'] + record['clients_failed']}",
         "time": f"{record['seconds']:.1f}s" if record["seconds"] < 60 else duration(record["seconds"]),
         "left": duration(elapsed / number * (rounds - number)) if number else "-",
-        "judged": _figure(judged["value"]) + ("*" if judged["best"] else " "),
+        "judged": (
+            _hidden(record, f"validation-{judged.get('metric')}") + " "
+            if judged["value"] is None and judged.get("source") == VALIDATION
+            else _figure(judged["value"]) + ("*" if judged["best"] else " ")
+        ),
     }
+
+
+def _hidden(record: Mapping[str, Any], metric: str) -> str:
+    """What stands for a figure that there is not: that nodes suppress it, or that nobody has it."""
+    nodes = (record.get("nodes") or {}).values()
+    return "supp." if any(metric in node and node[metric] is None for node in nodes) else "-"
 
 
 def _figure(value: float | None) -> str:

@@ -17,6 +17,7 @@ from fedskew.runs.folder import CONFIG, METRICS, RunFolder
 from fedskew.runs.history import read_history
 from fedskew.runs.predictions import PREDICTIONS, read_predictions
 from fedskew.runs.progress import read_summary
+from fedskew.text import read_yaml
 
 RUN_NAME = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)")
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
@@ -177,13 +178,28 @@ def _state(path: Path) -> str:
     if not (path / METRICS).is_file():
         return "not run"
     # no load_config: records outlive the keys of their time
-    rounds = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))["federation"]["rounds"]
+    rounds = read_settings(path)["federation"]["rounds"]
     summary = read_summary(path)
     if summary.get("rounds") == rounds and not summary.get("stopped"):
         return ""
     records = RunFolder(path).records()
     where = f"round {records[-1]['round'] if records else 0} of {rounds}"
     return f"stopped in {where}: {summary['stopped']}" if summary.get("stopped") else where
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run folder as they were written.
+
+    Raises:
+        ResultsError: they are not there, or no YAML with sections.
+    """
+    try:
+        found = read_yaml((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ResultsError(f"the settings {path / CONFIG} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("federation"), dict):
+        raise ResultsError(f"the settings {path / CONFIG} have no sections, as a run writes them")
+    return found
 
 
 def read_record(path: Path) -> Any:

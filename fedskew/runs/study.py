@@ -26,6 +26,7 @@ import yaml
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.model.families import dense_architecture
 from fedskew.pruning.units import group_size
+from fedskew.text import read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ORDERS = ("seed", "cell")
@@ -135,7 +136,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = read_yaml(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise StudyError(f"there is no study {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

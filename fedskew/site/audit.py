@@ -2,8 +2,8 @@
 
     verify_audit(path)      # raises AuditError with the line, or tells how many lines there are and the last hash
 
-The chain shows that a line in the middle was changed, removed or added. Whoever may write the file can still cut lines
-off its end or rewrite all of it: keep the last hash elsewhere (`fedskew doctor site` prints it).
+The chain shows that a line in the middle was changed, removed or added. That its end was cut off is shown by the ledger
+beside it (`ledger`) and by the coordinator's record, which hold its last hashes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,12 +72,23 @@ def append_entry(path: Path, entry: Entry, check: Callable[[Sequence[Entry]], No
     Raises:
         AuditError: the file cannot be written, or `check` is given and the chain is broken.
     """
+    with locked(path):
+        if check is not None:
+            check(read_entries(path))
+        add_line(path, entry)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from adding lines to a file; its folder is made if need be.
+
+    Raises:
+        AuditError: another process holds it for a minute, or something in it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-            if check is not None:
-                check(read_entries(path))
-            _append(path, entry)
+            yield
     except OSError as error:  # filelock's Timeout is one
         why = f"another process holds it for {LOCK_SECONDS:.0f} s" if isinstance(error, Timeout) else str(error)
         raise AuditError(
@@ -124,18 +135,29 @@ def verify_audit(path: Path) -> AuditState:
     if not path.is_file():
         raise AuditError(f"audit log {path} does not exist")
     entries = read_entries(path)
-    return AuditState(len(entries), _line_hash(_last_line(path)[0]) if entries else START)
+    return AuditState(len(entries), last_hash(path))
 
 
-def answers(entries: Sequence[Entry], run_id: int, kind: str) -> int:
-    """How many tasks of a kind (`train`, `evaluate`) of a run were answered with a result."""
+def last_hash(path: Path) -> str:
+    """Hash of a log's last line; that of no line if it has none."""
+    line = _last_line(path)[0]
+    return _line_hash(line) if line else START
+
+
+def answers(entries: Sequence[Entry], run_id: int | None, kind: str) -> int:
+    """How many tasks of a kind (`train`, `evaluate`) of a run were answered with a result; None: of all runs."""
     return sum(
-        entry.get("run") == run_id and entry.get("kind") == kind and entry.get("outcome") == ANSWERED
+        run_id in (None, entry.get("run")) and entry.get("kind") == kind and entry.get("outcome") == ANSWERED
         for entry in entries
     )
 
 
-def _append(path: Path, entry: Entry) -> None:
+def add_line(path: Path, entry: Entry) -> str:
+    """Append a line to a file that is `locked`, and wait until it is on disk; returns the line's hash.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
     last, ended = _last_line(path)
     torn = not ended and _parsed(last) is None
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -154,6 +176,7 @@ def _append(path: Path, entry: Entry) -> None:
             raise
     finally:
         os.close(handle)
+    return _line_hash(line.strip(b"\n"))
 
 
 def _last_line(path: Path) -> tuple[bytes, bool]:
@@ -177,7 +200,7 @@ def _line_hash(line: bytes) -> str:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # the caller decides whether a torn line is allowed there
     return entry if isinstance(entry, dict) else None
 

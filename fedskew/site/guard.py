@@ -36,6 +36,7 @@ from flwr.supercore.run import Run
 
 from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
+from fedskew.text import printable
 
 KEY_ID = "fpk_site_policy"
 KEY_OPTION, SIGNING_KEY = "--auth-supernode-private-key", "signing-key"
@@ -93,7 +94,7 @@ class BundleGuard:
                 self._record(run_id, digest, REFUSED, reason)
             else:
                 fab.verifications = self._signature(fab)
-            print(f"site policy: bundle {digest} of run {run_id}: {reason or ALLOWED}", flush=True)
+            print(printable(f"site policy: bundle {digest} of run {run_id}: {reason or ALLOWED}"), flush=True)
             return fab
 
         return signed
@@ -162,6 +163,8 @@ def run_site(arguments: Sequence[str]) -> None:
     """
     node, trusted = _read_arguments(arguments)
     with ExitStack() as stack:
+        if not node.get("data-dir"):
+            raise GuardError("--node-config names no data-dir: this site has no data; add data-dir='/absolute/path'")
         words = with_signing_key(arguments, node)
         policy = Path(str(node["policy"])).expanduser() if node.get("policy") else None
         pins = load_policy(policy).app_hashes if policy else None

@@ -6,9 +6,13 @@ allowed-runs: [1234567890]   # run ids; an empty list allows none
 app-hashes: [9f86d081…]      # SHA-256 of app bundles (fedskew bundle-hash)
 min-examples: 100            # answers made from fewer images stay here
 max-rounds: 50               # answers of each kind (train, evaluate) to one run
+max-rounds-total: 200        # the same over all runs: a coordinator can start as many as it likes
+limits: {local-epochs: 5, batch-size: 128, image-size: 256}   # of one task; see limits.Limits for all and for defaults
 clipping-norm: 1.0           # largest 2-norm of an update
-noise: {epsilon: 0.5, delta: 1e-5}   # Gaussian, by Flower's local differential privacy; sensitivity: 2 × the norm
-report-metrics: true         # losses and accuracies; they carry no noise
+noise: {multiplier: 2.0, delta: 1e-5}   # Gaussian: its deviation over the clipping-norm, or an epsilon (up to 1)
+privacy-budget: {epsilon: 50, delta: 1e-5}   # of all updates in all runs: when it is spent, no more is trained
+report-metrics: true         # losses and accuracies; they carry no noise. Or those that may leave: [loss, accuracy]
+min-count: 10                # metrics and class counts made from fewer images are suppressed, which is told (default 1)
 report-class-counts: false   # images per class (default false)
 report-notes: false          # names of unreadable images (default false: only how many)
 ```
@@ -20,15 +24,22 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "clipping-norm", "noise",
+from fedskew.site.accounting import NO_PRIVACY
+from fedskew.site.limits import LIMIT_KEYS, Limits
+from fedskew.text import read_yaml
+
+KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "limits", "clipping-norm",
+        "noise", "privacy-budget", "min-count",
         "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
-NOISE_KEYS = ("sensitivity", "epsilon", "delta")
+NOISE_KEYS = ("multiplier", "sensitivity", "epsilon", "delta")
+BUDGET_KEYS = ("epsilon", "delta")
+METRICS = ("loss", "first-loss", "accuracy", "auroc_macro", "balanced_accuracy", "f1_macro")  # beside counts and times
 SHORT_HASH = 8  # hexadecimal digits of a bundle's hash that Flower puts into the name of the installed app
 
 
@@ -55,6 +66,14 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The most that all noised updates of a site, over all runs, may cost together."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class Policy:
     """A site's policy. None: no limit."""
 
@@ -62,21 +81,33 @@ class Policy:
     app_hashes: frozenset[str] | None = None
     min_examples: int = 1
     max_rounds: int | None = None
+    max_rounds_total: int | None = None
+    limits: Limits = field(default_factory=Limits)
     clipping_norm: float | None = None
     noise: Noise | None = None
+    privacy_budget: Budget | None = None
+    min_count: int = 1
     report_metrics: bool = True
+    metrics: frozenset[str] | None = None  # those that are reported; None: all
     report_class_counts: bool = False
     report_notes: bool = False
 
 
 def check_task(
-    policy: Policy, run_id: int, *, answered: int = 0, examples: int | None = None, app_hash: str = ""
+    policy: Policy,
+    run_id: int,
+    *,
+    answered: int = 0,
+    answered_total: int = 0,
+    examples: int | None = None,
+    app_hash: str = "",
 ) -> None:
     """Raise unless the policy allows to answer this task.
 
     Args:
         answered: answers of this kind that the run has had. They are counted, not taken from the task: a
             coordinator could call every round the first.
+        answered_total: answers of this kind that all runs have had.
         examples: images that the answer is made from; None before that is known.
         app_hash: SHA-256 of the running app bundle, or its first digits; empty if it is unknown.
 
@@ -90,6 +121,10 @@ def check_task(
         raise _forbidden(f"{running} is not among its app-hashes")
     if policy.max_rounds is not None and answered >= policy.max_rounds:
         raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}")
+    if policy.max_rounds_total is not None and answered_total >= policy.max_rounds_total:
+        raise _forbidden(
+            f"all runs together have had its max-rounds-total of {policy.max_rounds_total}; the site has to raise it"
+        )
     if examples is not None and examples < policy.min_examples:
         raise _forbidden(f"the answer would be made from fewer images than its min-examples of {policy.min_examples}")
 
@@ -114,7 +149,7 @@ def load_policy(path: str | Path) -> Policy:
         PolicyError: the file is absent or no YAML, a key is unknown, or a value has the wrong type or bounds.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PolicyError(f"policy {path} cannot be read: {error}") from error
     return parse_policy({} if content is None else content, str(path))
@@ -127,14 +162,26 @@ def parse_policy(content: Any, name: str) -> Policy:
     clipping = _optional(values, "clipping-norm", lambda value: _number(value, where + "clipping-norm"))
     if "noise" in values and clipping is None:
         raise PolicyError(f"{where}noise needs a clipping-norm: without one no amount of noise hides an image")
-    flags = {key: _flag(values[key], where + key) for key in KEYS if key.startswith("report-") and key in values}
+    budget = _optional(values, "privacy-budget", lambda value: _budget(value, values, where))
+    listed = values.get("report-metrics")
+    named = _metrics(listed, where + "report-metrics") if isinstance(listed, list) else None
+    flags = {
+        key: _flag(bool(listed) if named is not None and key == "report-metrics" else values[key], where + key)
+        for key in KEYS
+        if key.startswith("report-") and key in values
+    }
     return Policy(
         allowed_runs=_optional(values, "allowed-runs", lambda value: _runs(value, where + "allowed-runs")),
         app_hashes=_optional(values, "app-hashes", lambda value: _hashes(value, where + "app-hashes")),
         min_examples=_whole(values.get("min-examples", 1), where + "min-examples"),
         max_rounds=_optional(values, "max-rounds", lambda value: _whole(value, where + "max-rounds")),
+        max_rounds_total=_optional(values, "max-rounds-total", lambda value: _whole(value, where + "max-rounds-total")),
+        limits=_limits(values.get("limits", {}), where),
         clipping_norm=clipping,
         noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
+        privacy_budget=budget,
+        min_count=_whole(values.get("min-count", 1), where + "min-count"),
+        metrics=named,
         **{key.replace("-", "_"): value for key, value in flags.items()},
     )
 
@@ -166,15 +213,43 @@ def _optional(values: Mapping[str, Any], key: str, read: Any) -> Any:
 
 def _noise(value: Any, clipping: float | None, where: str) -> Noise:
     content = _mapping(value, NOISE_KEYS, f"{where}noise")
-    lacking = [key for key in ("epsilon", "delta") if key not in content]
-    if lacking:
-        raise PolicyError(f"{where}noise lacks {' and '.join(lacking)}, e.g. noise: {{epsilon: 0.5, delta: 1e-5}}")
+    if ("multiplier" in content) == ("epsilon" in content) or "delta" not in content:
+        raise PolicyError(
+            f"{where}noise needs delta and either multiplier or epsilon, e.g. {{multiplier: 0.0005, delta: 1e-5}}"
+        )
+    if "multiplier" in content and "sensitivity" in content:
+        raise PolicyError(f"{where}noise.sensitivity goes with epsilon only; leave it out")
     # two updates of norm C lie up to 2·C apart: what a site's data can change in its own answer
-    default = 2 * clipping if clipping else 0.0
-    numbers = {key: _number(content.get(key, default), f"{where}noise.{key}") for key in NOISE_KEYS}
-    if numbers["delta"] >= 1:
-        raise PolicyError(f"{where}noise.delta is {numbers['delta']}, expected a probability below 1, e.g. 1e-5")
+    apart = 2 * clipping if clipping else 0.0
+    numbers = {key: _number(item, f"{where}noise.{key}") for key, item in {"sensitivity": apart, **content}.items()}
+    _probability(numbers["delta"], f"{where}noise.delta")
+    if "multiplier" in numbers:  # the epsilon for which Flower's formula gives this noise
+        numbers["epsilon"] = 2 * math.sqrt(2 * math.log(1.25 / numbers["delta"])) / numbers.pop("multiplier")
     return Noise(**numbers)
+
+
+def _budget(value: Any, values: Mapping[str, Any], where: str) -> Budget:
+    content = _mapping(value, BUDGET_KEYS, f"{where}privacy-budget")
+    if set(content) != set(BUDGET_KEYS):
+        raise PolicyError(f"{where}privacy-budget needs epsilon and delta, e.g. {{epsilon: 50, delta: 1e-5}}")
+    if "noise" not in values:
+        raise PolicyError(f"{where}privacy-budget needs noise: without noise there is {NO_PRIVACY} to keep account of")
+    for key in ("report-metrics", "report-class-counts"):
+        if values.get(key, key == "report-metrics") not in (False, []):
+            raise PolicyError(f"{where}privacy-budget needs {key}: false, because these leave without noise")
+    numbers = {key: _number(content[key], f"{where}privacy-budget.{key}") for key in BUDGET_KEYS}
+    _probability(numbers["delta"], f"{where}privacy-budget.delta")
+    return Budget(**numbers)
+
+
+def _probability(value: float, where: str) -> None:
+    if value >= 1:
+        raise PolicyError(f"{where} is {value}, expected a probability below 1, e.g. 1e-5")
+
+
+def _limits(value: Any, where: str) -> Limits:
+    content = _mapping(value, LIMIT_KEYS, f"{where}limits")
+    return Limits(**{key.replace("-", "_"): _whole(item, f"{where}limits.{key}") for key, item in content.items()})
 
 
 def _number(value: Any, where: str) -> float:
@@ -195,6 +270,13 @@ def _flag(value: Any, where: str) -> bool:
     if type(value) is not bool:
         raise PolicyError(f"{where} is {value!r:.40}, expected true or false")
     return value
+
+
+def _metrics(value: list[Any], where: str) -> frozenset[str]:
+    unknown = [name for name in value if name not in METRICS]
+    if unknown:
+        raise PolicyError(f"{where} holds {unknown[0]!r:.40}, expected some of {', '.join(METRICS)}")
+    return frozenset(value)
 
 
 def _runs(value: Any, where: str) -> frozenset[int]:

@@ -1,0 +1,62 @@
+"""YAML that is nested without end is one clear error, whichever file it is in; a log line steers no terminal."""
+
+import logging
+
+import pytest
+import yaml
+
+from fedskew.cli.terminal import Terminal
+from fedskew.config import ConfigError, load_config
+from fedskew.console import Lines
+from fedskew.data.manifest import load_manifest
+from fedskew.data.samples import DataError
+from fedskew.runs.results import ResultsError, read_settings
+from fedskew.runs.study import StudyError, read_study
+from fedskew.site.policy import PolicyError, load_policy
+from fedskew.text import printable, read_yaml
+
+DEEP = "[" * 3000 + "]" * 3000
+READERS = {
+    "policy": (load_policy, PolicyError),
+    "manifest": (load_manifest, DataError),
+    "configuration": (lambda path: load_config(file=path), ConfigError),
+    "preset": (lambda path: load_config(str(path)), ConfigError),
+    "study": (lambda path: read_study(path, path.parent), StudyError),
+    "run folder": (lambda path: read_settings(path.parent), ResultsError),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_deep_yaml_is_one_error_that_names_the_file(tmp_path, reader):
+    path = tmp_path / "config.yaml"
+    path.write_text(DEEP)
+    read, error = READERS[reader]
+    with pytest.raises(error, match=r"config\.yaml.*nested hundreds of levels deep"):
+        read(path)
+
+
+def test_deep_yaml_in_an_override_is_one_error():
+    with pytest.raises(ConfigError, match=r"train\.lr cannot be read: it is nested"):
+        load_config(overrides=f"train.lr={DEEP}")
+
+
+def test_a_date_that_is_none_is_an_error_of_yaml():
+    with pytest.raises(yaml.YAMLError, match="month must be in"):
+        read_yaml("a: 2026-13-45")
+
+
+def test_what_is_no_text_for_people_is_shown_as_what_it_is():
+    assert printable("\x1b[31m\u202eevil\tß 漢") == "\\x1b[31m\\u202eevil\\tß 漢"
+
+
+def test_what_a_command_writes_steers_no_terminal(capsys):
+    """Flower's own lines are shown too where `--verbose` asks for them."""
+    Terminal().message("flwr: \x1b]0;a\x07\n\tsecond\u202e")
+    assert capsys.readouterr().err == "flwr: \\x1b]0;a\\x07\n        second\\u202e\n"
+
+
+def test_a_line_of_a_log_steers_no_terminal():
+    written = []
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "site %s\nsecond\tline", ("\x1b]0;a\x07\u202e",), None)
+    Lines(written.append).emit(record)
+    assert written == ["warning: site \\x1b]0;a\\x07\\u202e\nsecond  line"]
