@@ -63,9 +63,10 @@ def test_the_sign_rule_keeps_what_is_above_0_and_nothing_else(values, count):
 
 
 @pytest.mark.parametrize(
-    ("share", "units", "count"), [(0.0, 8, 0), (0.3, 8, 2), (1.0, 8, 8), (0.3, 3, 0), (0.29, 100, 29)]
+    ("share", "units", "count"),
+    [(0.0, 8, 0), (0.3, 8, 2), (1.0, 8, 8), (0.3, 3, 1), (0.29, 100, 29), (0.25, 2, 1), (0.25, 10, 3), (0.25, 1, 0)],
 )
-def test_the_share_rule_takes_a_share_rounded_down(share, units, count):
+def test_the_share_rule_takes_a_share_rounded_to_the_nearest(share, units, count):
     assert unwanted(torch.rand(units), "share", share=share) == count
 
 
@@ -79,8 +80,8 @@ def test_the_match_rule_takes_as_many_as_the_sign_rule_would_by_other_scores():
 
 def test_nan_goes_first_then_the_lowest():
     assert lowest_first(scores_of(0.5, -2, NAN, math.inf, -math.inf)) == [2, 4, 1, 0, 3]
-    plan = decide({HEADS: scores_of(3, -1, 2, NAN, 5, 6, 7, 8)}, ARCH, Limits(), rule="share", share=0.2)
-    assert plan.remove[HEADS] == (3,)
+    plan = decide({HEADS: scores_of(3, -1, 2, NAN, 5, 6, 7, 8)}, ARCH, Limits(), rule="share", share=0.3)
+    assert plan.remove[HEADS] == (1, 3)
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0, NAN]), min_size=1, max_size=30))

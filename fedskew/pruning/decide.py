@@ -44,11 +44,12 @@ class Plan:
 def unwanted(scores: Tensor, rule: str, *, share: float = 0.0, like: Tensor | None = None) -> int:
     """How many units of a sublayer a rule wants to remove.
 
-    `sign`: those with score <= 0 or no finite score; `share`: a fixed share, rounded down; `match`: as many as the
-    sign rule would remove by the scores `like` of the same sublayer.
+    `sign`: those with score <= 0 or no finite score; `share`: a fixed share, rounded to the nearest (rounded down,
+    three heads would never become two); `match`: as many as the sign rule would remove by the scores `like` of the
+    same sublayer.
     """
     if rule == "share":
-        return _part(share, len(scores))
+        return math.floor(share * len(scores) + 0.5 + 1e-9)
     judged = like if rule == "match" and like is not None else scores
     return int((~(judged > 0)).sum())  # `not >` also counts NaN: constant norms carry no information
 
