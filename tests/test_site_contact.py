@@ -123,11 +123,11 @@ def test_contact_lasts_for_as_long_as_the_superlink_counts_on_a_node(capsys):
     assert (contact.age, contact.is_kept) == (59.5, True)
     clock.now += 0.5
     assert not contact.is_kept
-    for error in (OSError("cable"), OSError("cable"), OSError("port")):
-        contact.missed(error)
+    for word in ("cable", "port", "cable", "port", None, "cable"):
+        contact.missed(OSError(word)) if word else contact.made()
     assert capsys.readouterr().out.splitlines() == [
-        f"fedskew site: no contact with the coordinator: OSError: {word}" for word in ("cable", "port")
-    ]
+        f"fedskew site: no contact with the coordinator: OSError: {word}" for word in ("cable", "port", "cable")
+    ], "each once in an outage"
 
 
 def test_systemd_is_told(monkeypatch, tmp_path):
