@@ -195,14 +195,19 @@ def health(port: int) -> tuple[int, dict]:
 NO = (200, SendNodeHeartbeatResponse(success=False).SerializeToString())
 
 
+def never():
+    time.sleep(PATIENCE)
+    return 200, b""
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
         ({"pull_messages": (500, b"broken")}, "500"),
-        ({"send_node_heartbeat": NO}, "its heartbeats stopped: RuntimeError"),
-        ({"pull_messages": (401, b"")}, "401"),
+        ({"send_node_heartbeat": NO, "deactivate_node": never}, "this SuperNode ends: its heartbeats stopped"),
+        ({"pull_messages": (401, b"")}, "this SuperNode ends: the SuperLink refuses its key"),
     ],
-    ids=["its-loop-broke", "its-heartbeats-broke", "its-key-is-refused"],
+    ids=["its-loop-broke", "its-heartbeats-broke-and-cleaning-up-hangs", "its-key-is-refused"],
 )
 def test_when_its_work_ends_the_process_ends_with_an_error(tmp_path, answers, words):
     """On Flower's own: the first two live on for good, the third ends with 0 as if it had been told to."""

@@ -97,10 +97,15 @@ class Contact:
         recent = self.age is not None and self.age < OBJECTION_SECONDS
         return recent or all(isinstance(cause, CUT_OFF) for cause in objections)
 
+    def blame(self, fault: str) -> None:
+        """Say why the process is about to end, and that it is an error."""
+        if not self.fault:
+            self.fault = fault
+            print(f"fedskew site: this SuperNode ends: {fault}", flush=True)
+
     def end(self, fault: str) -> None:
         """Let the process end as Flower ends it, but with an error."""
-        self.fault = fault
-        print(f"fedskew site: this SuperNode ends: {fault}", flush=True)
+        self.blame(fault)
         os.kill(os.getpid(), signal.SIGTERM)  # flwr_exit is for the main thread only
 
 
@@ -175,7 +180,7 @@ def _recording(client: Any, contact: Contact) -> Any:
                 contact.missed(error)
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
                     # Flower ends by a signal to itself, with 0 as if somebody had asked for it
-                    contact.fault = "the SuperLink refuses this node's key or signature (401); or the clock is wrong"
+                    contact.blame("the SuperLink refuses its key or signature (401): not registered, or a wrong clock")
                 raise
             contact.made()
             return answer
