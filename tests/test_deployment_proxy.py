@@ -82,16 +82,15 @@ def proxy(tmp_path_factory):
     command = ["nginx", "-c", folder / "nginx.conf", "-e", folder / "error.log"]
     command += ["-g", f"daemon off; user {user_name()};"]
 
-    def ask(line: str, *headers: str) -> int:
+    def ask(line: str, *headers: str, plain: bool = False) -> int:
         """The status of the answer to a request line, sent byte by byte as it stands."""
         context = ssl.create_default_context(cafile=pki.roots)
         words = [line, "Host: fleet", "Connection: close", "Content-Length: 0", *headers]
-        with (
-            socket.create_connection(("127.0.0.1", port), 9) as raw,
-            context.wrap_socket(raw, server_hostname="localhost") as tls,
-        ):
-            tls.sendall(("\r\n".join(words) + "\r\n\r\n").encode("latin-1"))
-            return int(tls.makefile("rb").readline().split()[1])
+        with socket.create_connection(("127.0.0.1", port), 9) as raw:
+            way = raw if plain else context.wrap_socket(raw, server_hostname="localhost")
+            with way:
+                way.sendall(("\r\n".join(words) + "\r\n\r\n").encode("latin-1"))
+                return int(way.makefile("rb").readline().split()[1])
 
     def up() -> bool:
         with contextlib.suppress(OSError):
@@ -143,3 +142,10 @@ def test_headers_that_name_another_path_change_nothing(proxy):
         assert ask(f"POST {CONTROL} HTTP/1.1", f"{header}: {PULL}") == 403
         assert ask(f"POST {PULL} HTTP/1.1", f"{header}: {CONTROL}") == 200
     assert got == [f"POST {PULL} HTTP/1.1"] * 4
+
+
+def test_plain_text_is_refused(proxy):
+    ask, got = proxy
+    got.clear()
+    assert ask(f"POST {PULL} HTTP/1.1", plain=True) == 400
+    assert got == []

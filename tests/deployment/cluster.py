@@ -41,7 +41,7 @@ SETTINGS = (
 )
 HEALTH = (
     "import ssl,sys,urllib.request as u;"
-    "u.urlopen(sys.argv[1]+'/health',timeout=3,context=ssl.create_default_context(cafile=sys.argv[2]))"
+    "u.urlopen(sys.argv[1]+'/health',timeout=float(sys.argv[3]),context=ssl.create_default_context(cafile=sys.argv[2]))"
 )
 
 STATUS = """
@@ -337,10 +337,10 @@ class Cluster:
                  for name, address in (("hospital", self.control), ("public", self.public))]  # fmt: skip
         (home / "config.toml").write_text('[superlink]\ndefault = "hospital"\n' + "".join(parts), encoding="utf-8")
 
-    def answers(self, address: str, place: str = "coordinator") -> bool:
-        """Whether `GET /health` there works from a place."""
+    def answers(self, address: str, place: str = "coordinator", seconds: float = 3) -> bool:
+        """Whether `GET /health` there works from a place, within some seconds."""
         ca = str(self.folder / "pki" / "coordinator" / "ca.crt")
-        command = [*self._inside(place), sys.executable, "-c", HEALTH, f"https://{address}", ca]
+        command = [*self._inside(place), sys.executable, "-c", HEALTH, f"https://{address}", ca, str(seconds)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def _wait_for_health(self, address: str, job: Job) -> None:
