@@ -22,7 +22,8 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# Real SuperLink and SuperNodes, minutes. As root, with nginx, iproute2 and nftables, every site is a host of its own.
+# Real SuperLink and SuperNodes, minutes. As root, with nginx (and its stream module), iproute2 and nftables, every site is
+# a host of its own.
 test-deployment: install
 	$(BIN)/python -m pytest -m deployment -n 2 --dist worksteal --durations=0
 

@@ -5,11 +5,13 @@ Each test has a cluster of real processes of its own (tests/deployment/cluster.p
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import time
 
 import pytest
-from deployment.cluster import Cluster, namespaces_work
+from deployment.cluster import ROOT, Cluster, namespaces_work
 from deployment.processes import wait_until
 
 pytestmark = [
@@ -25,6 +27,36 @@ import socket, sys
 host, port = sys.argv[1].rsplit(":", 1)
 with socket.create_server((host, int(port))) as listener:
     while True: listener.accept()[0].close()
+"""
+CROWD, GATE = 3000, 64  # connections that are tried, and that nginx.conf leaves to an address
+# Some get through their TLS handshake and half of a request's header, most send half of a handshake, which costs
+# nothing; all are held, and made again every few seconds.
+FLOOD = """
+import resource, select, socket, ssl, sys, time
+number = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (2 * number, 2 * number))
+host, port = sys.argv[1].rsplit(":", 1)
+context = ssl._create_unverified_context()
+def half(position):
+    try:
+        line = socket.create_connection((host, int(port)), 5)
+        if position % 100:
+            line.send(b"\\x16\\x03\\x01\\x02")
+            return line
+        line = context.wrap_socket(line)
+        line.send(b"POST /v1/fleet/pull-messages HTTP/1.1\\r\\nHost: fleet\\r\\nFlwr-")
+        return line
+    except OSError:
+        return None
+held = []
+while True:
+    held.clear()
+    held += [line for line in map(half, range(number)) if line]
+    time.sleep(1)
+    closed = select.poll()
+    for line in held: closed.register(line, select.POLLIN)
+    print("held", len(held) - len(closed.poll(0)), flush=True)
+    time.sleep(4)
 """
 IMPORTED = 2.5  # CPU seconds of an app's process: what it needs to start is about to end
 
@@ -47,6 +79,49 @@ def test_a_port_that_hangs_up_costs_no_site_and_no_finished_answer(tmp_path):
         last = cluster.records()[-1]
         assert (last["round"], last["clients_ok"], last["failed"]) == (3, 2, {}), "the next one has them again"
         assert all(job.process.poll() is None for job in sites(cluster)), "the processes that were there at the start"
+
+
+def test_one_address_cannot_crowd_out_the_others(tmp_path):
+    """Half-sent headers, 3,000 connections at a time, from a run's beginning to its end; then against the firewall."""
+    with Cluster(tmp_path / "cluster", sites=3) as cluster:
+        cluster.start_superlink()
+        cluster.start_proxy()
+        *others, attacker = cluster.sites
+        for site in others:
+            cluster.register(site)
+            cluster.start_site(site)
+        flood = cluster.spawn("flood", attacker, [sys.executable, "-c", FLOOD, cluster.public, str(CROWD)])
+        wait_until(lambda: "held" in flood.text(), PATIENCE)
+        # who is crowded out is hung up on at once: patience only forgives a busy machine
+        run, answered = cluster.run(f"{TWO} federation.rounds=2"), []
+        while run.process.poll() is None:
+            answered.append(cluster.answers(cluster.public, others[0], BACK))
+            time.sleep(1)
+        assert run.wait(1) == 0, run.tail()
+        assert answered, "asked while it went on"
+        assert all(answered), f"/health failed {answered.count(False)} times of {len(answered)}"
+        assert [(record["clients_ok"], record["failed"]) for record in cluster.records()[1:]] == [(2, {})] * 2
+        assert flood.process.poll() is None, flood.tail()
+        assert max(map(int, re.findall(r"held (\d+)", flood.text()))) <= GATE
+
+        guide = coordinator_firewall()
+        inside = ["ip", "netns", "exec", f"{cluster.prefix}-coord", "nft"]
+        subprocess.run([*inside, "-f", "-"], input=guide, text=True, check=True)
+        wait_until(lambda: refused(inside) > CROWD / 2, PATIENCE)
+        assert cluster.answers(cluster.public, others[0], BACK), "with the guide's firewall too"
+
+
+def coordinator_firewall() -> str:
+    """The rules of docs/deployment.md as they stand there."""
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    lines = text[text.index("table inet coordinator {") :].splitlines()
+    return "\n".join(lines[: next(number for number, line in enumerate(lines) if line.strip() == "}") + 1])
+
+
+def refused(nft: list[str]) -> int:
+    """Connections that the firewall's limit turned away."""
+    rules = subprocess.run([*nft, "list", "table", "inet", "coordinator"], capture_output=True, text=True, check=True)
+    return sum(int(number) for number in re.findall(r"ct count over \d+ \} counter packets (\d+)", rules.stdout))
 
 
 def hang_up(cluster: Cluster, *, finished: int, until, seconds: float) -> None:

@@ -123,11 +123,11 @@ def test_contact_lasts_for_as_long_as_the_superlink_counts_on_a_node(capsys):
     assert (contact.age, contact.is_kept) == (59.5, True)
     clock.now += 0.5
     assert not contact.is_kept
-    for error in (OSError("cable"), OSError("cable"), OSError("port")):
-        contact.missed(error)
+    for word in ("cable", "port", "cable", "port", None, "cable"):
+        contact.missed(OSError(word)) if word else contact.made()
     assert capsys.readouterr().out.splitlines() == [
-        f"fedskew site: no contact with the coordinator: OSError: {word}" for word in ("cable", "port")
-    ]
+        f"fedskew site: no contact with the coordinator: OSError: {word}" for word in ("cable", "port", "cable")
+    ], "each once in an outage"
 
 
 def test_systemd_is_told(monkeypatch, tmp_path):
@@ -154,7 +154,7 @@ def test_another_flower_is_not_started_unwatched(monkeypatch):
 
 
 @contextlib.contextmanager
-def site(folder, **answers):
+def site(folder, roots=b"", **answers):
     """`fedskew site` against a SuperLink that gives these answers; (process, its /health, the server)."""
     pki = Pki(folder)
     key = make_credentials(folder / "keys", hosts=["localhost"], sites=["site-a"]).out / "site-a" / "node.key"
@@ -167,6 +167,7 @@ def site(folder, **answers):
     posts = {FLEET + route: (200, message.SerializeToString()) for route, message in good.items()}
     posts |= {FLEET + route.replace("_", "-"): answer for route, answer in answers.items()}
     with serving(pki.server(), posts=posts) as server:
+        pki.roots.write_bytes(roots or pki.authority.pem)
         port = free_port()
         command = [sys.executable, "-c", "from fedskew.cli.main import app; app()", "site", "--port", str(port)]
         command += ["--superlink", f"127.0.0.1:{server.server_address[1]}", "--root-certificates", str(pki.roots)]
@@ -195,17 +196,23 @@ def health(port: int) -> tuple[int, dict]:
 NO = (200, SendNodeHeartbeatResponse(success=False).SerializeToString())
 
 
+def never():
+    time.sleep(PATIENCE)
+    return 200, b""
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
         ({"pull_messages": (500, b"broken")}, "500"),
-        ({"send_node_heartbeat": NO}, "its heartbeats stopped: RuntimeError"),
-        ({"pull_messages": (401, b"")}, "401"),
+        ({"send_node_heartbeat": NO, "deactivate_node": never}, "this SuperNode ends: its heartbeats stopped"),
+        ({"pull_messages": (401, b"")}, "this SuperNode ends: the SuperLink refuses its key"),
+        ({"roots": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}, "ssl.SSLError: no start line"),
     ],
-    ids=["its-loop-broke", "its-heartbeats-broke", "its-key-is-refused"],
+    ids=["its-loop-broke", "its-heartbeats-broke-and-cleaning-up-hangs", "its-key-is-refused", "its-ca-is-none"],
 )
 def test_when_its_work_ends_the_process_ends_with_an_error(tmp_path, answers, words):
-    """On Flower's own: the first two live on for good, the third ends with 0 as if it had been told to."""
+    """On Flower's own: the third ends with 0 as if it had been told to, the others live on for good."""
     with site(tmp_path, **answers) as (process, _, _):
         assert process.wait(PATIENCE) == 1
     assert words in (tmp_path / "log").read_text()

@@ -41,8 +41,9 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        status, body = self.server.posts.get(self.path, (403, b"<html>Forbidden</html>"))
+        answer = self.server.posts.get(self.path, (403, b"<html>Forbidden</html>"))
         self.server.asked.append(self.path)
+        status, body = answer() if callable(answer) else answer
         self.answer(status, body)
 
     def answer(self, status, body=b""):

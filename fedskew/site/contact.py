@@ -54,7 +54,7 @@ class Contact:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._last: float | None = None
-        self._trouble: str | None = None  # None: in contact
+        self._troubles: set[str] = set()  # since the last answer
         self.fault = ""
 
     @property
@@ -70,15 +70,17 @@ class Contact:
     def made(self) -> None:
         """The coordinator answered a request of this node as it should."""
         with self._lock:
-            news, self._last, self._trouble = self._last is None or self._trouble is not None, self._clock(), None
+            news, self._last = self._last is None or bool(self._troubles), self._clock()
+            self._troubles.clear()
         if news:
             tell_systemd("in contact with the coordinator")
 
     def missed(self, error: Exception) -> None:
-        """It did not; why is printed once, and again when it changes."""
+        """It did not; every reason is printed once, until it answers again."""
         trouble = f"{type(error).__name__}: {error}"
         with self._lock:
-            news, self._trouble = trouble != self._trouble, trouble
+            news = trouble not in self._troubles
+            self._troubles.add(trouble)
         if news:
             print(f"fedskew site: no contact with the coordinator: {trouble}", flush=True)
             tell_systemd(f"no contact with the coordinator since {time.strftime('%Y-%m-%d %H:%M:%S')}: {trouble}")
@@ -95,10 +97,15 @@ class Contact:
         recent = self.age is not None and self.age < OBJECTION_SECONDS
         return recent or all(isinstance(cause, CUT_OFF) for cause in objections)
 
+    def blame(self, fault: str) -> None:
+        """Say why the process is about to end, and that it is an error."""
+        if not self.fault:
+            self.fault = fault
+            print(f"fedskew site: this SuperNode ends: {fault}", flush=True)
+
     def end(self, fault: str) -> None:
         """Let the process end as Flower ends it, but with an error."""
-        self.fault = fault
-        print(f"fedskew site: this SuperNode ends: {fault}", flush=True)
+        self.blame(fault)
         os.kill(os.getpid(), signal.SIGTERM)  # flwr_exit is for the main thread only
 
 
@@ -173,7 +180,7 @@ def _recording(client: Any, contact: Contact) -> Any:
                 contact.missed(error)
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
                     # Flower ends by a signal to itself, with 0 as if somebody had asked for it
-                    contact.fault = "the SuperLink refuses this node's key or signature (401); or the clock is wrong"
+                    contact.blame("the SuperLink refuses its key or signature (401): not registered, or a wrong clock")
                 raise
             contact.made()
             return answer

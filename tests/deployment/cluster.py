@@ -41,7 +41,7 @@ SETTINGS = (
 )
 HEALTH = (
     "import ssl,sys,urllib.request as u;"
-    "u.urlopen(sys.argv[1]+'/health',timeout=3,context=ssl.create_default_context(cafile=sys.argv[2]))"
+    "u.urlopen(sys.argv[1]+'/health',timeout=float(sys.argv[3]),context=ssl.create_default_context(cafile=sys.argv[2]))"
 )
 
 STATUS = """
@@ -89,7 +89,8 @@ class Cluster:
         self._started: dict[str, int] = {}
         self.app, self.runs = folder / "app", folder / "runs"
         self.has_proxy = bool(shutil.which("nginx"))
-        self._ports = {name: free_port() for name in ("superlink", "proxy", *self.sites)} if self.why_loopback else {}
+        names = ("superlink", "proxy", "gate", *self.sites)
+        self._ports = {name: free_port() for name in names} if self.why_loopback else {}
         self._make_app()
         for number, site in enumerate(self.sites, start=1):
             generate(folder / "data" / site, images=images, seed=number, size=size)
@@ -138,7 +139,7 @@ class Cluster:
             "--ssl-ca-certfile", f"{pki}/ca.crt", "--ssl-certfile", f"{pki}/server.pem",
             "--ssl-keyfile", f"{pki}/server.key", "--database", f"{self.folder}/state.db",
         ])  # fmt: skip
-        self._wait_for_health(f"https://{self.control}", job)
+        self._wait_for_health(self.control, job)
         return job
 
     def start_proxy(self) -> Job:
@@ -151,14 +152,15 @@ class Cluster:
             ("superlink:8000", self.control),
             ("/pki/", f"{self.folder}/pki/coordinator/"),
             ("/dev/stdout", str(self.wire_log)),
-            ("listen 8443 ssl", f"listen {self.public} ssl"),
+            ("listen 8443;", f"listen {self.public};"),
+            ("127.0.0.1:8444", f"127.0.0.1:{self._ports.get('gate', 8444)}"),
         ):
             assert old in text
             text = text.replace(old, new)
         (home / "nginx.conf").write_text(text, encoding="utf-8")
         command = ["nginx", "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")]
         job = self.spawn("proxy", "coordinator", [*command, "-g", f"daemon off; user {user_name()};"])
-        self._wait_for_health(f"https://{self.public}", job)
+        self._wait_for_health(self.public, job)
         return job
 
     @property
@@ -335,13 +337,16 @@ class Cluster:
                  for name, address in (("hospital", self.control), ("public", self.public))]  # fmt: skip
         (home / "config.toml").write_text('[superlink]\ndefault = "hospital"\n' + "".join(parts), encoding="utf-8")
 
-    def _wait_for_health(self, url: str, job: Job) -> None:
+    def answers(self, address: str, place: str = "coordinator", seconds: float = 3) -> bool:
+        """Whether `GET /health` there works from a place, within some seconds."""
         ca = str(self.folder / "pki" / "coordinator" / "ca.crt")
-        command = [*self._inside("coordinator"), sys.executable, "-c", HEALTH, url, ca]
+        command = [*self._inside(place), sys.executable, "-c", HEALTH, f"https://{address}", ca, str(seconds)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
+    def _wait_for_health(self, address: str, job: Job) -> None:
         def healthy() -> bool:
             assert job.process.poll() is None, f"{job.name} ended:\n{job.tail()}"
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+            return self.answers(address)
 
         wait_until(healthy, 60, every=0.3)
 
