@@ -32,7 +32,7 @@ from fedskew.federation.server_model import ServerModel
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.federation.weights import to_record, to_state
+from fedskew.federation.weights import arrays_sha256, to_record, to_state
 from fedskew.model.families import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import RunFolder
@@ -51,15 +51,14 @@ OFF = {"max_weight_ratio": 0.0, "norm_bound": 0.0, "rollback": 1e9}
 SETTINGS = {
     "none of them": OFF,
     "max-weight-ratio=3": OFF | {"max_weight_ratio": 3.0},
-    "rollback=1": OFF | {"rollback": 1.0},
+    "rollback=0.5": OFF | {"rollback": 0.5},
     "norm-bound=3": OFF | {"norm_bound": 3.0},
     "median": OFF | {"aggregation": "median"},
     "trimmed-mean, trim=0.2": OFF | {"aggregation": "trimmed-mean", "trim": 0.2},
     "krum, malicious-nodes=1": OFF | {"aggregation": "krum", "malicious_nodes": 1},
-    "defaults": {},
-    "hospitals": {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 1.0},
+    "hospitals": {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5},
 }
-SITES = ((2, 1), (3, 1), (5, 1), (3, 2), (5, 2))  # how many there are, how many of them are hostile
+SITES = ((2, 1), (3, 1), (5, 1), (5, 2))  # how many there are, how many of them are hostile
 
 
 class Answers(LocalGrid):
@@ -102,12 +101,17 @@ class Victim:
         self.arrays = to_record(self.model.weights)
         self.sent = next(iter(self.arrays.values())).numpy()
         self.open_metrics = self.server.open_metrics(self.model.weights, self.model.architecture)
+        self._known: dict[str, float] = {}  # many settings leave the same model
         self.before = self.accuracy(self.arrays)
 
     def accuracy(self, arrays: ArrayRecord) -> float:
         """Balanced accuracy on the test set."""
-        state = to_state(arrays, self.model.architecture)
-        return float(self.server.evaluate(state, self.model.architecture).metrics["balanced_accuracy"])
+        name = arrays_sha256(arrays)
+        if name not in self._known:
+            state = to_state(arrays, self.model.architecture)
+            found = self.server.evaluate(state, self.model.architecture, held_back=self.open_metrics)
+            self._known[name] = float(found.metrics["balanced_accuracy"])
+        return self._known[name]
 
     def strategy(self, grid: StreamingGrid, federation: dict) -> SkewPruning:
         """The server's strategy under some settings, as it stands before the next round."""
