@@ -23,7 +23,8 @@ from timing import finish
 
 from fedskew.config.schema import Config, ModelConfig, PruneConfig
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS
+from fedskew.federation.messages import ARRAYS, CONFIG, EXAMPLES, METRICS
+from fedskew.federation.seal import seal
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record
@@ -46,13 +47,22 @@ class RepliesGrid(LocalGrid):
         node = task.metadata.dst_node_id
         arrays = {name: Array(array.numpy() + np.float32(1e-4 * node)) for name, array in task.content[ARRAYS].items()}
         content = {ARRAYS: ArrayRecord(arrays), METRICS: MetricRecord({EXAMPLES: 100 + node, "loss": 1.0})}
-        return Message(RecordDict(content), reply_to=task)
+        reply = Message(RecordDict(content), reply_to=task)
+        return seal(reply, task, 1, None) if CONFIG in task.content else reply
+
+
+class NoJudge:
+    """A server without data: it finds every model equally good."""
+
+    def open_metrics(self, *_: object) -> dict[str, float]:
+        """See `ServerModel`."""
+        return {"loss": 1.0}
 
 
 def fedskew_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecord | None:
     """One round as `FedAvg.start` drives it."""
     streaming = StreamingGrid(grid)
-    strategy = SkewPruning(config, dense_architecture(config.model), None, streaming)  # type: ignore[arg-type]
+    strategy = SkewPruning(config, dense_architecture(config.model), NoJudge(), streaming)  # type: ignore[arg-type]
     messages = strategy.configure_train(1, arrays, ConfigRecord(), streaming)
     return strategy.aggregate_train(1, streaming.send_and_receive(messages))[0]
 

@@ -11,7 +11,7 @@ import torch
 from builders import run_here, tiny_config
 
 from fedskew.config.schema import ConfigError
-from fedskew.federation.acceptance import largest, not_finite, objection
+from fedskew.federation.acceptance import largest, not_finite, objection, sent, taken
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.server_model import ServerModel
@@ -130,7 +130,7 @@ def test_a_round_that_ends_worse_than_the_bound_is_rolled_back_before_anything_i
     original = ServerModel.prune
     monkeypatch.setattr(ServerModel, "prune", lambda *args: cut.append(args[-1]) or original(*args))
     app = hostile.federation(lambda task, reply: hostile.lie(task, reply, lambda _, own: own * 30), {0}, rounds={1})
-    _, records = run(app)
+    _, records = run(app, federation={"rollback": 1.0})
     assert "more than federation.rollback=1 above" in records[1]["rolled_back"]
     assert cut == [2]
     assert records[1]["parameters"] == records[0]["parameters"] > records[2]["parameters"]
@@ -197,6 +197,33 @@ def test_a_model_is_judged_by_its_rise_in_loss(before, after, words):
     found = objection(before, after, 1.0)
     assert words in found
     assert bool(found) == bool(words)
+
+
+def test_the_model_is_measured_against_the_best_so_far_and_pruning_may_cost_what_it_costs():
+    """Against the model before it, a site could make every round worse by a little less than the bound."""
+    losses = {}
+    sent(losses, 1.5)
+    taken(losses, 1.0)
+    sent(losses, 1.75)  # pruned: 0.75 of it is pruning's doing
+    assert losses == {"best": 1.75, "taken": 1.75}
+    taken(losses, 1.25)
+    sent(losses, 1.25)
+    for loss in (1.75, 2.25, 2.75):  # a slow poison, nothing pruned
+        rejected = objection(losses["best"], loss, 1.0)
+        assert bool(rejected) == (loss > 2.25)
+        if not rejected:
+            taken(losses, loss)
+            sent(losses, loss)
+    assert losses["best"] == 1.25
+    sent(losses, 2.25)  # a round that was not taken
+    assert losses["best"] == 1.25
+
+
+def test_what_the_model_is_measured_against_survives_a_resume(run):
+    folder, records = run(hostile.app, federation={"rounds": 2})
+    losses = folder.latest().progress["open_losses"]
+    assert losses["best"] <= records[1]["held_back"]["loss"]
+    assert set(losses) == {"best", "taken"}
 
 
 def test_the_first_tensor_that_is_not_finite_is_named():

@@ -367,8 +367,8 @@ class FederationConfig(Section):
         5.0, "no node weighs more in the mean than this times the median of the round's examples; 0: no limit", low=0.0
     )
     rollback: float = option(
-        1.0,
-        "undo a round whose model has a loss on held-back open data that is more than this above the model before it",
+        2.0,
+        "undo a round whose loss on held-back open data is more than this above the best so far (docs/security.md)",
         low=0.0,
     )
     require_signatures: bool = option(

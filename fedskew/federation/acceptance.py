@@ -13,19 +13,41 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
     return next((name for name in sorted(arrays) if not np.isfinite(arrays[name]).all()), "")
 
 
-def objection(before: float, after: float, rise: float) -> str:
-    """Why a round's model must not be taken, by its loss on open data; empty if it may.
+def sent(losses: dict[str, float], loss: float) -> None:
+    """Note the loss of the model that the nodes get: what it is worse than the average before it is pruning's doing.
 
     Args:
-        before: loss of the model that the nodes got.
-        after: loss of the model that their updates make.
+        losses: of a run so far, on open data; changed in place and kept in the checkpoint. `best` is the smallest one,
+            with what pruning itself has cost since; `taken` that of the last average, before it was pruned.
+        loss: of the model as it is sent.
+    """
+    if "taken" in losses and math.isfinite(loss):
+        losses["best"] += max(0.0, loss - losses["taken"])
+        losses["taken"] = loss
+    losses["best"] = min(losses.get("best", loss), loss)
+
+
+def taken(losses: dict[str, float], loss: float) -> None:
+    """Note the loss of an average that was taken."""
+    losses["taken"], losses["best"] = loss, min(losses["best"], loss)
+
+
+def objection(best: float, loss: float, rise: float) -> str:
+    """Why a round's model must not be taken, by its loss on open data; empty if it may.
+
+    It is measured against the best so far and not against the model before it: otherwise a site could lead the model
+    astray by a little less than the bound in every round.
+
+    Args:
+        best: see `sent`.
+        loss: of the model that the nodes' updates make.
         rise: by how much it may be larger.
     """
-    if not math.isfinite(after):
+    if not math.isfinite(loss):
         return "its outputs on held-back open data are not finite"
-    if after > before + rise:
-        return (f"its loss on held-back open data is {after:.4g}, that of the model before it {before:.4g}: more than "
-                f"federation.rollback={rise:g} above")  # fmt: skip
+    if loss > best + rise:
+        return (f"its loss on held-back open data is {loss:.4g}, the best so far with what pruning has cost since is "
+                f"{best:.4g}: more than federation.rollback={rise:g} above")  # fmt: skip
     return ""
 
 

@@ -92,6 +92,7 @@ class FederatedRun:
         self.server = ServerModel(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
+            "open_losses": {},
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -135,6 +136,7 @@ class FederatedRun:
         self.strategy.round, self.strategy.companions = first, companions
         self.strategy.roll.class_counts = self.progress["class_counts"]
         self.strategy.roll.audit = self.progress.setdefault("audit", {})
+        self.strategy.losses = self.progress["open_losses"]
         self._rounds(state)
         return self._finish()
 

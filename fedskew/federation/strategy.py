@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
-from fedskew.federation.acceptance import largest, not_finite, objection
+from fedskew.federation.acceptance import largest, not_finite, objection, sent, taken
 from fedskew.federation.bounds import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.companions import cut
@@ -70,6 +70,7 @@ class SkewPruning(FedAvg):
         self._grid, self._scratch = grid, scratch
         self.companions: dict[str, torch.Tensor] = {}  # of the model, see `companions`
         self.open_metrics: dict[str, Any] | None = None  # of the global model on open data, once they are known
+        self.losses: dict[str, float] = {}  # on open data so far, see `acceptance.sent`
         self._arrays = ArrayRecord()
 
     @property
@@ -174,8 +175,8 @@ class SkewPruning(FedAvg):
             why = folded.no_effect or f"{len(losses)} usable replies, {settings.quorum} are needed"
             return self._keep(why), None
         self.round.train_loss = loss = _weighted_loss(losses)
-        taken = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
-        return taken, MetricRecord({} if loss is None else {"loss": loss})
+        arrays = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
+        return arrays, MetricRecord({} if loss is None else {"loss": loss})
 
     def _note(self, folded: Folded, losses: dict[str, tuple[int, float]]) -> None:
         """Who was refused or weighs less, in log and record; whoever was refused has no part in the losses."""
@@ -227,9 +228,11 @@ class SkewPruning(FedAvg):
         if self.open_metrics is None:
             before = {name: _tensor(reference[name]) for name in state}
             self.open_metrics = self.server.open_metrics(before, self.architecture)
+        sent(self.losses, self.open_metrics["loss"])
         after = self.server.open_metrics(state, self.architecture)
-        if reason := objection(self.open_metrics["loss"], after["loss"], self.config.federation.rollback):
+        if reason := objection(self.losses["best"], after["loss"], self.config.federation.rollback):
             return reason
+        taken(self.losses, after["loss"])
         self.open_metrics = after
         return ""
 
