@@ -120,7 +120,7 @@ def check_task(
         running = f"the running app ({app_hash}…)" if app_hash else "an app that does not run from a Flower bundle"
         raise _forbidden(f"{running} is not among its app-hashes")
     if policy.max_rounds is not None and answered >= policy.max_rounds:
-        raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}")
+        raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}; the site has to raise it")
     if policy.max_rounds_total is not None and answered_total >= policy.max_rounds_total:
         raise _forbidden(
             f"all runs together have had its max-rounds-total of {policy.max_rounds_total}; the site has to raise it"
