@@ -160,13 +160,13 @@ def test_what_a_policys_noise_is_worth(policy):
     assert held.message == "the budget of ε=9 at δ=1e-06 holds 289 updates, of all runs together"
     assert size.status == WARN
     assert "on 27,550,000 weights, noise of deviation 21.2 each adds up to a norm of 1.11e+05" in size.message
-    assert "the model learns nothing from this site" in size.message
+    assert "the model learns nothing and is destroyed, unless" in size.message
     small = check_policy(policy(text + budget + "noise: {multiplier: 0.01, delta: 1e-6}"))
     assert [f.message.split(" holds ")[1] for f in small if f.status == FAIL] == ["0 updates, of all runs together"]
     weak = check_policy(policy("allowed-runs: [1]\nclipping-norm: 1\nnoise: {multiplier: 1e-4, delta: 1e-5}"))
     warned = [finding.message for finding in weak if finding.status == WARN]
     assert [text[:20] for text in warned] == ["an ε above 10 promis", "losses and accuracie", "the loss of privacy "]
-    assert "0.52 of the largest update" in [f.message for f in weak if f.subject == "privacy"][1]
+    assert "0.525 times the largest update" in [f.message for f in weak if f.subject == "privacy"][1]
 
 
 def test_what_was_spent(policy, tmp_path):

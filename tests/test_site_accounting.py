@@ -85,8 +85,12 @@ def test_what_noise_means_for_a_model_of_a_size():
     assert noise_ratio(deviation, 1.0, 100_000) == pytest.approx(np.linalg.norm(drawn), rel=0.01)
     words = noise_in_words(deviation, 1.0, 27_550_000)
     assert "on 27,550,000 weights, noise of deviation 19.4 each adds up to a norm of 1.02e+05" in words
-    assert "the model learns nothing from this site" in words
-    assert "0.1 of the largest update" in noise_in_words(0.001, 1.0, 10_000)
+    assert "1.02e+05 times the largest update that the policy lets out: the model learns nothing" in words
+    told = [noise_in_words(deviation, 1.0, 10**4) for deviation in (0.001, 0.05, 0.1, 0.4, 0.41)]
+    for text, ratio, verdict in zip(told, ("0.1", "5", "10", "40", "41"),
+                                    ("where three", "where three", "training is", "training is", "the model"),
+                                    strict=True):  # fmt: skip
+        assert f" {ratio} times the largest update that the policy lets out: {verdict}" in text
 
 
 def test_without_the_accountant_the_remedy_is_named(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedskew.ops.findings import Finding, fail, ok, warn
 from fedskew.site.accounting import (
-    DROWNS,
+    HARMLESS,
     NO_PRIVACY,
     AccountingError,
     answers_within,
@@ -160,7 +160,7 @@ def _held(budget: Budget, multiplier: float) -> Finding:
 
 def _utility(deviation: float, norm: float, weights: int) -> Finding:
     text = f"for a model of the size of Swin-T: {noise_in_words(deviation, norm, weights)}"
-    if noise_ratio(deviation, norm, weights) <= DROWNS:
+    if noise_ratio(deviation, norm, weights) <= HARMLESS:
         return ok("privacy", text)
     return warn("privacy", text, "less noise, a smaller model, or no part in it: docs/deployment.md has what was tried")
 

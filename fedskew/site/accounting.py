@@ -16,7 +16,7 @@ from collections.abc import Iterable
 NO_PRIVACY = "no differential privacy"
 # of the Rényi divergence; dp-accounting's own list begins at 1.1, where ε in the thousands comes out 5 % too large
 ORDERS = tuple(1 + 0.0101 * 1.1**step for step in range(140))
-DROWNS = 1.0  # noise whose norm is more than the update's own: measured in docs/deployment.md
+HARMLESS, LOST = 5.0, 40.0  # norm of the noise over the clipping norm, as tried in docs/deployment.md
 
 
 class AccountingError(RuntimeError):
@@ -76,13 +76,13 @@ def noise_ratio(deviation: float, clipping_norm: float, weights: int) -> float:
 def noise_in_words(deviation: float, clipping_norm: float, weights: int) -> str:
     """What noise means for a model of a size, for the people of a site."""
     ratio = noise_ratio(deviation, clipping_norm, weights)
-    verdict = (
-        f"{ratio:,.3g} times the largest update that the policy lets out: the model learns nothing from this site, and "
-        "is destroyed unless many others outweigh it"
-        if ratio > DROWNS
-        else f"{ratio:.2g} of the largest update that the policy lets out"
-    )
+    if ratio > LOST:
+        verdict = "the model learns nothing and is destroyed, unless many other sites outweigh this one"
+    elif ratio > HARMLESS:
+        verdict = "training is disturbed, unless many other sites outweigh this one"
+    else:
+        verdict = "where three sites tried that, it made no difference"
     return (
         f"on {weights:,} weights, noise of deviation {deviation:.3g} each adds up to a norm of "
-        f"{deviation * math.sqrt(weights):,.3g}, {verdict}"
+        f"{ratio * clipping_norm:,.3g}, {ratio:,.3g} times the largest update that the policy lets out: {verdict}"
     )

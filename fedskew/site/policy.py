@@ -120,7 +120,7 @@ def check_task(
         running = f"the running app ({app_hash}…)" if app_hash else "an app that does not run from a Flower bundle"
         raise _forbidden(f"{running} is not among its app-hashes")
     if policy.max_rounds is not None and answered >= policy.max_rounds:
-        raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}")
+        raise _forbidden(f"run {run_id} has had its max-rounds of {policy.max_rounds}; the site has to raise it")
     if policy.max_rounds_total is not None and answered_total >= policy.max_rounds_total:
         raise _forbidden(
             f"all runs together have had its max-rounds-total of {policy.max_rounds_total}; the site has to raise it"
@@ -163,13 +163,6 @@ def parse_policy(content: Any, name: str) -> Policy:
     if "noise" in values and clipping is None:
         raise PolicyError(f"{where}noise needs a clipping-norm: without one no amount of noise hides an image")
     budget = _optional(values, "privacy-budget", lambda value: _budget(value, values, where))
-    listed = values.get("report-metrics")
-    named = _metrics(listed, where + "report-metrics") if isinstance(listed, list) else None
-    flags = {
-        key: _flag(bool(listed) if named is not None and key == "report-metrics" else values[key], where + key)
-        for key in KEYS
-        if key.startswith("report-") and key in values
-    }
     return Policy(
         allowed_runs=_optional(values, "allowed-runs", lambda value: _runs(value, where + "allowed-runs")),
         app_hashes=_optional(values, "app-hashes", lambda value: _hashes(value, where + "app-hashes")),
@@ -181,8 +174,7 @@ def parse_policy(content: Any, name: str) -> Policy:
         noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
         privacy_budget=budget,
         min_count=_whole(values.get("min-count", 1), where + "min-count"),
-        metrics=named,
-        **{key.replace("-", "_"): value for key, value in flags.items()},
+        **_reports(values, where),
     )
 
 
@@ -209,6 +201,16 @@ def _mapping(content: Any, keys: tuple[str, ...], where: str) -> Mapping[str, An
 
 def _optional(values: Mapping[str, Any], key: str, read: Any) -> Any:
     return read(values[key]) if key in values else None
+
+
+def _reports(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the keys `report-…` say; that of the metrics may be a list."""
+    given = {key: values[key] for key in KEYS if key.startswith("report-") and key in values}
+    named: dict[str, Any] = {}
+    if isinstance(listed := given.get("report-metrics"), list):
+        named = {"metrics": _metrics(listed, where + "report-metrics")}
+        given["report-metrics"] = bool(listed)
+    return named | {key.replace("-", "_"): _flag(value, where + key) for key, value in given.items()}
 
 
 def _noise(value: Any, clipping: float | None, where: str) -> Noise:
