@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) scripts/install.py $(VENV) --torch $(TORCH) --torch-index $(TORCH_INDEX)
 
 demo: install
-	@$(BIN)/fedskew run --preset demo --nodes 4; status=$$?; $(BIN)/fedskew stop > /dev/null; exit $$status
+	@$(BIN)/fedskew run --preset demo --nodes 4
 
 test: install
 	$(BIN)/python -m pytest

@@ -114,7 +114,7 @@ def _followed_here(job: Following, stream: Stream, commands: OwnCommands, progra
         watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
         watch.follow([program, *job.command[1:]], link.environment)
     code = _ended(stream, before, commands.flower, job.terminal, as_json=job.as_json)
-    if code == ExitCode.FAILED and stream.run_id and stream.folder.is_dir():
+    if code not in (ExitCode.OK, ExitCode.STOPPED) and stream.run_id and stream.folder.is_dir():
         shutil.copyfile(link.home / FLOWER_LOG, stream.folder / FLOWER_LOG)
     return code
 
@@ -125,12 +125,13 @@ def _elsewhere(job: Following) -> int:
     connection, stream = job.request.connection, Stream(job.folder)
     flower = FlowerCommands(app_directory(), connection, program, environment)
     before = summary_time(job.folder)
-    try:
-        if job.supervised:
-            return supervise(flower, named(job.request.values, job.folder.name), job.folder)
-        Watch(stream, job.terminal, verbose=job.verbose).follow([program, *job.command[1:]], environment)
-    except KeyboardInterrupt:
-        return _unwatched(stream, job)
+    with Interrupts():
+        try:
+            if job.supervised:
+                return supervise(flower, named(job.request.values, job.folder.name), job.folder)
+            Watch(stream, job.terminal, verbose=job.verbose).follow([program, *job.command[1:]], environment)
+        except KeyboardInterrupt:
+            return _unwatched(stream, job)
     return _ended(stream, before, flower, job.terminal, as_json=job.as_json)
 
 
@@ -149,7 +150,7 @@ def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Termin
             return ExitCode.OK
         terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
     _failed(stream, terminal, flower.connection)
-    return stream.code or ExitCode.FAILED
+    return stream.code if stream.code > 0 else ExitCode.FAILED
 
 
 def finished(

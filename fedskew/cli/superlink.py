@@ -190,7 +190,7 @@ def _persons_connections() -> dict[str, dict[str, object]]:
     if address not in LOCAL:
         raise SuperLinkError(
             f"{path} gives the connection {SIMULATION} the address {address}, but `fedskew run` simulates on "
-            f'a SuperLink of its own: write address = "{LOCAL[0]}", or name that connection otherwise and use --connection NAME'
+            f'a SuperLink of its own: write address = "{LOCAL[0]}", or rename that connection: --connection NAME'
         )
     return found
 

@@ -86,6 +86,7 @@ class Watch:
                 self.stream.error = "error: the SuperLink of the run has ended"
                 self._terminal.message(self.stream.error)
                 process.terminate()
+                return
 
     def _take(self, line: str) -> None:
         if self._log:
