@@ -2,7 +2,8 @@
 # make test: the tests.   See README.md.
 PYTHON ?= python3
 VENV   ?= .venv
-# auto: torch for the CPU where there is no NVIDIA GPU; cpu, cuda: that build.   TORCH_INDEX: where the CPU builds are.
+# auto: torch for the CPU where there is no NVIDIA GPU; cpu, cuda: that build; 'torch==X torchvision==Y': exactly these.
+# TORCH_INDEX: where the CPU builds are.
 TORCH  ?= auto
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN    := $(VENV)/bin
@@ -14,10 +15,10 @@ export FLWR_DISABLE_UPDATE_CHECK ?= 1
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) scripts/install.py $(VENV) --torch $(TORCH) --torch-index $(TORCH_INDEX)
+	@$(PYTHON) scripts/install.py $(VENV) --torch '$(TORCH)' --torch-index $(TORCH_INDEX)
 
 demo: install
-	@$(BIN)/fedskew run --preset demo --nodes 4; status=$$?; $(BIN)/fedskew stop > /dev/null; exit $$status
+	@$(BIN)/fedskew run --preset demo --nodes 4
 
 test: install
 	$(BIN)/python -m pytest

@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
     USER = 2  # the command or its input has to be mended; nothing was done
     STOPPED = 3  # the run ended before its last round on purpose; `--resume` goes on
     LEFT = 75  # a sweep's time limit has passed and runs are left
-    INTERRUPTED = 130  # Ctrl-C
+    INTERRUPTED = 130  # Ctrl-C, SIGTERM, a closed terminal
 
 
 def is_ours(error: BaseException | None) -> bool:

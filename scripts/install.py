@@ -1,6 +1,7 @@
 """What `make install` does: a virtual environment with fedskew in it, all of it or nothing.
 
     python3 scripts/install.py .venv --torch auto
+    python3 scripts/install.py .venv --torch "torch==2.8.0 torchvision==0.23.0"
 
 Runs before anything is installed, so it needs the standard library alone, and its syntax is old enough for the Python
 that it refuses.
@@ -19,9 +20,12 @@ import urllib.request
 from pathlib import Path
 
 OLDEST = (3, 11)
+EXACT = "TORCH='torch==2.8.0 torchvision==0.23.0'"
 MARKER = ".installed"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEPS, PROBE_SECONDS = 4, 15
+BUILDS = ("auto", "cpu", "cuda")
+CHOICE_SECONDS = 10  # before gigabytes are fetched that nobody asked for
 
 
 class InstallError(Exception):
@@ -32,12 +36,15 @@ def main() -> int:
     """Install; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("venv", type=Path)
-    parser.add_argument("--torch", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--torch", default="auto", help="auto, cpu, cuda, or what pip is to install")
     parser.add_argument("--torch-index", default=CPU_INDEX)
     parser.add_argument("--extras", default="dev,plots")
     given = parser.parse_args()
     if sys.version_info < OLDEST:
         print(old_python(), file=sys.stderr)
+        return 2
+    if given.torch not in BUILDS and not given.torch.startswith("torch"):
+        print(unknown_build(given.torch), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is taken back
     started, fresh = time.monotonic(), not given.venv.exists()
@@ -46,6 +53,8 @@ def main() -> int:
         install(given.venv, given.torch, given.torch_index, given.extras)
     except BaseException as error:  # also Ctrl-C
         take_back(given.venv, fresh)
+        if isinstance(error, KeyboardInterrupt):
+            return 130
         if not isinstance(error, InstallError):
             raise
         print(f"make install: {error}", file=sys.stderr)
@@ -62,6 +71,11 @@ def old_python() -> str:
     newer = next(filter(is_new_enough, ("python3.13", "python3.12", "python3.11")), None)
     remedy = f"make install PYTHON={newer}" if newer else f"install Python {need} or newer, then make install PYTHON=…"
     return f"make install: {sys.executable} is Python {have}, fedskew needs {need} or newer: {remedy}"
+
+
+def unknown_build(torch: str) -> str:
+    """One line for a build that is none."""
+    return f"make install: TORCH={torch} is none of {', '.join(BUILDS)}, nor what pip takes, like {EXACT}"
 
 
 def install(venv: Path, torch: str, index: str, extras: str) -> None:
@@ -84,6 +98,11 @@ def install_torch(python: Path, build: str, index: str) -> None:
     if have:
         print(f"torch {have} is there (another build: make clean, then make install TORCH=cpu or cuda)", flush=True)
         return
+    if build not in BUILDS:
+        pip(python, *build.split(), *([] if "torchvision" in build else ["torchvision"]))
+        if not fits(python):
+            raise InstallError(f"{build} gave what does not go together: name versions that do, like {EXACT}")
+        return
     wanted = build
     if build == "auto":
         wanted = "cuda" if has_gpu() or sys.platform != "linux" else "cpu"
@@ -96,18 +115,28 @@ def install_torch(python: Path, build: str, index: str) -> None:
         return
     try:
         install_cpu_build(python, index)
-    except InstallError:
+    except InstallError as trouble:
         if build == "cpu":
             raise InstallError(
                 f"the CPU build of torch cannot be had from {index}; name a mirror with TORCH_INDEX=URL, or take the "
                 "build of your usual index with TORCH=cuda (gigabytes of libraries, it runs on a CPU too)"
             ) from None
-        print(
-            f"the CPU build cannot be had from {index} (a mirror: TORCH_INDEX=URL): taking the build of the usual "
-            "index, with gigabytes of libraries for GPUs; it runs on a CPU too",
-            flush=True,
-        )
+        tell_what_is_taken(index, trouble)
         pip(python, "torch", "torchvision")
+
+
+def tell_what_is_taken(index: str, trouble: InstallError) -> None:
+    """Say what is fetched in the place of the CPU build, while there is time to choose."""
+    print(
+        f"""the CPU build cannot be had from {index}: {trouble}.
+In {CHOICE_SECONDS} s pip takes torch from your usual index. From PyPI, on Linux, that is the build for GPUs. It runs on a
+CPU too, but is several gigabytes: minutes, on a slow line or a busy machine half an hour. Ctrl-C now lets you choose:
+  make install TORCH_INDEX=URL                          a mirror of the CPU builds
+  make install {EXACT}  versions that your index, or pip's find-links, has
+  make install TORCH=cuda                               this build, without being asked""",
+        flush=True,
+    )
+    time.sleep(CHOICE_SECONDS)
 
 
 def install_cpu_build(python: Path, index: str) -> None:
@@ -116,10 +145,15 @@ def install_cpu_build(python: Path, index: str) -> None:
         raise InstallError(f"{index} does not answer")
     pip(python, "--index-url", index, "torch", "torchvision")
     # pip also takes from places that its configuration names, and builds of different kinds do not go together
-    fits = subprocess.run([str(python), "-c", "import torchvision"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if fits.returncode:
+    if not fits(python):
         run([str(python), "-m", "pip", "uninstall", "--yes", "torch", "torchvision"], "pip could not take them away")
         raise InstallError("pip took torch and torchvision from places that do not go together")
+
+
+def fits(python: Path) -> bool:
+    """Whether the torch and the torchvision that are installed go together."""
+    command = [str(python), "-c", "import torchvision"]
+    return not subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).returncode
 
 
 def answers(index: str) -> bool:

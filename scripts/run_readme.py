@@ -1,12 +1,13 @@
 """Run every command of README.md in this checkout, in order, as a person would type them in one shell.
 
-    python3 scripts/run_readme.py          # what CI does first on its fresh clone: it also installs
+    python3 scripts/run_readme.py          # what CI does on its clone: it also installs, unless that is done
     python3 scripts/run_readme.py --list   # only print them
 
-Commands are the lines of its ```bash blocks. Three things are not as a reader has them: the clone is this checkout, its
-`HAM10000` is a folder of generated images in the layout of the real one, Flower's and fedskew's homes are temporary. A
-block below a line `<!-- not in CI: the reason -->` is told and left out. Needs the standard library alone: nothing is
-installed when it begins.
+Commands are the lines of its ```bash blocks. Some things are not as a reader has them: the clone is this checkout, its
+`HAM10000` is a folder of generated images in the layout of the real one, Flower's and fedskew's homes are temporary
+(`fedskew setup`, a part of `make install`, is repeated in them), Flower's local SuperLink has a free port, and every
+run ends after two rounds. A block below a line `<!-- not in CI: the reason -->` is told and left out. Needs the
+standard library alone: nothing need be installed when it begins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,23 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?:<!-- not in CI: (?P<reason>[^>]*?) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
 DATA, IMAGES = "HAM10000", 300
 LEFT_BEHIND = (DATA, "runs", "runs.png")  # by the commands
+ACTIVATION = "source .venv/bin/activate"
+ROUNDS = 2
+# A run of Flower's own command has to be looked after: its exit code is 0 even if the run failed. The README says when
+# it has to be repeated.
+FUNCTIONS = f"""
+fedskew() {{
+  if [ "$1" = run ]; then command fedskew "$@" --set federation.rounds={ROUNDS}; else command fedskew "$@"; fi
+}}
+flwr() {{
+  local try
+  for try in 1 2 3; do
+    if command flwr "$@" 2>&1 | tee "$TOLD"; then grep -q "^| after {ROUNDS} rounds" "$TOLD"; return; fi
+    grep -q "Failed to start local SuperLink within" "$TOLD" || return 1
+  done
+  return 1
+}}
+"""
 GENERATE = f"""
 python - <<'END'
 from pathlib import Path
@@ -49,7 +68,7 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 def script(found: list[tuple[str, str]]) -> str:
     """A bash script that shows and runs them, and stops at the first that fails."""
-    lines = ["set -euo pipefail", "trap 'fedskew stop || true' EXIT"]
+    lines = ["set -euo pipefail", FUNCTIONS.strip(), "trap 'command fedskew stop || true' EXIT"]
     made = False
     for command, reason in found:
         if reason:
@@ -63,7 +82,16 @@ def script(found: list[tuple[str, str]]) -> str:
             made = True
         quoted = shlex.quote(f"$ {command}")
         lines += [f"echo {quoted}; SECONDS=0", command, 'echo "- ${SECONDS} s"']
+        if command == ACTIVATION:
+            lines.append("fedskew setup > /dev/null")
     return "\n".join(lines) + "\n"
+
+
+def free_port() -> str:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def main() -> int:
@@ -81,7 +109,8 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as home:
         environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-        environment |= {"FLWR_HOME": f"{home}/flwr", "FEDSKEW_HOME": f"{home}/fedskew"}
+        environment |= {"FLWR_HOME": f"{home}/flwr", "FEDSKEW_HOME": f"{home}/fedskew", "TOLD": f"{home}/told"}
+        environment |= {f"FLWR_LOCAL_{name}_PORT": free_port() for name in ("SUPERLINK_HTTP_API", "CONTROL_API")}
         try:
             done = subprocess.run(["bash", "-c", script(found)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
         finally:

@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fedskew.cli import checks, follow
+from fedskew.cli import follow, watch
 from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.console import PROGRESS_FILE
@@ -43,7 +44,6 @@ ROWS = [
     "| after 2 rounds",
     "|   accuracy  0.3",
 ]
-SLOW = ["Failed to start local SuperLink within 15s. See logs at /x."]
 
 
 class Player:
@@ -85,12 +85,36 @@ def says(*lines):
     return [["print", line] for line in lines]
 
 
+class StandIn:
+    """In the place of the simulation's own SuperLink, which `flwr` as it is played here does not need.
+
+    Attributes:
+        death: a file; once it is there, the SuperLink is not.
+    """
+
+    death = Path("never")
+
+    def __init__(self, environment, terminal, interrupts):
+        self.environment, self._interrupts = environment, interrupts
+
+    def __enter__(self):
+        self.home = Path(tempfile.mkdtemp())
+        return self
+
+    def __exit__(self, *_):
+        self._interrupts.shield()
+        shutil.rmtree(self.home)
+
+    @property
+    def is_running(self):
+        return not self.death.exists()
+
+
 @pytest.fixture
 def flwr(tmp_path, monkeypatch, finished_run):
     player = Player(tmp_path, finished_run.path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checks, "_answering_port", lambda: "")  # nobody else's SuperLink is in the way
-    monkeypatch.setattr(checks, "local_superlinks", list)
+    monkeypatch.setattr(follow, "OwnSuperLink", StandIn)
     monkeypatch.setattr(follow, "flwr_program", lambda: (str(player.program), player.environment))
     return player
 
@@ -148,7 +172,10 @@ def test_a_failed_run_fails_though_flower_exits_with_zero(flwr):
     assert "RuntimeError: the raylet did not start" in err, "the first cause"
     assert not any("Traceback" in line for line in err)
     assert f"fedskew: the run failed; what it saved is in {flwr.place}" in err
-    assert err[-2:] == ["next: fedskew run --resume runs/mine", "      flwr log 4711 local-simulation --show"]
+    assert err[-2:] == ["next: fedskew run --resume runs/mine", "      less runs/mine/flower.log"]
+    kept = (flwr.place / "flower.log").read_text().splitlines()
+    assert "Traceback (most recent call last):" in kept, "all that Flower said, as its SuperLink is gone"
+    assert "\x1b" not in "".join(kept)
 
 
 def test_an_error_that_the_run_explains_needs_no_traceback(flwr):
@@ -193,21 +220,15 @@ def test_a_run_that_stopped_early_has_its_own_exit_code(flwr, finished_run):
     assert "next: fedskew run --resume runs/mine" in done.stderr
 
 
-def test_a_superlink_that_is_slow_to_start_is_tried_again(flwr):
-    slow = [*says(*SLOW), ["exit", 1]]
-    flwr.attempts(slow, slow, flwr.run(*NOISE, *flwr.head(), *ROWS))
+def test_a_run_whose_superlink_dies_fails_instead_of_waiting_without_end(flwr, monkeypatch):
+    monkeypatch.setattr(watch, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(StandIn, "death", flwr.place / "death")
+    begun = flwr.run(*NOISE, *flwr.head(), *ROWS[:2], leave_out=["summary.json"])
+    flwr.attempts([*begun[:-1], ["write", str(StandIn.death), ""], ["sleep", 600.0]])
     done = run()
-    assert done.exit_code == 0, done.output
-    assert done.stderr.count("trying again") == 2
-    assert flwr.calls == 3
-
-
-def test_a_superlink_that_never_starts_is_given_up(flwr):
-    flwr.attempts([*says(*SLOW), ["exit", 1]])
-    done = run()
-    assert done.exit_code == 1
-    assert SLOW[0] in done.stderr
-    assert flwr.calls == follow.TRIES
+    assert done.exit_code == ExitCode.FAILED
+    assert done.stderr.count("error: the SuperLink of the run has ended") == 1
+    assert "next: fedskew run --resume runs/mine" in done.stderr
 
 
 def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatch):
@@ -218,7 +239,7 @@ def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatc
         show = staticmethod(shown.append)
         clear = staticmethod(lambda: None)
 
-    monkeypatch.setattr(follow, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr("fedskew.cli.terminal.StatusLine", Status)
     progress = ["write", str(flwr.place / PROGRESS_FILE), "round 1/2: 1 of 3 nodes have trained"]
     flwr.attempts(flwr.run(*flwr.head(), *ROWS, more=[progress, ["sleep", 1.0]]))
@@ -226,26 +247,26 @@ def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatc
     assert "round 1/2: 1 of 3 nodes have trained" in shown
 
 
-def test_interrupting_ends_the_watching_not_the_run(flwr):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_the_watching_of_a_run_elsewhere_not_the_run(flwr, number):
     flwr.attempts([*says(*NOISE), ["sleep", 60.0]])
     code = (
-        "from fedskew.cli import checks, follow\n"
+        "from fedskew.cli import follow\n"
         "from fedskew.cli.main import app\n"
         "import os\n"
-        "checks._answering_port, checks.local_superlinks = str, list\n"
         f"follow.flwr_program = lambda: ({str(flwr.program)!r}, dict(os.environ))\n"
-        "app(['run', '--name', 'mine', '--verbose'])\n"
+        "app(['run', '--name', 'mine', '--verbose', '--connection', 'hospital'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=flwr.environment, cwd=flwr.plan.parent, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     deadline, seen = time.monotonic() + 120, ""
     while "Started a local Ray instance" not in seen and time.monotonic() < deadline:
         seen += process.stderr.readline()
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == ExitCode.INTERRUPTED, err
     assert "fedskew: no longer watched; run 4711 goes on" in err
-    assert "flwr stop 4711 local-simulation" in err
+    assert "flwr stop 4711 hospital" in err
     assert 'Traceback (most recent call last):\n  File "<string>"' not in err
 
 

@@ -6,6 +6,7 @@ import ast
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -50,9 +51,17 @@ def test_the_script_can_be_read_by_the_python_that_it_refuses():
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_calls_it(tmp_path):
-    words = ["make", "--dry-run", "install", f"VENV={tmp_path}/venv", "TORCH=cuda", "TORCH_INDEX=https://mirror/cpu"]
+    exact = "torch==2.8.0 torchvision==0.23.0"
+    words = [
+        "make",
+        "--dry-run",
+        "install",
+        f"VENV={tmp_path}/venv",
+        f"TORCH={exact}",
+        "TORCH_INDEX=https://mirror/cpu",
+    ]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"scripts/install.py {tmp_path}/venv --torch cuda --torch-index https://mirror/cpu" in shown
+    assert f"scripts/install.py {tmp_path}/venv --torch '{exact}' --torch-index https://mirror/cpu" in shown
 
 
 def test_what_cannot_be_finished_is_taken_away(tmp_path):
@@ -83,6 +92,36 @@ def test_the_cpu_build_is_refused_or_replaced_where_its_index_does_not_answer(tm
     assert f"the CPU build of torch cannot be had from {nowhere}" in asked.stderr
     assert "TORCH_INDEX=URL" in asked.stderr
     assert "pip install" not in asked.stdout, "pip would try for minutes"
+
+
+def test_versions_that_a_person_names_are_what_pip_is_asked_for(tmp_path):
+    done = install(tmp_path / "venv", "--torch", "torch==0.0.1 torchvision==0.0.2")
+    assert done.returncode == 1
+    assert "-m pip install torch==0.0.1 torchvision==0.0.2\n" in done.stdout
+    assert "--index-url" not in done.stdout
+    refused = install(tmp_path / "other", "--torch", "gpu")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "TORCH=gpu is none of auto, cpu, cuda" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU: the usual build is right")
+def test_before_gigabytes_are_fetched_that_nobody_asked_for_a_person_can_choose(tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "venv"), "--torch-index", (tmp_path / "nowhere").as_uri()]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PIP_NO_INDEX": "1"}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    told = ""
+    while "TORCH=cuda    " not in told:
+        told += (line := process.stdout.readline())
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "pip install torch" not in told + out
+    assert all(words in told for words in ("several gigabytes", "TORCH_INDEX=URL", "TORCH='torch=="))
+    assert err.strip().endswith("what pip fetched it keeps for the next try")
+    assert "Traceback" not in err
+    assert not (tmp_path / "venv").exists()
 
 
 def test_whether_an_index_answers(tmp_path):

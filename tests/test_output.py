@@ -19,7 +19,7 @@ from builders import MICRO
 from typer.testing import CliRunner
 
 from fedskew.cli import checks
-from fedskew.cli.checks import MachineError, check_machine, check_superlink
+from fedskew.cli.checks import MachineError, check_machine
 from fedskew.cli.flower import RunRequest
 from fedskew.cli.main import app, versions
 from fedskew.errors import ExitCode
@@ -191,27 +191,3 @@ def test_what_the_machine_lacks_is_said_before_flower_waits_for_it(monkeypatch, 
         with pytest.raises(MachineError, match=told):
             check_machine(request)
     check_machine(RunRequest(VALUES, 4, 64, 8.0, "hospital"))  # real nodes have their own
-
-
-class _Process:
-    def __init__(self, program):
-        self.pid, self.info = 7, {"cmdline": [program, "flower-superlink"]}
-
-
-@pytest.mark.parametrize(
-    ("running", "port", "told"),
-    [
-        ([], "", None),
-        ([_Process(sys.executable)], "39091", None),
-        ([_Process("/other/.venv/bin/python")], "39091", "process 7.* another installation, /other/.venv/bin"),
-        ([], "39091", "answers on port 39091 and would take the run"),
-    ],
-)  # fmt: skip
-def test_a_superlink_that_is_not_this_installations_gets_no_run(monkeypatch, running, port, told):
-    monkeypatch.setattr(checks, "local_superlinks", lambda: running)
-    monkeypatch.setattr(checks, "_answering_port", lambda: port)
-    if told is None:
-        check_superlink()
-    else:
-        with pytest.raises(MachineError, match=told):
-            check_superlink()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedskew.cli import follow
 from fedskew.cli.main import app
+from fedskew.cli.superlink import OwnSuperLink
 from fedskew.config import ConfigError, load_config
 from fedskew.federation.settings import config_from_run
 from fedskew.runs.folder import RunFolderError
@@ -107,8 +108,8 @@ def test_a_run_on_another_machine_may_be_resumed_from_here(here):
 def no_flower(monkeypatch):
     """Commands that would have been run; Flower's exit code is 0, also of a run that failed."""
     calls = []
-    monkeypatch.setattr(follow, "check_superlink", lambda: None)
-    monkeypatch.setattr(follow._Watch, "follow", lambda _, command, environment: calls.append(command))
+    monkeypatch.setattr(OwnSuperLink, "start", lambda *_: None)
+    monkeypatch.setattr(follow.Watch, "follow", lambda _, command, environment: calls.append(command))
     return calls
 
 
@@ -135,5 +136,5 @@ def test_a_supervised_simulation_has_as_many_nodes_as_asked_for(here, no_flower,
     monkeypatch.setattr(follow, "supervise", lambda commands, values, folder: given.append((commands, folder)) or 0)
     assert call("run", "--supervise", "--nodes", 6, "--set", "run.name=mine").exit_code == 0
     ((commands, folder),) = given
-    assert "num-supernodes=6" in commands.federation
+    assert "num-supernodes=6" in commands.flower.federation
     assert folder == here / "runs" / "mine"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
-from fedskew.cli.flower import SIMULATION, RunRequest, flower_home, local_superlinks
+from fedskew.cli.flower import SIMULATION, RunRequest
 from fedskew.config import Config
-
-PROBE_SECONDS = 1.0
 
 
 class MachineError(RuntimeError):
@@ -52,32 +48,3 @@ def _check_gpus(share: float) -> None:
         raise MachineError(
             f"--gpus {share:g}, but there are {found}: give {found} or less (0.25: four nodes share one)"
         )
-
-
-def check_superlink() -> None:
-    """Raise `MachineError` if another SuperLink than this installation's would take the run."""
-    own = local_superlinks()
-    for process in own:
-        programs = Path(process.info["cmdline"][0]).parent.resolve()
-        if programs != Path(sys.executable).parent.resolve():
-            raise MachineError(
-                f"the local SuperLink (process {process.pid}) was started by another installation, {programs}, and "
-                "would run with its packages: `fedskew stop` ends it"
-            )
-    if not own and (port := _answering_port()):
-        raise MachineError(
-            f"a SuperLink that was not started from {flower_home()} answers on port {port} and would take the run: "
-            "stop it, or choose other ports with FLWR_LOCAL_SUPERLINK_HTTP_API_PORT and FLWR_LOCAL_CONTROL_API_PORT"
-        )
-
-
-def _answering_port() -> str:
-    """Flower's port for local SuperLinks if one answers there, whoever started it; else nothing."""
-    import httpx
-    from flwr.cli.constant import LOCAL_SUPERLINK_HTTP_API_PORT
-
-    try:
-        answered = httpx.get(f"http://127.0.0.1:{LOCAL_SUPERLINK_HTTP_API_PORT}/health", timeout=PROBE_SECONDS)
-    except httpx.HTTPError:
-        return ""
-    return LOCAL_SUPERLINK_HTTP_API_PORT if answered.is_success else ""

@@ -1,4 +1,4 @@
-"""What `fedskew` does with Flower's own commands: connection, programs, the command of a run, the local SuperLink."""
+"""What `fedskew` does with Flower's own commands: connection, programs, the command of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import psutil
 
 from fedskew.cli.errors import refuse
 from fedskew.config import Config, load_config
@@ -159,36 +157,3 @@ def flwr_program() -> tuple[str, dict[str, str]]:
     search = f"{flwr.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {SWITCH: "1", "FLWR_TELEMETRY_ENABLED": "0", **os.environ, "PATH": search, "PYTHONUNBUFFERED": "1"}
     return str(flwr) if flwr.is_file() else shutil.which("flwr") or "flwr", environment
-
-
-def stop_local_superlink() -> str:
-    """End the SuperLink that `flwr run` started for this Flower home, and what it started."""
-    found = local_superlinks()
-    if not found:
-        return "no local SuperLink is running"
-    family = [member for process in found for member in [*process.children(recursive=True), process]]
-    for process in family:
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for process in alive:
-        _quietly(process.kill)
-    return f"stopped the local SuperLink (process {', '.join(str(process.pid) for process in found)})"
-
-
-def local_superlinks() -> list[psutil.Process]:
-    """The SuperLink that `flwr run` started for this Flower home, if it is running."""
-    marker = str(flower_home() / "local-superlink" / "superlink.log")
-    return [process for process in psutil.process_iter(["cmdline"]) if _is_superlink(process, marker)]
-
-
-def _is_superlink(process: psutil.Process, marker: str) -> bool:
-    command = process.info["cmdline"] or []
-    return marker in command and any("flower-superlink" in word for word in command)
-
-
-def _quietly(action: Callable[[], None]) -> None:
-    """Signal a process that may have ended by itself meanwhile."""
-    try:
-        action()
-    except psutil.NoSuchProcess:
-        return

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import subprocess
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, Queue
-from shutil import get_terminal_size
 from typing import Any
 
-from fedskew.cli.checks import check_machine, check_superlink
+from fedskew.cli.checks import check_machine
 from fedskew.cli.flower import (
     SIMULATION,
     RunRequest,
@@ -28,35 +22,38 @@ from fedskew.cli.flower import (
     folder_of,
     named,
 )
+from fedskew.cli.interrupts import Interrupts
+from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
-from fedskew.config import load_config
-from fedskew.console import MESSAGE_MARK, PROGRESS_FILE, RESULT_MARK, in_terminal
+from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
+from fedskew.console import in_terminal
 from fedskew.errors import ExitCode
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, supervise
-from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
-from fedskew.runs.report import round_heading, round_line, summary_text
+from fedskew.runs.folder import SUMMARY, RunFolder, summary_time
+from fedskew.runs.report import summary_text
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-EXCEPTION = re.compile(r"([A-Za-z_]\w*\.)*[A-Za-z_]*(Error|Exception|Exit|Interrupt|Timeout)\b.*: \S")
-STARTED, FOLDER = re.compile(r"Successfully started run (\d+)"), re.compile(r"run folder: (.+)")
-ROW, HEADING = re.compile(r"\s*(\d+)/\d+ "), re.compile(r"\s*round +acc ")
-SLOW_START = "Failed to start local SuperLink within"  # Flower waits 15 seconds, a busy machine may need more
-TRIES = 3
-WITHHELD = 20  # lines of Flower's that are shown after all if the run fails and nobody has said why
-IDLE_SECONDS = 0.5
-PREPARING = "data are read, and decoded when they are new"
+FLOWER_LOG = "flower.log"  # in the folder of a run that failed: all that Flower said
 
 
-@dataclass
-class Stream:
-    """What the output of one `flwr run` has told so far."""
+@dataclass(frozen=True)
+class Following:
+    """A run that is to be started and followed.
 
-    folder: Path  # of the run; where it was planned, until the run says
-    run_id: str = ""
-    error: str = ""  # the last one that the run told
-    withheld: deque[str] = field(default_factory=lambda: deque(maxlen=WITHHELD))
-    exceptions: dict[str, None] = field(default_factory=dict)  # last lines of tracebacks, each once, the first first
-    code: int = 0  # of flwr
+    Attributes:
+        folder: where the run folder is planned.
+        command: of Flower, as a person would type it.
+        supervised: start the run again from its last finished round whenever it fails.
+        verbose: show Flower's and Ray's own lines too.
+        as_json: write the summary as JSON.
+    """
+
+    request: RunRequest
+    folder: Path
+    command: tuple[str, ...]
+    terminal: Terminal
+    supervised: bool
+    verbose: bool
+    as_json: bool
 
 
 def run_with_flower(
@@ -71,12 +68,10 @@ def run_with_flower(
     """Run the command and follow it; returns the exit code (Flower's own is 0 even if the run failed).
 
     Args:
-        supervised: start the run again from its last finished round whenever it fails.
-        verbose: show Flower's and Ray's own lines too.
-        as_json: write the summary as JSON.
+        supervised, verbose, as_json: see `Following`.
 
     Raises:
-        ConfigError, RunFolderError, MachineError: before anything is started.
+        ConfigError, RunFolderError, MachineError, SuperLinkError: before a run is started.
     """
     if done := done_message(request):
         return _nothing_left(done, Path(request.values["resume"]), terminal, as_json=as_json)
@@ -85,109 +80,59 @@ def run_with_flower(
     if dry_run:
         terminal.result(shlex.join(command))
         return ExitCode.OK
-    if request.connection == SIMULATION:
-        check_machine(request)
-        check_superlink()
+    check_machine(request)
     terminal.message(shlex.join(command))
+    job = Following(request, folder, tuple(command), terminal, supervised, verbose, as_json)
+    return _here(job) if request.connection == SIMULATION else _elsewhere(job)
+
+
+def _here(job: Following) -> int:
+    """A simulation: its SuperLink, and all that this starts, ends with the command, however that ends."""
     program, environment = flwr_program()
-    flower = FlowerCommands(app_directory(), request.connection, program, environment, federation_config(request))
-    if supervised:
-        return supervise(flower, named(request.values, folder.name), folder)
-    before = summary_time(folder)
-    for attempt in range(1, TRIES + 1):
-        watch = _Watch(Stream(folder), terminal, verbose=verbose)
+    stream, run_id = Stream(job.folder), ""
+    with Interrupts() as interrupts:
         try:
-            watch.follow([program, *command[1:]], environment)
+            with OwnSuperLink(environment, job.terminal, interrupts) as link:
+                federation = federation_config(job.request)
+                flower = FlowerCommands(app_directory(), SIMULATION, program, link.environment, federation)
+                commands = OwnCommands(flower, link)
+                try:
+                    return _followed_here(job, stream, commands, program)
+                except KeyboardInterrupt:
+                    run_id = stream.run_id or commands.run_id
+                    _ask_to_stop(flower, run_id, job.terminal)
+                    raise
         except KeyboardInterrupt:
-            return _interrupted(watch.stream, request.connection, terminal)
-        if watch.stream.run_id or attempt == TRIES or not any(SLOW_START in line for line in watch.stream.withheld):
-            break
-        terminal.message("the local SuperLink needs longer to start than Flower waits for it: trying again")
-    return _ended(watch.stream, before, flower, terminal, as_json=as_json)
+            return _stopped(stream.folder, run_id, job.terminal)
 
 
-class _Watch:
-    """Shows a run's lines from Flower's stream as they come."""
-
-    def __init__(self, stream: Stream, terminal: Terminal, *, verbose: bool) -> None:
-        self.stream, self._terminal, self._verbose = stream, terminal, verbose
-        self._begun = time.time()
-
-    def follow(self, command: list[str], environment: Mapping[str, str]) -> None:
-        """Run a command to its end; a `KeyboardInterrupt` reaches it too, as it shares the terminal."""
-        self._terminal.status.show(f"Flower starts; {PREPARING}")
-        with subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, encoding="utf-8", errors="replace") as process:  # fmt: skip
-            for line in _lines(process):
-                if line is None:
-                    self._show_progress()
-                else:
-                    self._take(ANSI.sub("", line).rstrip("\n"))
-        self._terminal.status.clear()
-        self.stream.code = process.returncode
-
-    def _take(self, line: str) -> None:
-        if line.startswith(MESSAGE_MARK):
-            self._message(line.removeprefix(MESSAGE_MARK))
-        elif line.startswith(RESULT_MARK):
-            self._result(line.removeprefix(RESULT_MARK))
-        else:
-            if found := STARTED.search(line):
-                self.stream.run_id = found[1]
-            self.stream.withheld.append(line)
-            if EXCEPTION.match(line):
-                self.stream.exceptions[line] = None
-            if self._verbose:
-                self._terminal.message(line)
-
-    def _message(self, text: str) -> None:
-        if found := FOLDER.fullmatch(text):
-            self.stream.folder = Path(found[1])
-        if text.startswith("error: "):
-            self.stream.error = text
-        self._terminal.message(text)
-
-    def _result(self, text: str) -> None:
-        """A line of the table as wide as the terminal; the summary comes when the run has ended."""
-        folder = self.stream.folder
-        if not (folder / CONFIG).is_file():  # on another machine
-            self._terminal.result(text)
-            return
-        width, config = get_terminal_size().columns, load_config(file=folder / CONFIG)
-        if HEADING.match(text):
-            self._terminal.result(round_heading(config, width))
-        elif found := ROW.match(text):
-            records = {record["round"]: record for record in RunFolder(folder).records()}
-            number = int(found[1])
-            elapsed = sum(record["seconds"] for known, record in records.items() if known <= number)
-            self._terminal.result(round_line(records[number], config, elapsed, width)[-1])
-
-    def _show_progress(self) -> None:
-        path = self.stream.folder / PROGRESS_FILE
-        if self._terminal.status.enabled and path.is_file() and path.stat().st_mtime >= self._begun:
-            self._terminal.status.show(path.read_text(encoding="utf-8"))
+def _followed_here(job: Following, stream: Stream, commands: OwnCommands, program: str) -> int:
+    if job.supervised:
+        return supervise(commands, named(job.request.values, job.folder.name), job.folder)
+    before, link = summary_time(job.folder), commands.link
+    with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
+        watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
+        watch.follow([program, *job.command[1:]], link.environment)
+    code = _ended(stream, before, commands.flower, job.terminal, as_json=job.as_json)
+    if code not in (ExitCode.OK, ExitCode.STOPPED) and stream.run_id and stream.folder.is_dir():
+        shutil.copyfile(link.home / FLOWER_LOG, stream.folder / FLOWER_LOG)
+    return code
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
-    """The lines of a process; None whenever there was none for a moment."""
-    queue: Queue[str | None] = Queue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            queue.put(line)
-        queue.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
+def _elsewhere(job: Following) -> int:
+    """A run on somebody's SuperLink: it goes on when nobody watches it any longer."""
+    program, environment = flwr_program()
+    connection, stream = job.request.connection, Stream(job.folder)
+    flower = FlowerCommands(app_directory(), connection, program, environment)
+    before = summary_time(job.folder)
+    with Interrupts():
         try:
-            line = queue.get(timeout=IDLE_SECONDS)
-        except Empty:
-            yield None
-            continue
-        if line is None:
-            return
-        yield line
+            if job.supervised:
+                return supervise(flower, named(job.request.values, job.folder.name), job.folder)
+            Watch(stream, job.terminal, verbose=job.verbose).follow([program, *job.command[1:]], environment)
+        except KeyboardInterrupt:
+            return _unwatched(stream, job)
+    return _ended(stream, before, flower, job.terminal, as_json=job.as_json)
 
 
 def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Terminal, *, as_json: bool) -> int:
@@ -205,7 +150,7 @@ def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Termin
             return ExitCode.OK
         terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
     _failed(stream, terminal, flower.connection)
-    return stream.code or ExitCode.FAILED
+    return stream.code if stream.code > 0 else ExitCode.FAILED
 
 
 def finished(
@@ -266,23 +211,52 @@ def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:
     if not stream.error:  # nobody has said why
         for line in list(stream.exceptions)[:2] or stream.withheld:
             terminal.message(line)
-    kept = stream.folder.is_dir()
+    kept, folder = stream.folder.is_dir(), shown(stream.folder)
     terminal.message(
         f"fedskew: the run {'failed' if stream.run_id else 'was not started'}; "
         + (f"what it saved is in {stream.folder}" if kept else "it left nothing behind")
     )
-    again = [f"fedskew run --resume {shown(stream.folder)}"] if kept else []
-    look = [f"flwr log {stream.run_id} {connection} --show"] if stream.run_id else []
+    again = [f"fedskew run --resume {folder}"] if kept else []
+    if connection != SIMULATION:
+        look = [f"flwr log {stream.run_id} {connection} --show"] if stream.run_id else []
+    else:
+        look = [f"less {folder}/{FLOWER_LOG}"] if kept and stream.run_id else []
     terminal.next_step(*again, *look)
 
 
-def _interrupted(stream: Stream, connection: str, terminal: Terminal) -> int:
+def _ask_to_stop(flower: FlowerCommands, run_id: str, terminal: Terminal) -> None:
+    if not run_id:
+        return
+    terminal.message(f"fedskew: interrupted; Flower stops run {run_id} (once more: without waiting)")
+    try:
+        flower.stop(run_id)
+    except Unreachable as trouble:
+        terminal.message(f"fedskew: {trouble}; it ends with its SuperLink")
+
+
+def _stopped(folder: Path, run_id: str, terminal: Terminal) -> int:
+    """What is left of a simulation that was interrupted, when all of it has ended; the exit code."""
+    if not run_id:
+        terminal.message("fedskew: interrupted before the run was started; nothing of it is running")
+    elif not folder.is_dir():
+        terminal.message("fedskew: the run has ended before its first round; it left nothing behind")
+    else:
+        finished = [path.name.removeprefix("round-").lstrip("0") or "0" for path in RunFolder(folder).checkpoints()]
+        after = f"after round {finished[-1]}" if finished else "before its first round was finished"
+        terminal.message(f"fedskew: the run has ended {after}; what it saved is in {folder}")
+        terminal.next_step(f"fedskew run --resume {shown(folder)}")
+    return ExitCode.INTERRUPTED
+
+
+def _unwatched(stream: Stream, job: Following) -> int:
     """Ctrl-C ends the watching; a run that was started goes on in its SuperLink."""
-    if not stream.run_id:
+    connection, terminal = job.request.connection, job.terminal
+    if job.supervised:
+        terminal.message("fedskew: no longer watched; the run itself goes on")
+        terminal.next_step(f"fedskew run --supervise --connection {connection} --resume {shown(job.folder)}")
+    elif not stream.run_id:
         terminal.message("fedskew: interrupted before the run was started")
-        return ExitCode.INTERRUPTED
-    terminal.message(f"fedskew: no longer watched; run {stream.run_id} goes on")
-    stop = f"flwr stop {stream.run_id} {connection}"
-    everything = ["fedskew stop"] if connection == SIMULATION else []
-    terminal.next_step(f"flwr log {stream.run_id} {connection}", stop, *everything)
+    else:
+        terminal.message(f"fedskew: no longer watched; run {stream.run_id} goes on")
+        terminal.next_step(f"flwr log {stream.run_id} {connection}", f"flwr stop {stream.run_id} {connection}")
     return ExitCode.INTERRUPTED

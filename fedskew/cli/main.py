@@ -33,7 +33,7 @@ Exit codes:
 
 75 a sweep's time limit has passed and runs are left
 
-130 interrupted
+130 interrupted (Ctrl-C, SIGTERM, a closed terminal)
 
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called

@@ -99,7 +99,8 @@ def simulate(
 
 
 def stop() -> None:
-    """Stop the local SuperLink that `flwr run` leaves behind."""
-    from fedskew.cli.flower import stop_local_superlink
+    """Stop the SuperLink that your own bare `flwr run` leaves behind. `fedskew run` needs no such thing."""
+    from fedskew.cli.leftovers import stop_leftovers
 
-    typer.echo(stop_local_superlink())
+    for line in stop_leftovers():
+        typer.echo(line)

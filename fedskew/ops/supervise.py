@@ -93,6 +93,10 @@ class FlowerCommands:
         (run,) = answer["runs"]
         return run["status"], run.get("status-details") or ""
 
+    def stop(self, run_id: str) -> None:
+        """Ask for the end of a run. Raises `Unreachable`."""
+        self._ask("stop", run_id, self.connection, "--format", "json")
+
     def _ask(self, *words: str) -> dict:
         try:
             done = subprocess.run([self.flwr, *words], env=dict(self.environment), capture_output=True, text=True,
@@ -230,13 +234,9 @@ def _resumable(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def supervise(flower: Submitter, values: Mapping[str, str], folder: Path) -> int:
-    """Run `Supervisor` for a person at a terminal; Ctrl-C leaves the run alone."""
+    """Run `Supervisor` for a person at a terminal; a `KeyboardInterrupt` is the caller's."""
     try:
         return Supervisor(flower, values, folder, say=lambda line: print(printable_lines(line), flush=True)).run()
     except Unreachable as trouble:
         print(f"fedskew: the SuperLink does not answer: {trouble}", file=sys.stderr)
         return ExitCode.FAILED
-    except KeyboardInterrupt:
-        print(f"no longer watched; the run itself goes on. Watch it again: fedskew run --supervise --resume {folder}",
-              file=sys.stderr)  # fmt: skip
-        return ExitCode.INTERRUPTED
