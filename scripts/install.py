@@ -130,7 +130,7 @@ def tell_what_is_taken(index: str, trouble: InstallError) -> None:
     print(
         f"""the CPU build cannot be had from {index}: {trouble}.
 In {CHOICE_SECONDS} s pip takes torch from your usual index. From PyPI, on Linux, that is the build for GPUs. It runs on
-a CPU too, but is several gigabytes: minutes, on a slow line or a busy machine half an hour. Ctrl-C now lets you choose:
+a CPU too, but is several gigabytes: minutes, on a slow line or a busy machine half an hour. Ctrl-C lets you choose now:
   make install TORCH_INDEX=URL                          a mirror of the CPU builds
   make install {EXACT}  versions that your index, or pip's find-links, has
   make install TORCH=cuda                               this build, without being asked""",

@@ -5,6 +5,7 @@
 The plan: `attempts`, one a call of `flwr run` (the last one for all further calls), each a list of steps
 ["print", text], ["copy", from, to, [names left out]], ["write", path, text], ["sleep", seconds], ["exit", code]; and
 `status`, what `flwr list` answers.
+The words of every call of `flwr run` are appended to plan.words.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def main() -> None:
     if sys.argv[1] == "list":
         print(json.dumps({"success": True, "runs": [{"status": plan["status"], "status-details": "boom"}]}))
         return
+    with path.with_suffix(".words").open("a", encoding="utf-8") as words_of_calls:
+        print(json.dumps(sys.argv[1:]), file=words_of_calls)
     count = path.with_suffix(".count")
     call = int(count.read_text()) if count.is_file() else 0
     count.write_text(str(call + 1))

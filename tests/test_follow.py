@@ -231,6 +231,28 @@ def test_a_run_whose_superlink_dies_fails_instead_of_waiting_without_end(flwr, m
     assert "next: fedskew run --resume runs/mine" in done.stderr
 
 
+def test_a_ray_that_needs_longer_than_it_allows_itself_is_tried_again_from_what_there_is(flwr):
+    slow = ["Exception: The current node timed out during startup. This could happen because"]
+    failed = flwr.run(*NOISE, *flwr.head(), *ROWS[:2], *slow, leave_out=["summary.json"])
+    ended = [["write", str(flwr.place / "summary.json"), (flwr.finished / "summary.json").read_text()]]
+    flwr.attempts(failed, [*says(*NOISE, *slow)], [*ended, *says(*NOISE, *flwr.head(), *ROWS)])
+    done = run()
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("Ray needs longer to start than the 30 s that it allows itself: trying again") == 2
+    first, *later = (json.loads(line) for line in flwr.plan.with_suffix(".words").read_text().splitlines())
+    assert "run.name=mine" in first[first.index("-c") + 1]
+    for words in later:
+        assert words[words.index("-c") + 1] == f'resume="{flwr.place}"'
+        assert words[-2:] == first[-2:], "as many nodes"
+
+
+def test_a_ray_that_never_starts_is_given_up(flwr):
+    flwr.attempts(says(*NOISE, "Exception: The current node timed out during startup."), status="finished:failed")
+    done = run()
+    assert done.exit_code == ExitCode.FAILED
+    assert flwr.calls == follow.TRIES
+
+
 def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatch):
     shown = []
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
 from fedskew.console import in_terminal
 from fedskew.errors import ExitCode
-from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, supervise
-from fedskew.runs.folder import SUMMARY, RunFolder, summary_time
+from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
+from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
 from fedskew.runs.report import summary_text
 
+TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
 FLOWER_LOG = "flower.log"  # in the folder of a run that failed: all that Flower said
 
 
@@ -109,14 +110,28 @@ def _here(job: Following) -> int:
 def _followed_here(job: Following, stream: Stream, commands: OwnCommands, program: str) -> int:
     if job.supervised:
         return supervise(commands, named(job.request.values, job.folder.name), job.folder)
-    before, link = summary_time(job.folder), commands.link
-    with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
-        watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
-        watch.follow([program, *job.command[1:]], link.environment)
+    before, link, command = summary_time(job.folder), commands.link, job.command
+    for attempt in range(1, TRIES + 1):
+        stream.exceptions.clear()
+        with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
+            watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
+            watch.follow([program, *command[1:]], link.environment)
+        if attempt == TRIES or not any(RAY_TOO_SLOW in line for line in stream.exceptions):
+            break
+        job.terminal.message("fedskew: Ray needs longer to start than the 30 s that it allows itself: trying again")
+        command = _again(job, stream.folder)
     code = _ended(stream, before, commands.flower, job.terminal, as_json=job.as_json)
     if code not in (ExitCode.OK, ExitCode.STOPPED) and stream.run_id and stream.folder.is_dir():
         shutil.copyfile(link.home / FLOWER_LOG, stream.folder / FLOWER_LOG)
     return code
+
+
+def _again(job: Following, folder: Path) -> tuple[str, ...]:
+    """The command that goes on with a run that has begun its folder, or begins it anew."""
+    if job.request.values.get("resume") or not (folder / CONFIG).is_file():
+        return job.command
+    values = {**resumable(job.request.values), "resume": str(folder), "set": ""}
+    return tuple(flower_command(replace(job.request, values=values), folder.name))
 
 
 def _elsewhere(job: Following) -> int:

@@ -24,6 +24,7 @@ from filelock import FileLock
 from fedskew.cli.flower import SIMULATION, flower_home
 from fedskew.cli.interrupts import Interrupts
 from fedskew.cli.terminal import Terminal
+from fedskew.cli.watch import ANSI
 from fedskew.ops.processes import end_processes, processes_of
 from fedskew.ops.supervise import FlowerCommands
 
@@ -118,7 +119,7 @@ class OwnSuperLink:
         command += ["--database", str(self.home / "state.db")]
         with (self.home / LOG).open("wb") as log:
             # a session of its own: Ctrl-C is for the command, which then ends it in order
-            return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log,
                                     stderr=log, start_new_session=True)  # fmt: skip
 
     def _answers(self, process: subprocess.Popen[bytes], port: int) -> bool:
@@ -143,8 +144,9 @@ class OwnSuperLink:
         )
 
     def _last_words(self) -> str:
-        lines = (self.home / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        return " ".join([line.strip() for line in lines if line.strip()][-3:])
+        text = ANSI.sub("", (self.home / LOG).read_text(encoding="utf-8", errors="replace"))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " ".join([line for line in lines if "ERROR" in line][-1:] or lines[-3:])
 
 
 class OwnCommands:

@@ -168,7 +168,7 @@ class Supervisor:
     def _attempt(self) -> tuple[str, str]:
         """One submitted run up to its end."""
         resume = (self._folder / CONFIG).is_file()
-        values = {**_resumable(self._values), "resume": str(self._folder)} if resume else self._values
+        values = {**resumable(self._values), "resume": str(self._folder)} if resume else self._values
         run_id = self._patiently(lambda: self._flower.submit(values))
         self._say(f"run {run_id} {f'goes on in {self._folder}' if resume else 'started'}")
         ended = summary_time(self._folder)
@@ -228,7 +228,7 @@ class Supervisor:
         return ExitCode.STOPPED if summary.get("stopped") else ExitCode.OK
 
 
-def _resumable(values: Mapping[str, str]) -> dict[str, str]:
+def resumable(values: Mapping[str, str]) -> dict[str, str]:
     """What a resumed run may be given again: the run folder knows the rest."""
     return {key: value for key, value in values.items() if key == "data-dir"}
 
