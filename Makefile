@@ -6,16 +6,18 @@ VENV   ?= .venv
 # TORCH_INDEX: where the CPU builds are.
 TORCH  ?= auto
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# LOCKED=1: what locks/ pins, each file held against its hash, without what simulations and tests need.
+LOCKED ?=
 BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test test-deployment test-docker lint format clean bench results
+.PHONY: install demo test test-deployment test-docker lint format clean bench results lock sbom audit
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) scripts/install.py $(VENV) --torch '$(TORCH)' --torch-index $(TORCH_INDEX)
+	@$(PYTHON) scripts/install.py $(VENV) --torch '$(TORCH)' --torch-index $(TORCH_INDEX)$(if $(LOCKED), --locked)
 
 demo: install
 	@$(BIN)/fedskew run --preset demo --nodes 4
@@ -39,6 +41,22 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# locks/ from pyproject.toml; UPGRADE=1 takes the newest versions. Needs an index of packages.
+lock: install
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+# What the locks pin as a CycloneDX bill of materials, with the hashes; the same locks give the same file.
+SBOM ?= build/sbom.cdx.json
+sbom: install
+	@mkdir -p $(dir $(SBOM))
+	cat locks/requirements.txt locks/torch.txt | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --of JSON --output-file $(SBOM)
+
+# Known vulnerabilities of what the locks pin. Asks a database on the internet: where there is none, it fails.
+audit: install
+	for name in requirements torch build; do \
+		$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes --requirement locks/$$name.txt || exit 1; done
 
 # docs/results.md from its template and the committed records.
 results: install

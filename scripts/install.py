@@ -2,6 +2,7 @@
 
     python3 scripts/install.py .venv --torch auto
     python3 scripts/install.py .venv --torch "torch==2.8.0 torchvision==0.23.0"
+    python3 scripts/install.py .venv --locked         what the locks pin, each file held against its hash
 
 Runs before anything is installed, so it needs the standard library alone, and its syntax is old enough for the Python
 that it refuses.
@@ -26,6 +27,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEPS, PROBE_SECONDS = 4, 15
 BUILDS = ("auto", "cpu", "cuda")
 CHOICE_SECONDS = 10  # before gigabytes are fetched that nobody asked for
+LOCKS = Path("locks")  # below the checkout, where make runs this
+HASHED = ("--no-deps", "--only-binary", ":all:", "--require-hashes")
 
 
 class InstallError(Exception):
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--torch", default="auto", help="auto, cpu, cuda, or what pip is to install")
     parser.add_argument("--torch-index", default=CPU_INDEX)
     parser.add_argument("--extras", default="dev,plots")
+    parser.add_argument("--locked", action="store_true", help="what locks/ pins and no more: no simulations, no tests")
     given = parser.parse_args()
     if sys.version_info < OLDEST:
         print(old_python(), file=sys.stderr)
@@ -50,7 +54,7 @@ def main() -> int:
     started, fresh = time.monotonic(), not given.venv.exists()
     (given.venv / MARKER).unlink(missing_ok=True)
     try:
-        install(given.venv, given.torch, given.torch_index, given.extras)
+        install(given.venv, given.torch, given.torch_index, given.extras, given.locked)
     except BaseException as error:  # also Ctrl-C
         take_back(given.venv, fresh)
         if isinstance(error, KeyboardInterrupt):
@@ -78,22 +82,32 @@ def unknown_build(torch: str) -> str:
     return f"make install: TORCH={torch} is none of {', '.join(BUILDS)}, nor what pip takes, like {EXACT}"
 
 
-def install(venv: Path, torch: str, index: str, extras: str) -> None:
+def install(venv: Path, torch: str, index: str, extras: str, locked: bool) -> None:
     """All steps. Raises `InstallError`."""
     python = venv / "bin" / "python"
     say(1, f"a virtual environment in {venv}, Python {sys.version.split()[0]}")
     if not is_usable(python):
         run([sys.executable, "-m", "venv", "--clear", str(venv)], "the environment cannot be made")
     say(2, "torch")
-    install_torch(python, torch, index)
-    say(3, f"fedskew and what it needs ({extras})")
-    pip(python, "--editable", f".[{extras}]")
+    install_torch(python, torch, index, locked)
+    say(3, "fedskew and what it needs (" + ("as locked" if locked else extras) + ")")
+    if locked:
+        for name in ("requirements", "build"):
+            pip(python, *HASHED, "--requirement", str(LOCKS / (name + ".txt")))
+        pip(python, "--no-deps", "--no-build-isolation", "--editable", ".")
+    else:
+        pip(python, "--editable", f".[{extras}]")
     say(4, "Flower's connection for simulations")
     run([str(venv / "bin" / "fedskew"), "setup"], "fedskew was installed and does not start")
 
 
-def install_torch(python: Path, build: str, index: str) -> None:
-    """The build that was asked for; `auto` takes that for the CPU where there is no NVIDIA GPU."""
+def install_torch(python: Path, build: str, index: str, locked: bool) -> None:
+    """The build that was asked for; `auto` takes that for the CPU where there is no NVIDIA GPU.
+
+    Locked: the usual build by its hashes, and the CPU build by the same version, for its files are not PyPI's.
+    """
+    both = locked_torch() if locked else ["torch", "torchvision"]
+    usual = [*HASHED, "--requirement", str(LOCKS / "torch.txt")] if locked else both
     have = installed_torch(python)
     if have:
         print(f"torch {have} is there (another build: make clean, then make install TORCH=cpu or cuda)", flush=True)
@@ -111,10 +125,10 @@ def install_torch(python: Path, build: str, index: str) -> None:
             f"{why}: {'the usual build' if wanted == 'cuda' else 'the CPU build'} (TORCH=cpu, TORCH=cuda)", flush=True
         )
     if wanted == "cuda":
-        pip(python, "torch", "torchvision")
+        pip(python, *usual)
         return
     try:
-        install_cpu_build(python, index)
+        install_cpu_build(python, index, both)
     except InstallError as trouble:
         if build == "cpu":
             raise InstallError(
@@ -122,7 +136,7 @@ def install_torch(python: Path, build: str, index: str) -> None:
                 "build of your usual index with TORCH=cuda (gigabytes of libraries, it runs on a CPU too)"
             ) from None
         tell_what_is_taken(index, trouble)
-        pip(python, "torch", "torchvision")
+        pip(python, *usual)
 
 
 def tell_what_is_taken(index: str, trouble: InstallError) -> None:
@@ -139,11 +153,17 @@ a CPU too, but is several gigabytes: minutes, on a slow line or a busy machine h
     time.sleep(CHOICE_SECONDS)
 
 
-def install_cpu_build(python: Path, index: str) -> None:
+def locked_torch() -> list:
+    """torch and torchvision with the versions that the lock pins."""
+    lines = (LOCKS / "torch.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split()[0] for line in lines if line.startswith(("torch==", "torchvision=="))]
+
+
+def install_cpu_build(python: Path, index: str, both: list) -> None:
     """Both packages from an index of CPU builds. Raises `InstallError`."""
     if not answers(index):
         raise InstallError(f"{index} does not answer")
-    pip(python, "--index-url", index, "torch", "torchvision")
+    pip(python, "--index-url", index, *both)
     # pip also takes from places that its configuration names, and builds of different kinds do not go together
     if not fits(python):
         run([str(python), "-m", "pip", "uninstall", "--yes", "torch", "torchvision"], "pip could not take them away")

@@ -7,7 +7,7 @@ tag=${1:?usage: build-images.sh TAG} root=$(cd "$(dirname "$0")/../.." && pwd)
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 cd "$root"
-cp -r --parents .dockerignore LICENSE pyproject.toml clientapp.py serverapp.py conf fedskew docker "$context"
+cp -r --parents .dockerignore LICENSE pyproject.toml clientapp.py serverapp.py conf fedskew locks docker "$context"
 arguments=()
 if ! docker pull --quiet python:3.11.14-slim-bookworm 2> /dev/null; then
   base=fedskew/python:3.11-bookworm
@@ -15,7 +15,9 @@ if ! docker pull --quiet python:3.11.14-slim-bookworm 2> /dev/null; then
   "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-cache-dir --dest "$context/docker/wheels" torch==2.13.0
   compgen -G "$context/docker/wheels/torch-2.13.0+cpu-*" > /dev/null || { echo "no CPU build of torch at hand" >&2; exit 3; }
   "${PYTHON:-python3}" tests/containers/torchvision_wheel.py 0.28.0 "$context/docker/wheels"
-  arguments=(--build-arg "BASE_IMAGE=$base" --build-arg TORCH_VERSION=2.13.0 --build-arg TORCHVISION_VERSION=0.28.0
+  sha256() { sha256sum "$context/docker/wheels/$1"-*.whl | cut -d ' ' -f 1; }
+  arguments=(--build-arg "BASE_IMAGE=$base" --build-arg "TORCH_SHA256=$(sha256 torch)"
+             --build-arg "TORCHVISION_SHA256=$(sha256 torchvision)" --build-arg TORCH_VERSION=2.13.0 --build-arg TORCHVISION_VERSION=0.28.0
              --build-arg TORCH_INDEX=)
 fi
 for target in proxy app; do
