@@ -13,6 +13,7 @@ import time
 import pytest
 from deployment.cluster import ROOT, Cluster, namespaces_work
 from deployment.processes import wait_until
+from deployment.wire import read_wire
 
 pytestmark = [
     pytest.mark.deployment,
@@ -93,7 +94,7 @@ def test_one_address_cannot_crowd_out_the_others(tmp_path):
         flood = cluster.spawn("flood", attacker, [sys.executable, "-c", FLOOD, cluster.public, str(CROWD)])
         wait_until(lambda: "held" in flood.text(), PATIENCE)
         # who is crowded out is hung up on at once: patience only forgives a busy machine
-        run, answered = cluster.run(f"{TWO} federation.rounds=2"), []
+        run, answered = cluster.run(f"{TWO} federation.rounds=2 federation.round-deadline=900"), []
         while run.process.poll() is None:
             answered.append(cluster.answers(cluster.public, others[0], BACK))
             time.sleep(1)
@@ -102,6 +103,7 @@ def test_one_address_cannot_crowd_out_the_others(tmp_path):
         assert all(answered), f"/health failed {answered.count(False)} times of {len(answered)}"
         assert [(record["clients_ok"], record["failed"]) for record in cluster.records()[1:]] == [(2, {})] * 2
         assert flood.process.poll() is None, flood.tail()
+        assert "10.77.0.13" in {row["address"] for row in read_wire(cluster.wire_log)}, "who it was stands in the log"
         assert max(map(int, re.findall(r"held (\d+)", flood.text()))) <= GATE
 
         guide = coordinator_firewall()
