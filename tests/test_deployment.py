@@ -30,6 +30,8 @@ def test_a_whole_run_over_three_sites_with_their_own_data(cluster):
     assert [record["round"] for record in records] == [0, 1, 2, 3]
     assert all(record["clients_ok"] == 3 and not record["failed"] for record in records[1:])
     assert set(records[1]["nodes"]) == set(cluster.sites), "by the names they are registered under"
+    assert "require-signatures: true" in (folder / "config.yaml").read_text(), "so every answer was signed and verified"
+    assert all(record["strangers"] == [] and record["rolled_back"] is None for record in records)
     assert records[-1]["parameters"] < records[0]["parameters"], "pruned"
     assert records[-1]["bytes_down"] < records[1]["bytes_down"], "so less is sent"
     split = json.loads((folder / "split.json").read_text())
