@@ -226,12 +226,20 @@ def started(monkeypatch):
 
 def test_without_pins_it_is_plain_flower_supernode_and_says_so(started, tmp_path, capsys):
     plain = internal.http_request_response
-    assert started("--superlink", "a:1") == (["--superlink", "a:1"], plain)
+    words = ["--superlink", "a:1", "--node-config", "data-dir='/data'"]
+    assert started(*words) == (words, plain)
     assert "names no policy: this site runs whatever app" in capsys.readouterr().out
     (tmp_path / "p.yaml").write_text("min-examples: 3")
     words = ["--node-config", f"policy='{tmp_path / 'p.yaml'}' data-dir='/data'"]
     assert started(*words) == (words, plain)
     assert "names no app-hashes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("node", [[], ["--node-config", "partition-id=0 num-partitions=2"]])
+def test_a_site_without_data_of_its_own_does_not_start(node):
+    """It would be taken for a simulated node, which opens the paths that a server sends."""
+    with pytest.raises(GuardError, match="names no data-dir"):
+        run_site(["--superlink", "a:1", *node])
 
 
 def test_with_pins_flower_trusts_the_guards_key_alone_and_starts_from_a_fresh_home(started, tmp_path, capsys):
