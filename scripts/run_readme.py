@@ -83,7 +83,7 @@ def script(found: list[tuple[str, str]]) -> str:
         quoted = shlex.quote(f"$ {command}")
         lines += [f"echo {quoted}; SECONDS=0", command, 'echo "- ${SECONDS} s"']
         if command == ACTIVATION:
-            lines.append("fedskew setup > /dev/null")
+            lines.append("fedskew setup &> /dev/null")
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedskew.cli.superlink import is_healthy
 from fedskew.federation.simulation import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,12 +30,16 @@ def _fedskew(*words: str, environment: dict[str, str], cwd: Path) -> subprocess.
 
 @pytest.fixture
 def flower(tmp_path, own_homes):
-    """Environment of a person who has just installed the project: an own Flower home, no connection yet."""
+    """Environment of a person who has just installed the project: an own Flower home, no connection yet.
+
+    Flower's port for local SuperLinks is a free one: whoever holds 39091 on this machine is not met.
+    """
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", 39091)) == 0:
-            pytest.skip("another local SuperLink holds port 39091; stop it with `fedskew stop` to run this test")
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     environment = os.environ | {
         "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -41,11 +47,7 @@ def flower(tmp_path, own_homes):
     (tmp_path / "work").mkdir()
     registered = _fedskew("setup", environment=environment, cwd=tmp_path)
     assert registered.returncode == 0, registered.stderr
-    yield environment
-    stopped = _fedskew("stop", environment=environment, cwd=tmp_path)
-    assert "stopped the local SuperLink" in stopped.stdout, stopped.stdout + stopped.stderr
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", 39091)) != 0, "the SuperLink still answers after `fedskew stop`"
+    return environment
 
 
 def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path, generated):
@@ -77,6 +79,7 @@ def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path
     assert resumed.returncode == 0, resumed.stdout[-4000:] + resumed.stderr[-2000:]
     assert "resuming after round 1 of 2" in resumed.stderr
     assert (folder / "model.safetensors").read_bytes() == latest
+    assert not (tmp_path / "flwr" / "local-superlink").exists(), "its SuperLink was its own"
 
 
 def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_homes):
@@ -84,7 +87,10 @@ def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_h
     program = str(Path(sys.executable).with_name("flwr"))
     command = [program, "run", str(ROOT), "local-simulation", "--stream", "-c", f'set="{SETTINGS} run.name=bare"']
     bare = flower | {"PATH": "/usr/bin:/bin"}  # the environment is not activated: Flower finds its programs even so
-    done = subprocess.run(command, env=bare, cwd="/", capture_output=True, text=True, timeout=400, check=False)
+    for _ in range(3):  # as the README says of a busy machine
+        done = subprocess.run(command, env=bare, cwd="/", capture_output=True, text=True, timeout=400, check=False)
+        if "Failed to start local SuperLink within" not in done.stdout + done.stderr:
+            break
     folder = own_homes / "runs" / "bare"
     assert (folder / "summary.json").is_file(), done.stdout[-4000:] + done.stderr[-2000:]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["clients_ok"] == 2
@@ -93,3 +99,11 @@ def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_h
     assert max(map(len, (line for line in ours if line.startswith("| ") and "run folder" not in line))) <= 80
     assert not any("\x1b" in line for line in ours)
     assert not (folder / ".progress").exists()
+
+    (home, port) = (flower[f"FLWR_{name}"] for name in ("HOME", "LOCAL_SUPERLINK_HTTP_API_PORT"))
+    assert is_healthy(port), "it stays, for further runs"
+    stopped = _fedskew("stop", environment=flower, cwd=tmp_path)
+    assert re.fullmatch(rf"stopped the local SuperLink of {re.escape(home)} \(process \d+\)\n", stopped.stdout)
+    assert not is_healthy(port)
+    again = _fedskew("stop", environment=flower, cwd=tmp_path)
+    assert again.stdout == f"no local SuperLink of {home} is running\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -295,6 +296,12 @@ def test_processes_that_do_not_want_to_end_are_killed_at_once_when_it_is_hurried
 def test_nothing_to_stop_is_said(place, monkeypatch):
     for name, value in environment_of(place, FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=str(free_port())).items():
         monkeypatch.setenv(name, value)
-    assert abandoned_homes() == []
-    said = stop_leftovers()
-    assert said[0] == f"no local SuperLink of {place / 'flwr'} is running"
+    theirs = place / "t" / "fedskew-run-theirs"
+    theirs.mkdir(mode=0o700)
+    (theirs / "lock").touch()
+    assert abandoned_homes() == [theirs]
+    if os.geteuid() == 0:
+        os.chown(theirs, 12345, -1)
+        assert abandoned_homes() == [], "another account's are its own affair"
+    shutil.rmtree(theirs)
+    assert stop_leftovers() == [f"no local SuperLink of {place / 'flwr'} is running"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,13 +59,10 @@ def abandoned_homes() -> list[Path]:
     """Homes of `OwnSuperLink`s of this account whose command was killed: nobody holds their lock."""
     found = []
     for home in Path(homes_directory()).glob(f"{PREFIX}*"):
-        lock = home / LOCK
-        if lock.is_file() and home.stat().st_uid == os.getuid():
-            try:
-                with FileLock(lock, timeout=0):
+        with suppress(FileNotFoundError, Timeout):  # its command is just removing it, or is at work in it
+            if home.stat().st_uid == os.geteuid() and (home / LOCK).is_file():
+                with FileLock(home / LOCK, timeout=0):
                     found.append(home.resolve())
-            except Timeout:
-                continue
     return found
 
 
