@@ -234,3 +234,35 @@ def test_server_files_that_do_not_fit(pki, tmp_path):
     assert "does not belong" in only(found(key=stranger), "server key").message
     assert "cannot be used" in only(found(key=tmp_path / "absent"), "server key").message
     assert "cannot be read" in found(certificate=tmp_path / "absent")[0].message
+
+
+def test_the_coordinator_hears_of_every_certificate_of_its_chain_that_ends(pki):
+    """A CA that sites trust still, and that ends before the certificate that it signed."""
+    pki.authority = new_authority(days=10)
+    pki.roots.write_bytes(pki.authority.pem)
+    pki.server(days=9)
+    found = check_server_files(pki.certificate, pki.key, pki.roots, ["localhost"])
+    assert [finding.status for finding in found] == [WARN, WARN]
+    assert ["fedskew demo server" in found[0].message, "fedskew demo CA" in found[1].message] == [True, True]
+    (root,) = check_roots(pki.roots)
+    assert (root.status, "expires in 9 days" in root.message) == (WARN, True)
+
+
+def test_a_ca_is_replaced_by_way_of_both(pki):
+    """The order of docs/deployment.md: sites trust both, then the certificate changes, then the old one goes."""
+    old, new = pki.authority, new_authority(name="the next CA")
+    both = pki.roots.with_name("both.crt")
+    both.write_bytes(old.pem + new.pem)
+    new_alone = pki.roots.with_name("new.crt")
+    new_alone.write_bytes(new.pem)
+    assert "the next CA" in only(check_roots(both), "CA file").message
+
+    def trusts(roots):
+        return {finding.status for finding in check_server_files(pki.certificate, pki.key, roots, ["localhost"])} == {
+            OK
+        }
+
+    pki.server()
+    assert (trusts(pki.roots), trusts(both), trusts(new_alone)) == (True, True, False)
+    pki.server(issuer=new)
+    assert (trusts(pki.roots), trusts(both), trusts(new_alone)) == (False, True, True)

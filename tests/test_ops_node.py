@@ -1,11 +1,16 @@
 """Node keys and registration, against a server that answers as told and against a real SuperLink."""
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import flwr.supercore.control
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
@@ -15,7 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from deployment.processes import free_port
+from flwr.proto.control_pb2 import ListNodesResponse
 from flwr.proto.fleet_pb2 import ActivateNodeResponse
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from tls_server import Pki, only, real_superlink, serving, statuses
 
 from fedskew.ops.check_network import Endpoint, check_superlink
@@ -24,7 +32,7 @@ from fedskew.ops.credentials import (
     node_key_pair,
 )
 from fedskew.ops.doctor import Data, Server, diagnose_coordinator, diagnose_site
-from fedskew.ops.findings import FAIL, OK, WARN
+from fedskew.ops.findings import FAIL, OK, WARN, exit_code
 
 
 @pytest.fixture
@@ -171,6 +179,78 @@ def test_a_real_superlink_tells_registered_from_unknown_keys(superlink):
     for _ in range(2):  # it lets go of the key each time
         assert only(check_registered(endpoint, pki / "site-a" / "node.key"), "registration").status == OK
     assert only(check_registered(endpoint, pki / "site-b" / "node.key"), "registration").status == FAIL
+
+
+@pytest.mark.parametrize(("age", "status", "said"), [
+    (334, OK, "SHA256:"), (336, WARN, "is due to be replaced in 28 days"),
+    (367, WARN, "was due to be replaced 3 days ago"),
+])  # fmt: skip
+def test_a_key_has_an_end(key_file, age, status, said):
+    made = time.time() - age * 86400 - 3600
+    os.utime(key_file, (made, made))
+    found = only(check_node_key(key_file), "node key")
+    assert found.status == status
+    assert said in found.message
+    assert exit_code([found]) == 0, "it still opens"
+
+
+def test_what_the_coordinator_knows_of_the_age_of_keys(monkeypatch):
+    public = public_key_to_bytes(ec.generate_private_key(ec.SECP384R1()).public_key())
+
+    def node(name, days):
+        since = (datetime.now(UTC) - timedelta(days=days, hours=1)).isoformat()
+        return NodeInfo(node_id=days, name=name, status="online", public_key=public, registered_at=since,
+                        last_activated_at=since)  # fmt: skip
+
+    class Client:
+        from_server_address = classmethod(lambda cls, *_: contextlib.nullcontext(cls()))
+
+        def ListNodes(self, _):
+            return ListNodesResponse(nodes_info=[node("site-a", 3), node("site-b", 350), node("site-c", 1),
+                                                 node("site-c", 2)])  # fmt: skip
+
+    monkeypatch.setattr(flwr.supercore.control, "ControlHttpClient", Client)
+    found = check_nodes(Endpoint("127.0.0.1", 1, None))
+    late = [finding.message for finding in found if finding.status == WARN]
+    assert len(late) == 1
+    assert "site-b has had its key" in late[0]
+    assert "is due to be replaced in 14 days" in late[0]
+    (twice,) = [finding.message for finding in found if finding.status == FAIL]
+    assert "site-c is registered with 2 keys" in twice
+
+
+def test_a_key_is_replaced_and_the_old_one_opens_nothing(tmp_path):
+    """The steps of docs/deployment.md with a real SuperLink."""
+    with real_superlink(tmp_path) as (endpoint, pki):
+        old, new = pki / "site-a" / "node.key", pki / "site-a" / "new.key"
+        private, public = node_key_pair("site-a")
+        new.write_bytes(private)
+        new.chmod(0o600)
+        (pki / "new.pub").write_bytes(public)
+        connection = {"PATH": os.environ["PATH"], "FLWR_HOME": str(tmp_path / "flwr")}
+        (tmp_path / "flwr").mkdir()
+        (tmp_path / "flwr" / "config.toml").write_text(
+            f'[superlink.hospital]\naddress = "{endpoint}"\nroot-certificates = "{endpoint.roots}"\n'
+        )
+
+        def flwr(*words):
+            command = [Path(sys.executable).parent / "flwr", "supernode", *map(str, words)]
+            return subprocess.run(command, env=os.environ | connection, capture_output=True, text=True, check=False)
+
+        def is_let_in(key):
+            return only(check_registered(endpoint, key), "registration").status == OK
+
+        assert (is_let_in(old), is_let_in(new)) == (True, False)
+        (node_id,) = [
+            node["node-id"] for node in json.loads(flwr("list", "hospital", "--format", "json").stdout)["nodes"]
+        ]
+        assert flwr("unregister", node_id, "hospital").returncode == 0
+        assert not is_let_in(old), "revoked"
+        assert flwr("register", pki / "new.pub", "hospital", "--name", "site-a").returncode == 0
+        assert (is_let_in(old), is_let_in(new)) == (False, True)
+        again = flwr("register", pki / "coordinator" / "site-a.pub", "hospital", "--name", "site-a")
+        assert "already" in (again.stdout + again.stderr), "a key that was revoked never comes back"
+        assert not is_let_in(old)
 
 
 def test_the_coordinator_sees_its_sites(superlink):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -18,11 +21,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedskew.ops.check_network import LOOPBACK, TIMEOUT, Endpoint
-from fedskew.ops.check_tls import private_mode
+from fedskew.ops.check_tls import EXPIRES_SOON, private_mode
 from fedskew.ops.findings import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from flwr.proto.node_pb2 import NodeInfo
 
 KEYGEN = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f node.key"
 KEY_OPTION = "--auth-supernode-private-key"
+KEY_LIFE = timedelta(days=365)  # then a node key is to be replaced; Flower's keys have no end of their own
 SITE_PORT = 9094  # of a SuperNode's own API, unless --port says otherwise
 NOT_ACTIVATED = 2004  # flwr.supercore.error.ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
 
@@ -48,6 +55,8 @@ def check_node_key(path: Path) -> list[Finding]:
     problem = _key_problem(content)
     if problem:
         return [*found, fail(subject, f"{path} {problem[0]}", problem[1])]
+    made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    found += key_age(made, subject, f"{path} was written on {made:%Y-%m-%d}")
     return found or [
         ok(subject, f"{path}: {fingerprint(_load(content))} (ssh-keygen -lf shows the same of the .pub file)")
     ]
@@ -117,7 +126,32 @@ def check_nodes(endpoint: Endpoint) -> list[Finding]:
             last = f"last seen {node.last_deactivated_at[:19]} UTC" if node.last_deactivated_at else "never connected"
             remedy = f"at {name}: fedskew doctor site; then start its SuperNode"
             found.append(warn("site", f"{name} is registered with key {key}, but offline ({last})", remedy))
-    return found
+        since = datetime.fromisoformat(node.registered_at)
+        found += key_age(since, "site", f"{name} has had its key {key} since {since:%Y-%m-%d}")
+    return found + _twice_registered(nodes)
+
+
+def key_age(since: datetime, subject: str, said: str) -> list[Finding]:
+    """A finding if a node key is at the end of `KEY_LIFE`, or soon will be.
+
+    Args:
+        since: when the key was made or registered, with its time zone.
+        said: whose key it is and since when, in words.
+    """
+    left = (since + KEY_LIFE - datetime.now(UTC)).days
+    if left >= EXPIRES_SOON:
+        return []
+    due = f"is due to be replaced in {left} days" if left >= 0 else f"was due to be replaced {-left} days ago"
+    remedy = "replace it between two runs: docs/deployment.md, “Credentials have an end”"
+    return [warn(subject, f"{said} and {due}; keys are meant to last {KEY_LIFE.days} days", remedy)]
+
+
+def _twice_registered(nodes: Sequence[NodeInfo]) -> list[Finding]:
+    """Flower lets two keys be registered under one name: one that was replaced and not unregistered still opens."""
+    names = [node.name for node in nodes if node.name]
+    remedy = "flwr supernode list CONNECTION; flwr supernode unregister NODE-ID CONNECTION for the old key"
+    return [fail("site", f"{name} is registered with {names.count(name)} keys; each of them is let in", remedy)
+            for name in dict.fromkeys(names) if names.count(name) > 1]  # fmt: skip
 
 
 def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:

@@ -64,11 +64,11 @@ def check_server_files(certificate: Path, key: Path, roots: Path | None, hosts: 
     """
     subject = "server certificate"
     try:
-        leaf = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+        leaf, *issuers = x509.load_pem_x509_certificates(certificate.read_bytes())
     except (OSError, ValueError) as error:
         remedy = "name the PEM file of --ssl-certfile; `fedskew credentials` makes one for demos"
         return [fail(subject, f"{certificate} cannot be read: {error}", remedy)]
-    found = expiry(leaf, subject)
+    found = [finding for part in (leaf, *issuers) for finding in expiry(part, subject)]
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         found += private_mode(key, "server key")
