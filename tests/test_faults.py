@@ -150,7 +150,7 @@ def no_examples(message, context):
 BAD = {
     "garbage": (garbage, "bytes, expected about", {}),
     "huge norm": (huge_norm, "x the median of the other nodes'", {"norm_bound": 5.0}),
-    "zero examples": (no_examples, "expected a whole number above 0", {}),
+    "zero examples": (no_examples, "expected a whole number from 1 to 268435456", {}),
 }
 
 
