@@ -29,6 +29,7 @@ LOCKS = ROOT / "locks"
 RUNTIME, TORCH, BUILD = "requirements.txt", "torch.txt", "build.txt"
 SIMULATION = "simulation"  # the extra of flwr that brings Ray
 OF_TORCH = re.compile(r"(torch|torchvision|triton|nvidia-.+|cuda-.+)")
+EDITABLE = "editables"  # what hatchling asks for only while it builds an editable package
 HEAD = "# Made by `make lock` from pyproject.toml; do not edit. What it is for: scripts/lock.py.\n"
 
 
@@ -42,7 +43,8 @@ def main() -> None:
     known = [] if given.upgrade else pinned()
     entries = compile_lock(asked(project), known, oldest)
     torch = [entry for entry in entries if OF_TORCH.fullmatch(name_of(entry))]
-    built = compile_lock(project["build-system"]["requires"], entries if given.upgrade else [*known, *entries], oldest)
+    build = [*project["build-system"]["requires"], EDITABLE]
+    built = compile_lock(build, entries if given.upgrade else [*known, *entries], oldest)
     LOCKS.mkdir(exist_ok=True)
     write(TORCH, torch)
     write(RUNTIME, [entry for entry in entries if entry not in torch])

@@ -45,7 +45,7 @@ def test_every_entry_is_one_version_with_hashes(name):
 
 @pytest.mark.parametrize(
     ("asked", "names"),
-    [(PROJECT["project"]["dependencies"], LOCKS[:2]), (PROJECT["build-system"]["requires"], LOCKS[2:])],
+    [(PROJECT["project"]["dependencies"], LOCKS[:2]), ([*PROJECT["build-system"]["requires"], "editables"], LOCKS[2:])],
 )
 def test_what_pyproject_asks_for_is_pinned_and_fits(asked, names):
     pinned = {package: version_of(lines) for name in names for package, lines in entries(name).items()}
