@@ -1,6 +1,7 @@
 """Shared fixtures: nothing is written outside pytest's temporary folders, one thread, one generated data set."""
 
 import os
+import signal
 
 # before anything imports flwr
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -19,6 +20,9 @@ settings.register_profile(
     "fedskew", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("fedskew")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
