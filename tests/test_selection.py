@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
 from builders import run_here, tiny_config
 
 from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.selection import missing_names
 from fedskew.federation.simulation import make_client_app
 
 
@@ -26,3 +28,18 @@ def test_a_sampled_federation_is_repeatable_although_node_ids_are_random(tmp_pat
     assert first == second
     assert all(len(names) == 2 for names in first[0])
     assert len({tuple(names) for names in first[0]}) > 1, "other rounds choose other nodes"
+
+
+@pytest.mark.parametrize(
+    ("known", "connected", "missing"),
+    [
+        ({1: "site-a", 2: "site-b"}, {2: "site-b"}, ["site-a"]),
+        ({1: "site-a", 2: "site-b"}, {2: "site-b", 3: "site-a"}, []),  # its key was replaced
+        ({1: "site-a", 3: "site-a"}, {2: "site-b"}, ["site-a"]),  # gone, under both ids
+        ({1: "node-0", 2: "node-1"}, {2: ""}, ["node-0"]),  # a simulation: no registered names
+        ({1: "node-0", 2: "node-1"}, {1: "", 2: ""}, []),
+        ({}, {1: "site-a"}, []),
+    ],
+)
+def test_a_site_is_missing_if_it_is_there_under_no_id(known, connected, missing):
+    assert missing_names(known, connected) == missing

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 
 from flwr.serverapp import Grid
 
@@ -62,3 +63,16 @@ def select_nodes(
     count = max(config.min_nodes, math.ceil(fraction * len(nodes)))
     order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node]}".encode()).digest())
     return {node: nodes[node] for node in sorted(order[:count])}
+
+
+def missing_names(known: Mapping[int, str], connected: Mapping[int, str]) -> list[str]:
+    """Names of the nodes that took part before and are not there now.
+
+    A site whose key was replaced is there under another id, and nothing is missing.
+
+    Args:
+        known: node id → name, of all that took part so far.
+        connected: node id → the name that it was registered under, empty in simulations.
+    """
+    present = {name or known.get(node) for node, name in connected.items()}
+    return sorted({name for node, name in known.items() if node not in connected and name not in present})

@@ -24,7 +24,7 @@ from fedskew.federation.companions import cut
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
-from fedskew.federation.selection import select_nodes, wait_for_nodes
+from fedskew.federation.selection import missing_names, select_nodes, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.streaming import StreamingGrid
@@ -126,8 +126,8 @@ class SkewPruning(FedAvg):
     def _messages(self, arrays: ArrayRecord, kind: str, fraction: float) -> list[Message]:
         settings, number, names = self.config.federation, self.round.number, self.roll.names
         connected = wait_for_nodes(self._grid, settings, number)
-        for node in names.keys() - connected.keys():
-            self.roll.fail(names[node], "not connected")
+        for name in missing_names(names, connected):
+            self.roll.fail(name, "not connected")
         if fraction < 1:
             self.roll.introduce(connected)
         named = {node: name or names.get(node, f"node {node}") for node, name in connected.items()}
