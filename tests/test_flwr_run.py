@@ -57,8 +57,9 @@ def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path
     done = _fedskew(*words, environment=flower, cwd=work)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     (folder,) = (work / "runs").iterdir()  # under the directory where the command was typed
-    assert done.stderr.splitlines()[0].startswith("flwr run ")
-    assert done.stderr.splitlines()[1] == f"run folder: {folder}", "the first thing that a run says"
+    messages = [line for line in done.stderr.splitlines() if "is still starting" not in line]  # on a busy machine
+    assert messages[0].startswith("flwr run ")
+    assert messages[1] == f"run folder: {folder}", "the first thing that a run says"
     assert "\x1b" not in done.stdout + done.stderr
     assert not any(word in done.stdout + done.stderr for word in ("WARNING", "Ray", "flwr 1.32", "Starting logstream"))
     assert done.stdout.count("after 2 rounds") == 1
@@ -103,7 +104,9 @@ def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_h
     (home, port) = (flower[f"FLWR_{name}"] for name in ("HOME", "LOCAL_SUPERLINK_HTTP_API_PORT"))
     assert is_healthy(port), "it stays, for further runs"
     stopped = _fedskew("stop", environment=flower, cwd=tmp_path)
-    assert re.fullmatch(rf"stopped the local SuperLink of {re.escape(home)} \(process \d+\)\n", stopped.stdout)
+    # Ray may still be ending
+    said = rf"stopped the local SuperLink of {re.escape(home)} \(process \d+\)(, and its run)?\n"
+    assert re.fullmatch(said, stopped.stdout)
     assert not is_healthy(port)
     again = _fedskew("stop", environment=flower, cwd=tmp_path)
     assert again.stdout == f"no local SuperLink of {home} is running\n"

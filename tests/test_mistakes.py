@@ -267,11 +267,11 @@ def test_a_run_that_ends_in_its_warm_start_leaves_nothing(here, own_homes, monke
 def test_a_run_that_ends_after_its_first_checkpoint_keeps_it(here, monkeypatch):
     real, calls = ServerModel.evaluate, []
 
-    def fail(self, *args):
+    def fail(self, *args, **known):
         calls.append(args)
         if len(calls) == 2:
             raise TrainingError("enough")
-        return real(self, *args)
+        return real(self, *args, **known)
 
     monkeypatch.setattr(ServerModel, "evaluate", fail)
     assert "enough" in simulated("--set run.name=kept")

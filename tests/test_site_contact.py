@@ -171,7 +171,7 @@ def site(folder, roots=b"", **answers):
         port = free_port()
         command = [sys.executable, "-c", "from fedskew.cli.main import app; app()", "site", "--port", str(port)]
         command += ["--superlink", f"127.0.0.1:{server.server_address[1]}", "--root-certificates", str(pki.roots)]
-        command += ["--auth-supernode-private-key", str(key)]
+        command += ["--auth-supernode-private-key", str(key), "--node-config", f"data-dir='{folder}'"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=folder, preexec_fn=default_signals, start_new_session=True

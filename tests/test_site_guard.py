@@ -283,17 +283,20 @@ def test_a_site_signs_with_the_key_that_its_supernode_authenticates_with(started
 
 
 def test_a_site_that_names_another_key_to_sign_with_keeps_it(started):
-    words = ["--auth-supernode-private-key", "a.key", "--node-config", "signing-key='/b.key'"]
+    words = ["--auth-supernode-private-key", "a.key", "--node-config", "data-dir='/data' signing-key='/b.key'"]
     assert started(*words)[0] == words
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(("--node-config", "node.toml"), "add to it: signing-key"), (("--port", "1"), "holds a quote")],
+    [
+        (("--node-config", "node.toml"), "add to it: signing-key"),
+        (("--node-config", "data-dir='/data'"), "holds a quote"),
+    ],
 )
 def test_where_the_key_cannot_be_handed_on_the_site_does_not_start(words, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "node.toml").write_text("name = 'a'")
+    (tmp_path / "node.toml").write_text("name = 'a'\ndata-dir = '/data'")
     key = "a.key" if "node.toml" in words else "a'b.key"
     with pytest.raises(GuardError, match=reason):
         run_site(["--auth-supernode-private-key", key, *words])
