@@ -5,13 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
-
-def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
-    """The first tensor, in the order of names, that holds a value which is not finite; empty if there is none."""
-    return next((name for name in sorted(arrays) if not np.isfinite(arrays[name]).all()), "")
-
 
 def sent(losses: dict[str, float], loss: float) -> None:
     """Note the loss of the model that the nodes get: what it is worse than the average before it is pruning's doing.

@@ -33,6 +33,7 @@ from fedskew.federation.weights import layout, to_tensors
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.imbalance import class_counts, drawing_weights
 from fedskew.learning.optimiser import Moments
+from fedskew.model.finite import not_finite
 from fedskew.model.swin import MultimodalSwin, build
 from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.text import printable
@@ -104,9 +105,8 @@ def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments
     try:
         tensors = to_tensors(arrays, task.downloaded())
         state = {name: tensors.pop(name) for name in layout(task.architecture)}
-        broken = [name for name, tensor in {**state, **tensors}.items() if not bool(tensor.isfinite().all())]
-        if broken:
-            raise ValueError(f"{min(broken)} is not finite; the coordinator must go back to an earlier round")
+        if name := not_finite(state | tensors):
+            raise ValueError(f"{name} is not finite; the coordinator must go back to an earlier round")
         model = build(task.architecture, state, drop_path=task.config.model.drop_path)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ArchitectureError(f"the weights do not fit the architecture: {str(error)[:500]}") from None

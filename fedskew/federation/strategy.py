@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
-from fedskew.federation.acceptance import largest, not_finite, objection, sent, taken
+from fedskew.federation.acceptance import largest, objection, sent, taken
 from fedskew.federation.bounds import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.companions import cut
@@ -31,6 +31,7 @@ from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import from_record, layout, to_record, to_state
 from fedskew.learning.freezing import frozen_prefixes
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
+from fedskew.model.finite import not_finite
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.judging import is_evaluated
 from fedskew.runs.record import RoundLog
@@ -222,8 +223,7 @@ class SkewPruning(FedAvg):
         self, reference: dict[str, np.ndarray], state: dict[str, torch.Tensor], companions: dict[str, torch.Tensor]
     ) -> str:
         """Why a new model must not be taken; empty if it may, and then its metrics on open data are known."""
-        arrays = {name: tensor.numpy() for name, tensor in (companions | state).items()}
-        if name := not_finite(arrays):
+        if name := not_finite(companions | state):
             return f"{name} of the new global model is not finite"
         if self.open_metrics is None:
             before = {name: _tensor(reference[name]) for name in state}

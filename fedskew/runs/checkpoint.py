@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedskew.architecture import Architecture
+from fedskew.model.finite import not_finite
 from fedskew.model.pretrained import file_sha256
 from fedskew.runs.modelfile import ModelFileError, read_model
 
@@ -46,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
-    if name := next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), ""):
+    if name := not_finite(weights):
         raise ModelFileError(f"{name} of its model is not finite")
     progress = dict(state["progress"])
     if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
