@@ -4,11 +4,12 @@ import pytest
 from builders import run_here, tiny_config
 
 from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.messages import TRAINING_METRICS, VALIDATION_METRICS
 from fedskew.federation.simulation import make_client_app
 from fedskew.runs.compare import comparison, read_runs, to_markdown
 from fedskew.runs.report import round_heading, round_line
-from fedskew.site.egress import split_metrics, suppress_counts
-from fedskew.site.policy import PolicyError, parse_policy
+from fedskew.site.egress import EFFORT, split_metrics, suppress_counts
+from fedskew.site.policy import METRICS, PolicyError, parse_policy
 
 COUNTS = {"nv": 50, "mel": 12, "bcc": 3, "df": 0}
 
@@ -41,6 +42,11 @@ def test_which_metrics_leave(counts, least, allowed, kept, hidden):
     names = ["num-examples", "steps", "seconds", "loss", "accuracy", "f1_macro"]
     found = split_metrics(names, counts, least, allowed)
     assert found == ({"num-examples", "steps", "seconds"} | kept, tuple(sorted(hidden)))
+
+
+def test_the_policy_can_name_every_metric_of_the_images_content_and_no_other():
+    """Its list stands apart from the messages', whose module would load torch into every SuperNode."""
+    assert set(METRICS) == {*TRAINING_METRICS, *VALIDATION_METRICS} - EFFORT
 
 
 def test_the_policy_lists_metrics_by_name():
