@@ -354,6 +354,33 @@ def test_a_cut_of_what_a_node_says_is_no_longer_than_said():
     assert len(one_line("\x1b" * 1000, 100)) == 100
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"balanced_accuracy": 1e300},  # its mean would be the best that any round ever had
+        {"accuracy": 1.01},
+        {"auroc_macro": -0.1},
+        {"f1_macro": 2},
+        {"loss": -1.0},
+        {"loss": 1e300},  # times 2^28 examples it is no number any more
+        {"first-loss": -0.5},
+        {"steps": -1},
+        {"seconds": -1e9},
+    ],
+)
+def test_a_metric_out_of_its_bounds_is_refused(metrics):
+    ((name, value),) = metrics.items()
+    with pytest.raises(BadReply, match="expected a number from 0 to") as error:
+        check_answer(reply(metrics=METRICS | metrics))
+    assert f"metric '{name}' is {value!r}" in str(error.value)
+
+
+def test_metrics_at_their_bounds_are_good():
+    edge = {"accuracy": 1.0, "auroc_macro": 0.0, "balanced_accuracy": 1.0 + 2e-16, "f1_macro": 0, "loss": 0.0,
+            "first-loss": 1e6, "steps": 0, "seconds": 1e6, "seconds-train": 0.0}  # fmt: skip
+    assert check_answer(reply(metrics=METRICS | edge)).metrics == METRICS | edge
+
+
 def test_metrics_are_a_closed_list():
     """200,000 names, a record of 4 MB a round, were taken."""
     refused(reply(metrics=METRICS | {"evil": 1.0}), "its metrics hold 'evil'; a node tells accuracy, auroc_macro, ")
