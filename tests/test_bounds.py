@@ -1,6 +1,7 @@
 """Whoever is limited has no say in the limit: weights, norms, class counts, and robust choices that protect nobody."""
 
 import itertools
+import math
 import statistics
 
 import numpy as np
@@ -71,12 +72,16 @@ def test_a_reference_is_the_median_of_the_others():
         assert found[node] == others[2] == statistics.median_high(others)
     assert too_large(norms, 3.0) == {"e": 4.0}
     assert reference_norms({"a": 1.0}) == {}
+    assert too_large({"a": 1.0, "b": 1.0, "c": 3.0}, 3.0) == {}, "the bound itself is allowed"
+    assert too_large({"a": 0.0, "b": 0.0, "c": 0.0}, 3.0) == {}, "where nobody changed anything, nobody changed too much"
 
 
 def test_class_counts_are_scaled_down_like_weights():
     told = {"a": {"mel": 10, "nv": 90}, "b": {"mel": 20, "nv": 80}, "c": {"mel": 2**28, "nv": 0}}
     assert limited_counts(told, 5) == told | {"c": {"mel": 500, "nv": 0}}
     assert limited_counts({"a": {"mel": 0}}, 5) == {"a": {"mel": 0}}
+    scaled = limited_counts({"a": {"mel": 1, "nv": 2}, "b": {"mel": 4, "nv": 7}}, 1)["b"]
+    assert [(name, count, type(count)) for name, count in scaled.items()] == [("mel", 1, int), ("nv", 1, int)], "11 to 3"
 
 
 def test_zeros_with_two_to_the_28_examples_no_longer_leave_nobody_else_any_weight():
@@ -150,6 +155,20 @@ def test_two_that_agree_cost_the_server_nothing():
 def test_one_alone_is_compared_with_the_server():
     assert fold(FederationConfig(norm_bound=3.0), [("a", 1, 1.0, 2.0)], lambda: 0.5).refused
     assert not fold(FederationConfig(norm_bound=3.0), [("a", 1, 1.0, 1.4)], lambda: 0.5).refused
+
+
+def test_where_the_server_has_no_step_of_its_own_nobody_counts_whom_no_other_confirms():
+    """One alone, and two that contradict each other; by name and with the reason."""
+    for sites in ([("a", 1, 1.0, 2.0)], [("a", 1, 1.0, 1.0), ("b", 1, 1.0, HUGE)]):
+        found = fold(FederationConfig(norm_bound=3.0), sites)
+        assert set(found.refused) == {name for name, *_ in sites}
+        assert all("no other can tell" in reason for reason in found.refused.values())
+        assert found.arrays == {}
+
+
+def test_a_step_of_the_server_that_is_no_number_lets_nobody_through():
+    found = fold(FederationConfig(norm_bound=3.0), [("a", 1, 1.0, HUGE)], lambda: math.nan)
+    assert set(found.refused) == {"a"}
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,8 @@ def test_the_model_is_measured_against_the_best_so_far_and_pruning_may_cost_what
     assert losses["best"] == 1.25
     sent(losses, 2.25)  # a round that was not taken
     assert losses["best"] == 1.25
+    sent(losses, 2.0)  # pruning made it better: that is no merit of the sites, and no reason to be stricter with them
+    assert losses == {"best": 1.25, "taken": 2.0}
 
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
