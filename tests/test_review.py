@@ -144,6 +144,50 @@ def test_an_offered_app_does_not_steer_the_terminal_of_its_reviewer():
     assert "x.py: os" in found.imports
 
 
+def of(name, old, new):
+    """What a review of two bundles of one file says."""
+    return review(Bundle("0" * 64, {name: old.encode()}), Bundle("1" * 64, {name: new.encode()}))
+
+
+@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028", "\r"])
+def test_code_does_not_hide_behind_what_only_looks_like_the_end_of_a_line(end):
+    """Approved as a comment, offered as code: `str.splitlines` takes both for the same two lines."""
+    found = of("a.py", f"# see{end}steal()\n", "# see\nsteal()\n")
+    assert "+steal()" in found.diff
+    assert "-steal()" not in found.diff
+    assert "-" + repr(f"# see{end}steal()")[1:-1] in found.diff
+
+
+def test_what_changed_at_the_end_of_a_long_setting_is_shown():
+    """Only the first 300 characters of a list were compared: nothing was said of a dependency at its end."""
+    long = ", ".join(f'"harmless-package-number-{i}"' for i in range(40))
+    (line,) = of("pyproject.toml", f"dependencies = [{long}]", f'dependencies = [{long}, "evil"]').settings
+    assert line.startswith("pyproject.toml: dependencies: …")
+    assert "'evil']" in line
+    assert "'evil'" not in line.split(" → ")[0]
+    assert len(line) < 800
+    (line,) = of("a.yaml", "x: 1", "x: 2").settings
+    assert line == "a.yaml: x: 1 → 2"
+    (line,) = of("a.yaml", "y: 1", "x: 1\ny: 1").settings
+    assert line == "a.yaml: x: (none) → 1"
+    (line,) = of("a.yaml", "x: 1", "x: [" + ", ".join(["0"] * 500) + "]").settings
+    assert line.endswith("0,…")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x\n  b: *x\n",
+        "\n".join(["a0: &a0 {k: 1, l: 2}", *(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}}}" for i in range(1, 60))]),
+        "\n".join(["a0: &a0 [1, 2]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]),
+    ],
+    ids=["endless", "mappings", "lists"],
+)
+def test_a_preset_of_aliases_does_not_keep_its_reviewer_for_ever(text):
+    (line,) = of("conf/a.yaml", "", text).settings[-1:]
+    assert "conf/a.yaml: (whole file): (none) → cannot be read: it uses aliases" in line
+
+
 def test_files_that_cannot_be_read_are_named_not_passed_over():
     approved = Bundle("a", {"x.py": b"a = 1\n", "c.yaml": b"a: 1\n", "d.bin": b"\xff"})
     found = review(approved, Bundle("b", {"x.py": b"def :", "c.yaml": b"[" * 3000, "d.bin": b"\xfe"}))
