@@ -73,7 +73,7 @@ def test_a_reference_is_the_median_of_the_others():
     assert too_large(norms, 3.0) == {"e": 4.0}
     assert reference_norms({"a": 1.0}) == {}
     assert too_large({"a": 1.0, "b": 1.0, "c": 3.0}, 3.0) == {}, "the bound itself is allowed"
-    assert too_large({"a": 0.0, "b": 0.0, "c": 0.0}, 3.0) == {}, "where nobody changed anything, nobody changed too much"
+    assert too_large({"a": 0.0, "b": 0.0, "c": 0.0}, 3.0) == {}, "nobody changed anything"
 
 
 def test_class_counts_are_scaled_down_like_weights():
@@ -81,7 +81,8 @@ def test_class_counts_are_scaled_down_like_weights():
     assert limited_counts(told, 5) == told | {"c": {"mel": 500, "nv": 0}}
     assert limited_counts({"a": {"mel": 0}}, 5) == {"a": {"mel": 0}}
     scaled = limited_counts({"a": {"mel": 1, "nv": 2}, "b": {"mel": 4, "nv": 7}}, 1)["b"]
-    assert [(name, count, type(count)) for name, count in scaled.items()] == [("mel", 1, int), ("nv", 1, int)], "11 to 3"
+    assert scaled == {"mel": 1, "nv": 1}, "11 are told to be 3: 12 / 11 and 21 / 11, rounded down"
+    assert all(type(count) is int for count in scaled.values())
 
 
 def test_zeros_with_two_to_the_28_examples_no_longer_leave_nobody_else_any_weight():

@@ -185,7 +185,8 @@ def _settings(name: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
 def _apart(old: str, new: str) -> str:
     """`old → new`; of values too long to be shown the part that begins shortly before they differ."""
     too_long = max(len(old), len(new)) > SHOWN
-    start = max(0, len(os.path.commonprefix([old, new])) - SHOWN // 4) if too_long else 0
+    same = len(os.path.commonprefix([old, new]))  # noqa: RUF071  # letter by letter is what is wanted
+    start = max(0, same - SHOWN // 4) if too_long else 0
     cut = [text[start : start + SHOWN] + "…" * (len(text) > start + SHOWN) for text in (old, new)]
     return " → ".join("…" * (start > 0) + text for text in cut)
 
