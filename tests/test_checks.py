@@ -227,9 +227,9 @@ def test_a_pickle_in_an_array_is_never_opened(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("size", [0, 10, 127, 10_000_000])
+@pytest.mark.parametrize("size", [0, 10, 127, 4 * 33 + 4097, 10_000_000])
 def test_data_of_another_length_than_its_shape_has_is_refused_before_decoding(size):
-    refused(reply(good_arrays() | {FLOATS: array(floats(), data=b"\x93" * size)}), "weights")
+    refused(reply(good_arrays() | {FLOATS: array(floats(), data=b"\x93" * size)}), f"weights come in {size} bytes")
 
 
 def test_missing_and_extra_vectors_are_refused():
@@ -290,6 +290,8 @@ def test_anything_but_one_record_of_metrics_is_refused(records):
         {"class-counts": 3},
         {"classes": ["nv"], "class-counts": [-1]},
         {"classes": ["nv"], "class-counts": [1.5]},
+        {"classes": ["nv"], "class-counts": [MAX_EXAMPLES + 1]},
+        {"classes": "nv", "class-counts": [1, 2]},
     ],
     ids=str,
 )

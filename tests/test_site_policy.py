@@ -93,6 +93,10 @@ def test_a_multiplier_is_the_deviation_over_the_clipping_norm():
             NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}, "report-class-counts": True},
             "privacy-budget needs report-class-counts: false",
         ),
+        (
+            NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}, "report-notes": True},
+            "privacy-budget needs report-notes: false",
+        ),
         ({"clipping-norm": 1, "noise": {"epsilon": 1, "delta": 1e-5, "sigma": 1}}, "unknown key 'sigma'"),
         ({"clipping-norm": 1, "noise": {"epsilon": 0, "delta": 1e-5}}, "noise.epsilon is 0"),
         ({"clipping-norm": 1, "noise": {"epsilon": 1, "delta": 1}}, "delta is 1.0, expected a probability below 1"),
