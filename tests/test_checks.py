@@ -292,6 +292,10 @@ def test_anything_but_one_record_of_metrics_is_refused(records):
         {"classes": ["nv"], "class-counts": [1.5]},
         {"classes": ["nv"], "class-counts": [MAX_EXAMPLES + 1]},
         {"classes": "nv", "class-counts": [1, 2]},
+        {"suppressed": ["num-examples"]},
+        {"suppressed": ["another"]},
+        {"suppressed": "loss"},
+        {"suppressed-classes": "nv"},
     ],
     ids=str,
 )
