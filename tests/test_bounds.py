@@ -216,6 +216,7 @@ def test_from_this_number_on_flowers_aggregation_withstands_one(kind, nodes):
         ({"aggregation": "trimmed-mean", "trim": 0.0}, 9, ("trim is 0",)),
         ({"aggregation": "median"}, 2, ("median", "needs 3")),
         ({"aggregation": "median", "fraction": 0.2}, 10, ("needs 3", "there are 2")),
+        ({"aggregation": "trimmed-mean", "min_nodes": 5}, 3, ("needs 5", "there are 3")),  # five will never be there
     ],
 )
 def test_a_robust_choice_without_effect_is_refused_at_the_start(federation, nodes, words):

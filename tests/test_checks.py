@@ -1,6 +1,7 @@
 """A bad reply is refused with its reason, before it costs memory and before anything of it is averaged."""
 
 import io
+import math
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -11,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.federation.checks import MAX_EXAMPLES, BadReply, check_answer, check_reply, one_line
+from fedskew.federation.checks import CHUNK, MAX_EXAMPLES, BadReply, check_answer, check_reply, one_line, update_norm
 from fedskew.federation.weights import TensorSpec, vector_layout
+from fedskew.learning.optimiser import STEPS
 
 WANTED = {"w": TensorSpec((4, 8), "float32"), "b": TensorSpec((), "float32"), "n": TensorSpec((3,), "int64")}
 FLOATS, INTS = vector_layout(WANTED)  # b and w end to end in one vector of 33 values, n in another
@@ -439,3 +441,13 @@ def test_a_difference_too_large_for_a_number_is_refused():
     (name,) = vector_layout(wanted)
     with pytest.raises(BadReply, match="too large"):
         check_reply(reply({name: array(np.full(2, 1e308))}), wanted, reference)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_the_norm_of_an_update_is_that_of_every_value(size):
+    """Compared in parts; of whole numbers, so that the sum of squares is exact."""
+    generator = np.random.default_rng(size)
+    sent, own = (generator.integers(-50, 50, (1, size)).astype(np.float32) for _ in range(2))
+    step = np.full(1, 9.0, np.float32)
+    found = update_norm({"w": own, STEPS: step}, {"w": sent, STEPS: 0 * step})
+    assert found == math.sqrt(int(((own - sent).astype(np.int64) ** 2).sum())), "steps are no part of it"

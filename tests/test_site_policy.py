@@ -81,6 +81,7 @@ def test_a_multiplier_is_the_deviation_over_the_clipping_norm():
         ({"app-hashes": ["abc"]}, "64 hexadecimal digits"),
         ({"clipping-norm": -1}, "clipping-norm is -1, expected a number above 0"),
         ({"clipping-norm": float("nan")}, "clipping-norm is nan"),
+        ({"clipping-norm": float("inf")}, "clipping-norm is inf"),
         ({"noise": {"epsilon": 1, "delta": 1e-5}}, "noise needs a clipping-norm"),
         ({"clipping-norm": 1, "noise": {"epsilon": 1}}, "noise needs delta and either multiplier or epsilon"),
         ({"clipping-norm": 1, "noise": {"multiplier": 1, "epsilon": 1, "delta": 1e-5}}, "either multiplier or epsilon"),
