@@ -1,6 +1,7 @@
 """A site's books: what is cut off, emptied or replaced is found, and neither rounds nor ε start again at zero."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -181,6 +182,14 @@ def test_emptying_the_audit_log_does_not_start_max_rounds_again(ask):
     log.write_bytes(b"")
     assert "AuditError" in send("max-rounds: 1").error.reason
     assert "does not fit" in read_entries(log)[-1]["reason"]
+
+
+def test_a_budget_is_spent_by_the_answer_that_exceeds_it_not_by_the_one_that_meets_it():
+    known = books.Books(ledger=[{"run": 1, "outcome": "answered", books.MULTIPLIER: 1.0}] * 2)
+    two, three = (epsilon([1.0] * count, 1e-5) for count in (2, 3))
+    assert books.is_spent(known, 1.0, three, 1e-5) is None
+    assert books.is_spent(known, 1.0, three * (1 - 1e-9), 1e-5) == (two, three)
+    assert books.is_spent(known, 0.0, 1e300, 1e-5) == (two, math.inf), "an answer without noise costs all there is"
 
 
 def test_a_site_stops_when_its_budget_over_all_runs_is_spent(ask, monkeypatch, caplog):
