@@ -50,6 +50,8 @@ def test_what_is_hidden_together_is_no_small_cell_either(counts, hidden):
         ({"nv": 50, "mel": 9}, 10, None, {"loss", "accuracy"}, {"f1_macro"}),
         ({"nv": 50, "mel": 12, "df": 0}, 10, None, {"loss", "accuracy", "f1_macro"}, set()),
         ({"nv": 4, "mel": 5}, 10, None, set(), {"loss", "accuracy", "f1_macro"}),
+        ({"nv": 4, "mel": 6}, 10, None, {"loss", "accuracy"}, {"f1_macro"}),
+        ({"nv": 10}, 10, None, {"loss", "accuracy", "f1_macro"}, set()),
         ({"nv": 4, "mel": 5}, 10, frozenset({"loss"}), set(), {"loss"}),
         ({"nv": 50, "mel": 9}, 10, frozenset({"loss"}), {"loss"}, set()),
         ({"nv": 50, "mel": 9}, 1, frozenset(), set(), set()),

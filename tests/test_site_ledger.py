@@ -95,6 +95,13 @@ def test_a_ledger_that_was_cut_or_emptied_is_found(site, left):
         read_books(site, beside(site))
 
 
+def test_a_refusal_that_is_written_meanwhile_is_counted(site):
+    """Refusals wait for the audit log alone, so one may come between the look into the books and the answer's line."""
+    anchor = answer(site, check=lambda _: append_entry(site, TRAIN | {"outcome": "refused"}))
+    assert anchor == Anchor(6, last_hash(site)), "three answers and a refusal, the one meanwhile, and this"
+    assert read_books(site, beside(site)).answers(None, "train") == 4
+
+
 def test_a_changed_line_of_the_ledger_is_found(site):
     text = beside(site).read_text()
     beside(site).write_text(text.replace('"noise-multiplier": 0.5', '"noise-multiplier": 9.5', 1))
