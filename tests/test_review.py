@@ -149,6 +149,34 @@ def of(name, old, new):
     return review(Bundle("0" * 64, {name: old.encode()}), Bundle("1" * 64, {name: new.encode()}))
 
 
+def test_a_name_does_not_steer_the_terminal_wherever_it_stands():
+    name, other = "a\x1b[2J.py", "b\u202e.yaml"
+    old = Bundle("0" * 64, {name: b"x\n", "gone" + name: b"x\n", other: b"x: 1\n"})
+    new = Bundle("1" * 64, {name: b"import socket\n", "new" + name: b"x\n", other: b"x: 2\n"})
+    lines = to_lines(review(old, new))
+    assert all(line.isprintable() for line in lines), [line for line in lines if not line.isprintable()]
+    assert {"  ~ a\\x1b[2J.py", "  + newa\\x1b[2J.py", "  - gonea\\x1b[2J.py", "  ~ b\\u202e.yaml"} <= set(lines)
+
+
+def test_only_what_is_imported_now_and_was_not_before_is_named():
+    found = of("a.py", "import os\nfrom json import loads\n", "import os, socket\nfrom . import b\nx = 1\n")
+    assert found.imports == ("a.py: .", "a.py: socket")
+
+
+def test_other_bytes_of_the_same_files_are_not_the_same_bundle():
+    """The hash is what is pinned: an archive may hold more than its files."""
+    found = of("a.py", "x\n", "x\n")
+    assert not found.same
+    assert "0 files added, 0 removed, 0 changed" in to_lines(found)
+
+
+def test_a_file_larger_than_any_bundle_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FAB_MAX_SIZE", 100)
+    (tmp_path / "large.fab").write_bytes(b"x" * 101)
+    with pytest.raises(BundleError, match="is larger than 100 bytes, the most that Flower takes as a bundle"):
+        read_bundle(tmp_path / "large.fab")
+
+
 @pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028", "\r"])
 def test_code_does_not_hide_behind_what_only_looks_like_the_end_of_a_line(end):
     """Approved as a comment, offered as code: `str.splitlines` takes both for the same two lines."""
