@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.federation.aggregate import RunningMean
+from fedskew.federation.aggregate import CHUNK, RunningMean
 from fedskew.federation.checks import MAX_EXAMPLES
 
 SAFE = 2.0**25  # magnitudes from 2⁻²⁵ to 2²⁵: the sum is exact, so every order gives the same bits
@@ -118,3 +118,15 @@ def test_updates_are_not_changed_and_may_be_read_only():
 
 def test_without_updates_there_is_no_mean():
     assert RunningMean().result() == {}
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_every_value_of_a_large_tensor_counts(size):
+    """Sums are kept in parts: whole numbers, so that the mean is exact."""
+    generator = np.random.default_rng(size)
+    updates = [generator.integers(-999, 999, size).astype(np.float32) for _ in range(3)]
+    mean = RunningMean()
+    for update, weight in zip(updates, (1, 2, 5), strict=True):
+        mean.add({"w": update.reshape(1, -1)}, weight)
+    expected = (updates[0] + 2 * updates[1] + 5 * updates[2]) / 8
+    assert np.array_equal(mean.result()["w"], expected.reshape(1, -1))

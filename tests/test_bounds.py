@@ -1,6 +1,7 @@
 """Whoever is limited has no say in the limit: weights, norms, class counts, and robust choices that protect nobody."""
 
 import itertools
+import math
 import statistics
 
 import numpy as np
@@ -71,12 +72,17 @@ def test_a_reference_is_the_median_of_the_others():
         assert found[node] == others[2] == statistics.median_high(others)
     assert too_large(norms, 3.0) == {"e": 4.0}
     assert reference_norms({"a": 1.0}) == {}
+    assert too_large({"a": 1.0, "b": 1.0, "c": 3.0}, 3.0) == {}, "the bound itself is allowed"
+    assert too_large({"a": 0.0, "b": 0.0, "c": 0.0}, 3.0) == {}, "nobody changed anything"
 
 
 def test_class_counts_are_scaled_down_like_weights():
     told = {"a": {"mel": 10, "nv": 90}, "b": {"mel": 20, "nv": 80}, "c": {"mel": 2**28, "nv": 0}}
     assert limited_counts(told, 5) == told | {"c": {"mel": 500, "nv": 0}}
     assert limited_counts({"a": {"mel": 0}}, 5) == {"a": {"mel": 0}}
+    scaled = limited_counts({"a": {"mel": 1, "nv": 2}, "b": {"mel": 4, "nv": 7}}, 1)["b"]
+    assert scaled == {"mel": 1, "nv": 1}, "11 are told to be 3: 12 / 11 and 21 / 11, rounded down"
+    assert all(type(count) is int for count in scaled.values())
 
 
 def test_zeros_with_two_to_the_28_examples_no_longer_leave_nobody_else_any_weight():
@@ -152,6 +158,20 @@ def test_one_alone_is_compared_with_the_server():
     assert not fold(FederationConfig(norm_bound=3.0), [("a", 1, 1.0, 1.4)], lambda: 0.5).refused
 
 
+def test_where_the_server_has_no_step_of_its_own_nobody_counts_whom_no_other_confirms():
+    """One alone, and two that contradict each other; by name and with the reason."""
+    for sites in ([("a", 1, 1.0, 2.0)], [("a", 1, 1.0, 1.0), ("b", 1, 1.0, HUGE)]):
+        found = fold(FederationConfig(norm_bound=3.0), sites)
+        assert set(found.refused) == {name for name, *_ in sites}
+        assert all("no other can tell" in reason for reason in found.refused.values())
+        assert found.arrays == {}
+
+
+def test_a_step_of_the_server_that_is_no_number_lets_nobody_through():
+    found = fold(FederationConfig(norm_bound=3.0), [("a", 1, 1.0, HUGE)], lambda: math.nan)
+    assert set(found.refused) == {"a"}
+
+
 @pytest.mark.parametrize(
     ("settings", "least"),
     [
@@ -196,6 +216,7 @@ def test_from_this_number_on_flowers_aggregation_withstands_one(kind, nodes):
         ({"aggregation": "trimmed-mean", "trim": 0.0}, 9, ("trim is 0",)),
         ({"aggregation": "median"}, 2, ("median", "needs 3")),
         ({"aggregation": "median", "fraction": 0.2}, 10, ("needs 3", "there are 2")),
+        ({"aggregation": "trimmed-mean", "min_nodes": 5}, 3, ("needs 5", "there are 3")),  # five will never be there
     ],
 )
 def test_a_robust_choice_without_effect_is_refused_at_the_start(federation, nodes, words):

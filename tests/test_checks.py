@@ -1,6 +1,7 @@
 """A bad reply is refused with its reason, before it costs memory and before anything of it is averaged."""
 
 import io
+import math
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -11,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.federation.checks import MAX_EXAMPLES, BadReply, check_answer, check_reply, one_line
+from fedskew.federation.checks import CHUNK, MAX_EXAMPLES, BadReply, check_answer, check_reply, one_line, update_norm
 from fedskew.federation.weights import TensorSpec, vector_layout
+from fedskew.learning.optimiser import STEPS
 
 WANTED = {"w": TensorSpec((4, 8), "float32"), "b": TensorSpec((), "float32"), "n": TensorSpec((3,), "int64")}
 FLOATS, INTS = vector_layout(WANTED)  # b and w end to end in one vector of 33 values, n in another
@@ -227,9 +229,9 @@ def test_a_pickle_in_an_array_is_never_opened(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("size", [0, 10, 127, 10_000_000])
+@pytest.mark.parametrize("size", [0, 10, 127, 4 * 33 + 4097, 10_000_000])
 def test_data_of_another_length_than_its_shape_has_is_refused_before_decoding(size):
-    refused(reply(good_arrays() | {FLOATS: array(floats(), data=b"\x93" * size)}), "weights")
+    refused(reply(good_arrays() | {FLOATS: array(floats(), data=b"\x93" * size)}), f"weights come in {size} bytes")
 
 
 def test_missing_and_extra_vectors_are_refused():
@@ -290,6 +292,12 @@ def test_anything_but_one_record_of_metrics_is_refused(records):
         {"class-counts": 3},
         {"classes": ["nv"], "class-counts": [-1]},
         {"classes": ["nv"], "class-counts": [1.5]},
+        {"classes": ["nv"], "class-counts": [MAX_EXAMPLES + 1]},
+        {"classes": "nv", "class-counts": [1, 2]},
+        {"suppressed": ["num-examples"]},
+        {"suppressed": ["another"]},
+        {"suppressed": "loss"},
+        {"suppressed-classes": "nv"},
     ],
     ids=str,
 )
@@ -354,6 +362,33 @@ def test_a_cut_of_what_a_node_says_is_no_longer_than_said():
     assert len(one_line("\x1b" * 1000, 100)) == 100
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"balanced_accuracy": 1e300},  # its mean would be the best that any round ever had
+        {"accuracy": 1.01},
+        {"auroc_macro": -0.1},
+        {"f1_macro": 2},
+        {"loss": -1.0},
+        {"loss": 1e300},  # times 2^28 examples it is no number any more
+        {"first-loss": -0.5},
+        {"steps": -1},
+        {"seconds": -1e9},
+    ],
+)
+def test_a_metric_out_of_its_bounds_is_refused(metrics):
+    ((name, value),) = metrics.items()
+    with pytest.raises(BadReply, match="expected a number from 0 to") as error:
+        check_answer(reply(metrics=METRICS | metrics))
+    assert f"metric '{name}' is {value!r}" in str(error.value)
+
+
+def test_metrics_at_their_bounds_are_good():
+    edge = {"accuracy": 1.0, "auroc_macro": 0.0, "balanced_accuracy": 1.0 + 2e-16, "f1_macro": 0, "loss": 0.0,
+            "first-loss": 1e6, "steps": 0, "seconds": 1e6, "seconds-train": 0.0}  # fmt: skip
+    assert check_answer(reply(metrics=METRICS | edge)).metrics == METRICS | edge
+
+
 def test_metrics_are_a_closed_list():
     """200,000 names, a record of 4 MB a round, were taken."""
     refused(reply(metrics=METRICS | {"evil": 1.0}), "its metrics hold 'evil'; a node tells accuracy, auroc_macro, ")
@@ -406,3 +441,13 @@ def test_a_difference_too_large_for_a_number_is_refused():
     (name,) = vector_layout(wanted)
     with pytest.raises(BadReply, match="too large"):
         check_reply(reply({name: array(np.full(2, 1e308))}), wanted, reference)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_the_norm_of_an_update_is_that_of_every_value(size):
+    """Compared in parts; of whole numbers, so that the sum of squares is exact."""
+    generator = np.random.default_rng(size)
+    sent, own = (generator.integers(-50, 50, (1, size)).astype(np.float32) for _ in range(2))
+    step = np.full(1, 9.0, np.float32)
+    found = update_norm({"w": own, STEPS: step}, {"w": sent, STEPS: 0 * step})
+    assert found == math.sqrt(int(((own - sent).astype(np.int64) ** 2).sum())), "steps are no part of it"

@@ -190,7 +190,7 @@ def test_a_round_that_falls_to_too_few_for_its_aggregation_keeps_the_model(run):
         (1.0, 2.1, "more than federation.rollback=1 above"),
         (1.0, math.nan, "not finite"),
         (1.0, math.inf, "not finite"),
-        (math.nan, 1.0, ""),
+        (math.inf, 1.0, ""),
         (27.0, 3.0, ""),
     ],
 )
@@ -218,6 +218,21 @@ def test_the_model_is_measured_against_the_best_so_far_and_pruning_may_cost_what
     assert losses["best"] == 1.25
     sent(losses, 2.25)  # a round that was not taken
     assert losses["best"] == 1.25
+    sent(losses, 2.0)  # pruning made it better: that is no merit of the sites, and no reason to be stricter with them
+    assert losses == {"best": 1.25, "taken": 2.0}
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_first_model_without_a_loss_does_not_switch_the_rollback_off(first):
+    """The smaller of NaN and any number is NaN: no later round was ever found worse."""
+    losses = {}
+    sent(losses, first)
+    assert objection(losses["best"], 5.0, 1.0) == "", "any model that has a loss is better than it"
+    taken(losses, 5.0)
+    assert losses == {"best": 5.0, "taken": 5.0}
+    assert "more than federation.rollback=1 above" in objection(losses["best"], 6.5, 1.0)
+    sent(losses, math.nan)  # pruning broke it
+    assert losses["best"] == 5.0
 
 
 def test_what_the_model_is_measured_against_survives_a_resume(run):

@@ -161,6 +161,25 @@ def test_a_certificate_does_not_outlive_its_ca(pki):
     assert server.not_valid_after_utc <= ca.not_valid_after_utc + timedelta(seconds=1)
 
 
+@pytest.mark.parametrize(("days", "of_the_ca"), [(10, 365), (800, 800)])
+def test_the_ca_lasts_a_year_or_as_long_as_what_it_signs(tmp_path, days, of_the_ca):
+    out = make_credentials(tmp_path, hosts=["a"], sites=[], days=days).out
+    for path, expected in ((out / "ca" / "ca.crt", of_the_ca), (out / "coordinator" / "server.pem", days)):
+        left = certificate(path).not_valid_after_utc - datetime.now(UTC)
+        assert timedelta(days=expected, minutes=-5) < left <= timedelta(days=expected)
+        begun = datetime.now(UTC) - certificate(path).not_valid_before_utc
+        assert timedelta(minutes=55) < begun < timedelta(minutes=65), "clocks of other machines may be slow"
+
+
+def test_the_ca_signs_servers_and_no_further_ca(pki):
+    (authority, server) = (certificate(pki / place) for place in ("ca/ca.crt", "coordinator/server.pem"))
+    found = authority.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (found.value.ca, found.value.path_length, found.critical) == (True, 0, True)
+    assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    usage = server.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CredentialsError, match="cannot be written"):

@@ -144,6 +144,78 @@ def test_an_offered_app_does_not_steer_the_terminal_of_its_reviewer():
     assert "x.py: os" in found.imports
 
 
+def of(name, old, new):
+    """What a review of two bundles of one file says."""
+    return review(Bundle("0" * 64, {name: old.encode()}), Bundle("1" * 64, {name: new.encode()}))
+
+
+def test_a_name_does_not_steer_the_terminal_wherever_it_stands():
+    name, other = "a\x1b[2J.py", "b\u202e.yaml"
+    old = Bundle("0" * 64, {name: b"x\n", "gone" + name: b"x\n", other: b"x: 1\n"})
+    new = Bundle("1" * 64, {name: b"import socket\n", "new" + name: b"x\n", other: b"x: 2\n"})
+    lines = to_lines(review(old, new))
+    assert all(line.isprintable() for line in lines), [line for line in lines if not line.isprintable()]
+    assert {"  ~ a\\x1b[2J.py", "  + newa\\x1b[2J.py", "  - gonea\\x1b[2J.py", "  ~ b\\u202e.yaml"} <= set(lines)
+
+
+def test_only_what_is_imported_now_and_was_not_before_is_named():
+    found = of("a.py", "import os\nfrom json import loads\n", "import os, socket\nfrom . import b\nx = 1\n")
+    assert found.imports == ("a.py: .", "a.py: socket")
+
+
+def test_other_bytes_of_the_same_files_are_not_the_same_bundle():
+    """The hash is what is pinned: an archive may hold more than its files."""
+    found = of("a.py", "x\n", "x\n")
+    assert not found.same
+    assert "0 files added, 0 removed, 0 changed" in to_lines(found)
+
+
+def test_a_file_larger_than_any_bundle_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FAB_MAX_SIZE", 100)
+    (tmp_path / "large.fab").write_bytes(b"x" * 101)
+    with pytest.raises(BundleError, match="is larger than 100 bytes, the most that Flower takes as a bundle"):
+        read_bundle(tmp_path / "large.fab")
+
+
+@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028", "\r"])
+def test_code_does_not_hide_behind_what_only_looks_like_the_end_of_a_line(end):
+    """Approved as a comment, offered as code: `str.splitlines` takes both for the same two lines."""
+    found = of("a.py", f"# see{end}steal()\n", "# see\nsteal()\n")
+    assert "+steal()" in found.diff
+    assert "-steal()" not in found.diff
+    assert "-" + repr(f"# see{end}steal()")[1:-1] in found.diff
+
+
+def test_what_changed_at_the_end_of_a_long_setting_is_shown():
+    """Only the first 300 characters of a list were compared: nothing was said of a dependency at its end."""
+    long = ", ".join(f'"harmless-package-number-{i}"' for i in range(40))
+    (line,) = of("pyproject.toml", f"dependencies = [{long}]", f'dependencies = [{long}, "evil"]').settings
+    assert line.startswith("pyproject.toml: dependencies: …")
+    assert "'evil']" in line
+    assert "'evil'" not in line.split(" → ")[0]
+    assert len(line) < 800
+    (line,) = of("a.yaml", "x: 1", "x: 2").settings
+    assert line == "a.yaml: x: 1 → 2"
+    (line,) = of("a.yaml", "y: 1", "x: 1\ny: 1").settings
+    assert line == "a.yaml: x: (none) → 1"
+    (line,) = of("a.yaml", "x: 1", "x: [" + ", ".join(["0"] * 500) + "]").settings
+    assert line.endswith("0,…")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x\n  b: *x\n",
+        "\n".join(["a0: &a0 {k: 1, l: 2}", *(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}}}" for i in range(1, 60))]),
+        "\n".join(["a0: &a0 [1, 2]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]),
+    ],
+    ids=["endless", "mappings", "lists"],
+)
+def test_a_preset_of_aliases_does_not_keep_its_reviewer_for_ever(text):
+    (line,) = of("conf/a.yaml", "", text).settings[-1:]
+    assert "conf/a.yaml: (whole file): (none) → cannot be read: it uses aliases" in line
+
+
 def test_files_that_cannot_be_read_are_named_not_passed_over():
     approved = Bundle("a", {"x.py": b"a = 1\n", "c.yaml": b"a: 1\n", "d.bin": b"\xff"})
     found = review(approved, Bundle("b", {"x.py": b"def :", "c.yaml": b"[" * 3000, "d.bin": b"\xfe"}))

@@ -442,3 +442,27 @@ def test_a_checkpoint_that_says_another_round_than_its_name_is_damaged(folder, c
 def test_what_is_recorded_is_the_resolved_configuration(finished_run):
     config = resume_config(finished_run.path)
     assert replace(config, run=replace(config.run, output_dir="")) == tiny_config()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"files_sha256": []},
+        {"files_sha256": "x"},
+        {"files_sha256": {}},
+        {"files_sha256": {"model.safetensors": 3}},
+        {"files_sha256": {"../round-0000/model.safetensors": "0"}},
+        {"progress": 7},
+        {"progress": [1]},
+        {"progress": None},
+    ],
+    ids=str,
+)
+def test_a_state_of_other_types_whose_hashes_were_put_right_is_damaged_too(folder, wrong, caplog):
+    for number in range(2):
+        finish(folder, number)
+    file = folder.checkpoints()[-1] / "state.json"
+    state = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"} | wrong
+    file.write_text(json.dumps(state | {"sha256": digest(state)}))
+    assert folder.latest().round_number == 0
+    assert "round-0001 is damaged" in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedskew.federation.checks import BadReply
 from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.seal import SealError, check_seal, load_signer, new_nonce, seal, with_nonce
+from fedskew.federation.seal import SealError, check_seal, load_signer, new_nonce, seal, statement, with_nonce
 from fedskew.federation.simulation import make_client_app
 
 app = make_client_app()
@@ -182,7 +184,18 @@ def spoil_signature(reply):
     reply.content["report"] = ConfigRecord(dict(reply.content["report"]) | {"signature": "text"})
 
 
-@pytest.mark.parametrize("spoil", [spoil_arrays, spoil_metrics, spoil_report, spoil_signature])
+def spoil_name(reply):
+    reply.content["report"] = ConfigRecord(dict(reply.content["report"]) | {"node": "b"})
+
+
+def spoil_record_name(reply):
+    reply.content["more"] = reply.content["arrays"]
+    del reply.content["arrays"]
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_arrays, spoil_metrics, spoil_report, spoil_name, spoil_record_name, spoil_signature]
+)
 def test_what_was_changed_after_it_was_signed_is_refused(keys, spoil):
     reply = sealed(keys)
     spoil(reply)
@@ -204,6 +217,37 @@ def test_a_signature_by_another_nodes_key_is_refused(keys):
 def test_a_nonce_of_another_task_is_refused_whatever_the_signature(keys):
     with pytest.raises(BadReply, match="nonce"):
         check_seal(sealed(keys), **(TERMS | {"nonce": "cd" * 16}), public_key=keys[1][0], required=False)
+
+
+@pytest.mark.parametrize("said", [{}, {"nonce": ""}, {"nonce": 0}, {"nonce": ["ab" * 16]}])
+def test_an_answer_without_the_nonce_is_refused(keys, said):
+    reply = sealed(keys)
+    report = {name: value for name, value in reply.content["report"].items() if name not in ("nonce", "signature")}
+    reply.content["report"] = ConfigRecord(report | said)
+    with pytest.raises(BadReply, match="does not bear the nonce"):
+        check_seal(reply, **TERMS, public_key=b"", required=False)
+    del reply.content["report"]
+    with pytest.raises(BadReply, match="does not bear the nonce"):
+        check_seal(reply, **TERMS, public_key=b"", required=False)
+
+
+def test_a_signature_of_another_task_of_the_same_round_is_refused(keys):
+    """Whoever has both: the nonce is signed, not only sent along."""
+    reply = sealed(keys)
+    reply.content["report"] = ConfigRecord(dict(reply.content["report"]) | {"nonce": "cd" * 16})
+    with pytest.raises(BadReply, match="not that of the key"):
+        check_seal(reply, **(TERMS | {"nonce": "cd" * 16}), public_key=keys[1][0], required=False)
+
+
+def test_what_is_signed_says_what_for_and_names_all_that_it_stands_for(keys):
+    """A node's key signs its requests to the SuperLink too: none of these must pass for an answer."""
+    reply = sealed(keys)
+    said = json.loads(statement(reply.content, **TERMS))
+    words = {"metrics": {"loss": 0.1, "n": 3}, "report": {"node": "a", "notes": ["x"], "counts": [1, 2]}}
+    assert said["words"] == hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    assert list(said["arrays"]) == ["arrays"]
+    rest = {name: value for name, value in said.items() if name not in ("words", "arrays")}
+    assert rest == {"for": "fedskew answer 1", "run": 1, "kind": "train", "round": 4, "nonce": "ab" * 16}
 
 
 def test_without_a_registered_key_only_a_required_signature_is_missed(keys):

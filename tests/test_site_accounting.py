@@ -83,6 +83,8 @@ def test_what_noise_means_for_a_model_of_a_size():
     deviation = 2 * math.sqrt(2 * math.log(1.25e5)) / 0.5
     drawn = np.random.default_rng(0).normal(0, deviation, 100_000)
     assert noise_ratio(deviation, 1.0, 100_000) == pytest.approx(np.linalg.norm(drawn), rel=0.01)
+    assert noise_ratio(0.5, 2.0, 10_000) == 25.0, "a norm of 50, of a clipping norm of 2"
+    assert "adds up to a norm of 50, 25 times" in noise_in_words(0.5, 2.0, 10_000)
     words = noise_in_words(deviation, 1.0, 27_550_000)
     assert "on 27,550,000 weights, noise of deviation 19.4 each adds up to a norm of 1.02e+05" in words
     assert "1.02e+05 times the largest update that the policy lets out: the model learns nothing" in words

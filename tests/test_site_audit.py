@@ -205,3 +205,15 @@ def test_a_killed_writer_leaves_a_log_that_goes_on(tmp_path):
         append_entry(log, {"who": "after"})
     assert json.loads(log.read_bytes().splitlines()[-1])["who"] == "after"
     assert sum(entry["who"] == "after" for entry in read_entries(log)) == 3
+
+
+def test_a_last_line_that_was_made_unreadable_is_no_line_that_a_dying_process_left(tmp_path):
+    """It has its newline, which a torn one never has: the next entry must not cover it up."""
+    path = tmp_path / "audit.jsonl"
+    for number in range(3):
+        append_entry(path, {"round": number})
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + b"x" * (len(last) - 1) + b"\n")
+    append_entry(path, {"round": 3})
+    with pytest.raises(AuditError, match="line 4 does not follow from the line before it"):
+        verify_audit(path)

@@ -15,7 +15,7 @@ COUNTS = {"nv": 50, "mel": 12, "bcc": 3, "df": 0}
 
 
 def test_small_counts_are_suppressed_and_the_others_told():
-    assert suppress_counts(COUNTS, 10) == ({"nv": 50, "mel": 12}, ("bcc", "df"))
+    assert suppress_counts(COUNTS | {"bcc": 9, "df": 8}, 10) == ({"nv": 50, "mel": 12}, ("bcc", "df"))
     assert suppress_counts(COUNTS, 1) == (COUNTS, ()), "by default everything is told, none as well"
     assert suppress_counts({"nv": 10, "mel": 10}, 10) == ({"nv": 10, "mel": 10}, ())
 
@@ -27,12 +27,31 @@ def test_a_single_small_count_does_not_follow_from_the_others_and_the_sum():
 
 
 @pytest.mark.parametrize(
+    ("counts", "hidden"),
+    [
+        ({"nv": 50, "mel": 12, "bcc": 3, "df": 0}, {"bcc", "df", "mel"}),  # 62 of 65: the three would be a cell of 3
+        ({"nv": 50, "mel": 12, "bcc": 0, "df": 0}, {"bcc", "df", "mel"}),  # nor is it told that nobody has them
+        ({"nv": 50, "mel": 12, "bcc": 5, "df": 5}, {"bcc", "df"}),
+        ({"nv": 50, "mel": 12, "bcc": 5, "df": 4}, {"bcc", "df", "mel"}),
+        ({"nv": 5, "mel": 1}, {"nv", "mel"}),  # all of it is told as the number of examples anyway
+    ],
+)
+def test_what_is_hidden_together_is_no_small_cell_either(counts, hidden):
+    """The sum of the suppressed counts is the number of examples less those that are told."""
+    told, names = suppress_counts(counts, 10)
+    assert set(names) == hidden
+    assert told == {name: count for name, count in counts.items() if name not in hidden}
+
+
+@pytest.mark.parametrize(
     ("counts", "least", "allowed", "kept", "hidden"),
     [
         ({"nv": 50, "mel": 12}, 10, None, {"loss", "accuracy", "f1_macro"}, set()),
         ({"nv": 50, "mel": 9}, 10, None, {"loss", "accuracy"}, {"f1_macro"}),
         ({"nv": 50, "mel": 12, "df": 0}, 10, None, {"loss", "accuracy", "f1_macro"}, set()),
         ({"nv": 4, "mel": 5}, 10, None, set(), {"loss", "accuracy", "f1_macro"}),
+        ({"nv": 4, "mel": 6}, 10, None, {"loss", "accuracy"}, {"f1_macro"}),
+        ({"nv": 10}, 10, None, {"loss", "accuracy", "f1_macro"}, set()),
         ({"nv": 4, "mel": 5}, 10, frozenset({"loss"}), set(), {"loss"}),
         ({"nv": 50, "mel": 9}, 10, frozenset({"loss"}), {"loss"}, set()),
         ({"nv": 50, "mel": 9}, 1, frozenset(), set(), set()),

@@ -1,6 +1,7 @@
 """A site's books: what is cut off, emptied or replaced is found, and neither rounds nor ε start again at zero."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -94,6 +95,13 @@ def test_a_ledger_that_was_cut_or_emptied_is_found(site, left):
         read_books(site, beside(site))
 
 
+def test_a_refusal_that_is_written_meanwhile_is_counted(site):
+    """Refusals wait for the audit log alone, so one may come between the look into the books and the answer's line."""
+    anchor = answer(site, check=lambda _: append_entry(site, TRAIN | {"outcome": "refused"}))
+    assert anchor == Anchor(6, last_hash(site)), "three answers and a refusal, the one meanwhile, and this"
+    assert read_books(site, beside(site)).answers(None, "train") == 4
+
+
 def test_a_changed_line_of_the_ledger_is_found(site):
     text = beside(site).read_text()
     beside(site).write_text(text.replace('"noise-multiplier": 0.5', '"noise-multiplier": 9.5', 1))
@@ -181,6 +189,14 @@ def test_emptying_the_audit_log_does_not_start_max_rounds_again(ask):
     log.write_bytes(b"")
     assert "AuditError" in send("max-rounds: 1").error.reason
     assert "does not fit" in read_entries(log)[-1]["reason"]
+
+
+def test_a_budget_is_spent_by_the_answer_that_exceeds_it_not_by_the_one_that_meets_it():
+    known = books.Books(ledger=[{"run": 1, "outcome": "answered", books.MULTIPLIER: 1.0}] * 2)
+    two, three = (epsilon([1.0] * count, 1e-5) for count in (2, 3))
+    assert books.is_spent(known, 1.0, three, 1e-5) is None
+    assert books.is_spent(known, 1.0, three * (1 - 1e-9), 1e-5) == (two, three)
+    assert books.is_spent(known, 0.0, 1e300, 1e-5) == (two, math.inf), "an answer without noise costs all there is"
 
 
 def test_a_site_stops_when_its_budget_over_all_runs_is_spent(ask, monkeypatch, caplog):

@@ -81,6 +81,7 @@ def test_a_multiplier_is_the_deviation_over_the_clipping_norm():
         ({"app-hashes": ["abc"]}, "64 hexadecimal digits"),
         ({"clipping-norm": -1}, "clipping-norm is -1, expected a number above 0"),
         ({"clipping-norm": float("nan")}, "clipping-norm is nan"),
+        ({"clipping-norm": float("inf")}, "clipping-norm is inf"),
         ({"noise": {"epsilon": 1, "delta": 1e-5}}, "noise needs a clipping-norm"),
         ({"clipping-norm": 1, "noise": {"epsilon": 1}}, "noise needs delta and either multiplier or epsilon"),
         ({"clipping-norm": 1, "noise": {"multiplier": 1, "epsilon": 1, "delta": 1e-5}}, "either multiplier or epsilon"),
@@ -92,6 +93,10 @@ def test_a_multiplier_is_the_deviation_over_the_clipping_norm():
         (
             NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}, "report-class-counts": True},
             "privacy-budget needs report-class-counts: false",
+        ),
+        (
+            NOISED | QUIET | {"privacy-budget": {"epsilon": 1, "delta": 1e-5}, "report-notes": True},
+            "privacy-budget needs report-notes: false",
         ),
         ({"clipping-norm": 1, "noise": {"epsilon": 1, "delta": 1e-5, "sigma": 1}}, "unknown key 'sigma'"),
         ({"clipping-norm": 1, "noise": {"epsilon": 0, "delta": 1e-5}}, "noise.epsilon is 0"),

@@ -14,6 +14,7 @@ def sent(losses: dict[str, float], loss: float) -> None:
             with what pruning itself has cost since; `taken` that of the last average, before it was pruned.
         loss: of the model as it is sent.
     """
+    loss = loss if math.isfinite(loss) else math.inf  # beside NaN nothing is ever found worse
     if "taken" in losses and math.isfinite(loss):
         losses["best"] += max(0.0, loss - losses["taken"])
         losses["taken"] = loss

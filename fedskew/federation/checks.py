@@ -30,6 +30,9 @@ from fedskew.text import printable
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
 TOLD = frozenset({EXAMPLES, *TRAINING_METRICS, *VALIDATION_METRICS})  # the metrics that a reply may hold
+SHARES = frozenset(VALIDATION_METRICS) - {"loss"}  # of these metrics a perfect model has 1
+MOST = 1e12  # of any other: weighted by MAX_EXAMPLES their sums stay finite
+ROUNDING = 1e-9  # by which a mean of ones may come out above 1
 CHUNK = 8192  # values compared at a time
 HEADER_BYTES = 4096  # what the serialised form of an array may add to its values
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -135,6 +138,9 @@ def check_answer(message: Message, *, least: int = 1) -> Answer:
     for name, value in records[METRICS].items():
         if isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
             raise BadReply(f"metric {name!r} is {value!r:.40}, expected one finite number")
+        most = 1 if name in SHARES else MOST
+        if name != EXAMPLES and not 0 <= value <= most * (1 + ROUNDING):
+            raise BadReply(f"metric {name!r} is {value!r:.40}, expected a number from 0 to {most:g}")
         metrics[name] = value
     examples = metrics.get(EXAMPLES)
     if not isinstance(examples, int) or not least <= examples <= MAX_EXAMPLES:

@@ -156,7 +156,7 @@ class SpooledFolding:
             node: f"its update has norm {norm:.4g}, more than {bound:g} x that of the server's own training on open "
             f"data ({own:.4g})"
             for node, norm in norms.items()
-            if norm > bound * own
+            if not norm <= bound * own  # also where that is no number
         }
 
 

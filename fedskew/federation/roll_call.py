@@ -81,7 +81,8 @@ class RollCall:
             if (node := self._sender(reply)) is not None:
                 try:
                     self._check(reply, node, 0)
-                    self.names[node] = check_report(reply).node
+                    if name := check_report(reply).node:
+                        self.names[node] = self._own_name(node, name)
                 except BadReply as reason:
                     log.warning("node %d does not say its name: %s", node, reason)
 

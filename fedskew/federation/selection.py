@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 from flwr.serverapp import Grid
@@ -20,6 +21,16 @@ POLL_SECONDS, SETTLING_SECONDS = 1.0, 10.0
 def connected_nodes(grid: Grid) -> dict[int, str]:
     """Node id → the name that it was registered under (empty in simulations), in the order of the ids."""
     return {info.node_id: info.name for info in sorted(grid.get_nodes(), key=lambda info: info.node_id)}
+
+
+def told_apart(names: Mapping[int, str]) -> dict[int, str]:
+    """Names of which no two are the same: one that several nodes bear gets the number of each.
+
+    All that is known of an update (its weight, its norm, why it is set aside) is kept by name. Flower registers two
+    keys under one name, as while a stolen key is replaced; then the norm of one would stand for the other.
+    """
+    bearers = Counter(names.values())
+    return {node: name if bearers[name] == 1 else f"{name} (node {node})" for node, name in names.items()}
 
 
 def public_keys(grid: Grid) -> dict[int, bytes]:

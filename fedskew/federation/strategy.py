@@ -24,7 +24,7 @@ from fedskew.federation.companions import cut
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
-from fedskew.federation.selection import missing_names, select_nodes, wait_for_nodes
+from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.streaming import StreamingGrid
@@ -131,7 +131,7 @@ class SkewPruning(FedAvg):
             self.roll.fail(name, "not connected")
         if fraction < 1:
             self.roll.introduce(connected)
-        named = {node: name or names.get(node, f"node {node}") for node, name in connected.items()}
+        named = told_apart({node: name or names.get(node, f"node {node}") for node, name in connected.items()})
         chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
         task = self.task(number, kind)
         return self.roll.messages(pack_task(task, self._with_moments(arrays, task)), kind, chosen)

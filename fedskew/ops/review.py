@@ -12,6 +12,7 @@ import ast
 import difflib
 import hashlib
 import io
+import os
 import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from fedskew.text import printable, read_yaml
 MAX_BYTES, MAX_FILES = 64_000_000, 5000  # of all files of a bundle together, as they would lie on a disk
 PROJECT, CONTENT = "pyproject.toml", ".info/CONTENT"
 PRESETS = (".yaml", ".yml")
+SHOWN = 300  # characters of a setting's value
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ class Review:
     def same(self) -> bool:
         """Whether both are one and the same bundle, byte for byte."""
         return self.approved == self.offered
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML that is as large as its text: aliases of aliases stand for more than any memory holds, or for no end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See `yaml.composer.Composer`."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases, which no preset needs")
+        return super().compose_node(parent, index)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -167,8 +179,16 @@ def _settings(name: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
     before, after = _flat(name, old), _flat(name, new)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            values = " → ".join("(none)" if value is None else value for value in (before.get(key), after.get(key)))
-            yield printable(f"{name}: {key}: {values}")
+            yield printable(f"{name}: {key}: {_apart(before.get(key, '(none)'), after.get(key, '(none)'))}")
+
+
+def _apart(old: str, new: str) -> str:
+    """`old → new`; of values too long to be shown the part that begins shortly before they differ."""
+    too_long = max(len(old), len(new)) > SHOWN
+    same = len(os.path.commonprefix([old, new]))  # noqa: RUF071  # letter by letter is what is wanted
+    start = max(0, same - SHOWN // 4) if too_long else 0
+    cut = [text[start : start + SHOWN] + "…" * (len(text) > start + SHOWN) for text in (old, new)]
+    return " → ".join("…" * (start > 0) + text for text in cut)
 
 
 def _flat(name: str, content: bytes | None) -> dict[str, str]:
@@ -177,7 +197,7 @@ def _flat(name: str, content: bytes | None) -> dict[str, str]:
         return {}
     try:
         text = content.decode()
-        tree = tomllib.loads(text) if name == PROJECT else read_yaml(text)
+        tree = tomllib.loads(text) if name == PROJECT else read_yaml(text, _WithoutAliases)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         return {"(whole file)": f"cannot be read: {str(error)[:100]}"}
     found: dict[str, str] = {}
@@ -187,7 +207,7 @@ def _flat(name: str, content: bytes | None) -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             waiting += [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
         else:
-            found[path] = repr(value)[:300]
+            found[path] = repr(value)
     return found
 
 
@@ -215,7 +235,8 @@ def _diff(name: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
     if name == CONTENT:
         return
     try:
-        before, after = ((content or b"").decode().splitlines() for content in (old, new))
+        # not `splitlines`: for it a form feed ends a line, so that code in a comment and code after one look the same
+        before, after = ([] if content is None else content.decode().split("\n") for content in (old, new))
     except UnicodeDecodeError:
         yield printable(f"{name} is no text in UTF-8 and differs")
         return

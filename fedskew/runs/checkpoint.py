@@ -43,22 +43,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{STATE} does not match its hash")
     if type(state.get("round")) is not int or f"round-{state['round']:04d}" != path.name:
         raise ValueError(f"{STATE} is of round {state.get('round')!r:.40}, and this is the checkpoint {path.name}")
-    for name, expected in _file_hashes(state).items():
+    hashes = _file_hashes(state)
+    for name, expected in hashes.items():
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
     if name := not_finite(weights):
         raise ModelFileError(f"{name} of its model is not finite")
-    progress = dict(state["progress"])
+    progress = state["progress"]
+    if not isinstance(progress, dict):
+        raise ValueError(f"{STATE} holds no progress: {progress!r:.40}")
     if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
         progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
-    companions = load_file(path / COMPANIONS) if (path / COMPANIONS).is_file() else {}
+    companions = load_file(path / COMPANIONS) if COMPANIONS in hashes else {}
     return Checkpoint(state["round"], arch, weights, progress, companions)
 
 
 def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of a checkpoint's files by name; versions before predictions were kept noted the model's only."""
-    return state["files_sha256"] if "files_sha256" in state else {MODEL: state["model_sha256"]}
+    hashes = state["files_sha256"] if "files_sha256" in state else {MODEL: state["model_sha256"]}
+    if not isinstance(hashes, dict) or MODEL not in hashes:
+        raise ValueError(f"{STATE} holds no hash of {MODEL}")
+    return hashes
 
 
 def digest(state: Mapping[str, Any]) -> str:

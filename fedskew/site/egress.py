@@ -17,8 +17,8 @@ BY_CLASS = frozenset({"balanced_accuracy", "f1_macro", "auroc_macro"})  # means 
 def suppress_counts(counts: Mapping[str, int], least: int) -> tuple[dict[str, int], tuple[str, ...]]:
     """The class counts that may be told, and the classes whose counts may not.
 
-    The sum of all is known as the number of examples. Where a single class would be suppressed, its count would follow
-    from the others: then the smallest of these goes too (complementary suppression).
+    The sum of all is known as the number of examples, so that of the suppressed ones follows. Where these are a single
+    class, or together fewer images than a cell needs, the smallest of the others go too (complementary suppression).
 
     Args:
         counts: images of each class, those without images too.
@@ -27,8 +27,9 @@ def suppress_counts(counts: Mapping[str, int], least: int) -> tuple[dict[str, in
     if least <= 1:
         return dict(counts), ()
     small = {name for name, count in counts.items() if count < least}
-    if len(small) == 1 and len(counts) > 1:
-        small.add(min(counts.keys() - small, key=lambda name: (counts[name], name)))
+    others = sorted(counts.keys() - small, key=lambda name: (counts[name], name))
+    while small and others and (len(small) == 1 or sum(counts[name] for name in small) < least):
+        small.add(others.pop(0))
     return {name: count for name, count in counts.items() if name not in small}, tuple(sorted(small))
 
 

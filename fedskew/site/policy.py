@@ -236,7 +236,7 @@ def _budget(value: Any, values: Mapping[str, Any], where: str) -> Budget:
         raise PolicyError(f"{where}privacy-budget needs epsilon and delta, e.g. {{epsilon: 50, delta: 1e-5}}")
     if "noise" not in values:
         raise PolicyError(f"{where}privacy-budget needs noise: without noise there is {NO_PRIVACY} to keep account of")
-    for key in ("report-metrics", "report-class-counts"):
+    for key in ("report-metrics", "report-class-counts", "report-notes"):
         if values.get(key, key == "report-metrics") not in (False, []):
             raise PolicyError(f"{where}privacy-budget needs {key}: false, because these leave without noise")
     numbers = {key: _number(content[key], f"{where}privacy-budget.{key}") for key in BUDGET_KEYS}
