@@ -43,3 +43,8 @@ def test_a_sampled_federation_is_repeatable_although_node_ids_are_random(tmp_pat
 )
 def test_a_site_is_missing_if_it_is_there_under_no_id(known, connected, missing):
     assert missing_names(known, connected) == missing
+
+
+def test_a_site_of_an_earlier_start_is_missing_too():
+    assert missing_names({1: "site-a"}, {1: "site-a"}, ["site-a", "site-b"]) == ["site-b"]
+    assert missing_names({}, {7: "site-b"}, ["site-a", "site-b"]) == ["site-a"]
