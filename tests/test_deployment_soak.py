@@ -12,7 +12,9 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,7 @@ import pytest
 from deployment.cluster import FEDSKEW, Cluster, namespaces_work
 from deployment.oracle import answered, contacts, line_hash
 from deployment.processes import wait_until
-from deployment.warm import APP, warm_commands
+from deployment.warm import SOCKET, server_command, warm_commands
 from safetensors.numpy import load_file
 
 from fedskew.site.audit import verify_audit
@@ -47,12 +49,14 @@ GRACE, MOST_GRACE = 20.0, 90.0  # seconds on a machine that does nothing else, a
 def soaked(tmp_path_factory):
     """The federation after its run."""
     folder = tmp_path_factory.mktemp("soak") / "cluster"
-    with Cluster(folder, sites=8, restarting=True) as cluster:
-        commands = warm_commands(folder / "commands")
+    with tempfile.TemporaryDirectory() as place, Cluster(folder, sites=8, restarting=True) as cluster:
+        commands = warm_commands(Path(place) / "commands")
+        cluster.spawn("warm", "coordinator", server_command(commands))
         cluster.environment |= {
             "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         }
+        wait_until((commands / SOCKET).exists, PATIENCE)
         soak = Soak(cluster)
         soak.run()
         yield soak
@@ -128,10 +132,27 @@ class Soak:
         self.wait_for(number - 1)
 
         def works() -> bool:
-            tasks = [process for process in self.cluster.below(site, APP) if process.name() == APP]
-            return any(task.create_time() > self.ended[number - 1] - 0.5 for task in tasks)
+            return any(task.create_time() > self.ended[number - 1] - 0.5 for task in self.tasks(site))
 
-        wait_until(lambda: works() or number in self.look(), PATIENCE, every=0.02)
+        wait_until(lambda: works() or number in self.look(), PATIENCE, every=0.05)
+
+    def tasks(self, site: str) -> list[psutil.Process]:
+        """The processes of a site's tasks: those in its network namespace."""
+        place = os.readlink(f"/proc/{self.cluster.jobs[site].process.pid}/ns/net")
+        found = []
+        for process in self.cluster.below("warm"):
+            with suppress(OSError, psutil.NoSuchProcess):
+                if os.readlink(f"/proc/{process.pid}/ns/net") == place:
+                    found.append(process)
+        return found
+
+    def kill(self, site: str) -> None:
+        """SIGKILL to a SuperNode and all that it has started; what starts it again is left."""
+        tasks = self.tasks(site)
+        self.cluster.crash(site)
+        for process in tasks:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def hold(self, number: int, site: str) -> list[psutil.Process]:
         """Stop what starts a site's tasks, once it has answered the round before: no task of this round begins."""
@@ -148,7 +169,7 @@ class Soak:
         """SIGKILL to two SuperNodes with all their processes; one has a rule that starts it again."""
         self.hold(number, DEAD)
         self.wait_for_task(number, KILLED)
-        self.cluster.crash(KILLED)
+        self.kill(KILLED)
         self.killed_at = time.time()
         self.cluster.jobs[DEAD].kill(children=True)
         self.explained.add((number, KILLED))

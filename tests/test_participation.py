@@ -22,6 +22,7 @@ from fedskew.federation.weights import from_record, layout
 from fedskew.runs.checkpoint import read_checkpoint
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.participation import RoundShares, Share, participation_text, read_participation
+from fedskew.runs.report import summary_text
 from fedskew.runs.resume import open_checkpoint
 from fedskew.runs.starts import read_flower_runs
 
@@ -189,6 +190,19 @@ def test_the_command_shows_a_table_for_people(disturbed):
     ):
         assert words in text
     assert "site-d," not in text, "nothing is to be said of it"
+
+
+def test_the_summary_of_a_run_says_who_is_not_in_every_round(disturbed):
+    folder, _ = disturbed
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert summary["participation"] == {
+        "site-a": {"rounds": 3, "in": 0}, "site-b": {"rounds": 3, "in": 1}, "site-c": {"rounds": 3, "in": 2},
+        "site-d": {"rounds": 3, "in": 2}, "site-e": {"rounds": 3, "in": 2},
+    }  # fmt: skip
+    text = " ".join(summary_text(summary, folder.path).split())
+    assert "not in every round: site-a (0 of 3), site-b (1 of 3)," in text
+    whole = summary | {"participation": {"site-a": {"rounds": 3, "in": 3}, "site-b": {"rounds": 1, "in": 1}}}
+    assert "not in every round" not in summary_text(whole, folder.path)
 
 
 def test_the_command_gives_programs_the_same(disturbed):

@@ -12,8 +12,8 @@ from deployment.wire import read_wire
 
 def answered(log: Path) -> dict[tuple[int, int], list[int]]:
     """(run of Flower, round) → numbers of the lines of a site's audit log in which it answered that task, from 1 on."""
-    found = defaultdict(list)
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+    found, text = defaultdict(list), log.read_text(encoding="utf-8") if log.is_file() else ""
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         entry = json.loads(line)
         if (entry["kind"], entry["outcome"]) == ("train", "answered"):
             found[entry["run"], entry["round"]].append(number)
