@@ -28,6 +28,23 @@ def fold(config, updates, own_norm=None, tmp_path=None):
 
 
 @pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"max_weight_ratio": 0.0}, {"a": 10, "b": 20, "c": 30, "d": 100, "e": 40}),
+        ({"max_weight_ratio": 2.0}, {"a": 10, "b": 20, "c": 30, "d": 60, "e": 40}),
+        ({"max_weight_ratio": 0.0, "weighting": "equal"}, dict.fromkeys("abcde", 1)),
+        ({"weighting": "equal", "norm_bound": 3.0}, dict.fromkeys("abcd", 1)),
+        ({"aggregation": "median"}, dict.fromkeys("abcde", 1)),
+        ({"aggregation": "krum", "malicious_nodes": 1}, {"b": 1}),  # the nearest to its two nearest
+        ({"aggregation": "krum", "malicious_nodes": 2}, {}),  # needs seven
+    ],
+)
+def test_whose_update_is_in_the_aggregate_is_said(settings, weights, tmp_path):
+    updates = [("a", 10, 1.0, 1.0), ("b", 20, 1.2, 1.0), ("c", 30, 1.5, 1.0), ("d", 100, 3.0, 1.0), ("e", 40, 9.0, 9.0)]
+    assert fold(FederationConfig(**settings), updates, tmp_path=tmp_path).weights == weights
+
+
+@pytest.mark.parametrize(
     ("examples", "ratio", "expected"),
     [
         ((100, 300, 400), 5, (100, 300, 400)),

@@ -85,3 +85,8 @@ def test_nodes_that_call_themselves_the_same_are_told_apart_when_they_are_asked_
     line = run_here(config, grid=grid).records()[1]
     assert sorted(line["nodes"]) == ["ham", "ham (node 2)", "other"]
     assert sorted(line["norms"]) == sorted(line["nodes"])
+
+
+def test_a_site_of_an_earlier_start_is_missing_too():
+    assert missing_names({1: "site-a"}, {1: "site-a"}, ["site-a", "site-b"]) == ["site-b"]
+    assert missing_names({}, {7: "site-b"}, ["site-a", "site-b"]) == ["site-a"]

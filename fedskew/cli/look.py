@@ -1,4 +1,7 @@
-"""`fedskew compare`, `plot`, `evaluate`, `plan`, `focus` and `options`. Heavy imports happen inside the commands."""
+"""`fedskew compare`, `participation`, `plot`, `evaluate`, `plan`, `focus` and `options`.
+
+Heavy imports happen inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,20 @@ def compare(
         terminal.message(f"fedskew: {line}")
     if not markdown:
         terminal.next_step(f"fedskew plot {' '.join(shown(run) for run in runs)} --out runs.png")
+
+
+def participation(run: Run, as_json: AsJson = False) -> None:
+    """Whose data is in which round: of every site, whether its update is in the model, and if not why."""
+    from fedskew.cli.terminal import Terminal
+    from fedskew.runs.participation import participation_data, participation_text, read_participation
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        rounds = read_participation(run.resolve())
+    if as_json:
+        terminal.data(participation_data(run.resolve(), rounds))
+    else:
+        terminal.result(participation_text(rounds, min(get_terminal_size().columns, 120)))
 
 
 def plot(

@@ -84,6 +84,7 @@ COMMANDS = (
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
+    (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),
     (LOOK, records, "records runs/recipe docs/results/recipe"),
     (LOOK, look.plot, "plot runs/dense runs/pruned --out runs.png"),

@@ -26,12 +26,14 @@ class Folded:
 
     Attributes:
         arrays: the aggregate of floating-point tensors; empty if there is none.
+        weights: node → what its update weighs in them; a robust aggregation weighs those that it looks at alike.
         refused: node → why its update was set aside after all.
         limited: node → the weight it got in the mean, if that is less than its examples.
         no_effect: why there is no aggregate although there are updates.
     """
 
     arrays: dict[str, np.ndarray]
+    weights: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     limited: dict[str, int] = field(default_factory=dict)
     no_effect: str = ""
@@ -69,14 +71,16 @@ class MeanFolding:
 
     def __init__(self, config: FederationConfig) -> None:
         self._config, self._mean = config, RunningMean()
+        self._weights: dict[str, int] = {}
 
     def add(self, node: str, update: Update) -> None:
         """See `Folding`."""
-        self._mean.add(_floats(update.arrays), update.examples if self._config.weighting == "examples" else 1)
+        self._weights[node] = weight = update.examples if self._config.weighting == "examples" else 1
+        self._mean.add(_floats(update.arrays), weight)
 
     def result(self) -> Folded:
         """See `Folding`."""
-        return Folded(self._mean.result())
+        return Folded(self._mean.result(), self._weights)
 
 
 class SpooledFolding:
@@ -108,10 +112,7 @@ class SpooledFolding:
             refused = self._refused()
             examples = {node: count for node, count in self._examples.items() if node not in refused}
             if self._config.aggregation != "mean":
-                if reason := without_effect(self._config, len(examples)):
-                    return Folded({}, refused, no_effect=reason)
-                kept = [(examples[node], _floats(arrays)) for node, arrays in spool.items() if node in examples]
-                return Folded(robust_aggregate(self._config, kept, self._number), refused)
+                return self._robust(spool, examples, refused)
             weights = self._weights(examples)
             mean = RunningMean()
             for node, arrays in spool.items():
@@ -119,7 +120,16 @@ class SpooledFolding:
                     mean.add(_floats(arrays), weights[node])
             equal = self._config.weighting == "equal"
             limited = {node: weight for node, weight in weights.items() if weight < examples[node] and not equal}
-            return Folded(mean.result(), refused, limited)
+            return Folded(mean.result(), weights, refused, limited)
+
+    def _robust(self, spool: UpdateSpool, examples: dict[str, int], refused: dict[str, str]) -> Folded:
+        if reason := without_effect(self._config, len(examples)):
+            return Folded({}, refused=refused, no_effect=reason)
+        kept = {node: _floats(arrays) for node, arrays in spool.items() if node in examples}
+        pairs = [(examples[node], arrays) for node, arrays in kept.items()]
+        arrays = robust_aggregate(self._config, pairs, self._number)
+        chosen = [node for node in kept if self._config.aggregation != "krum" or _equal(kept[node], arrays)]
+        return Folded(arrays, dict.fromkeys(chosen, 1), refused)
 
     def _weights(self, examples: dict[str, int]) -> dict[str, int]:
         if self._config.weighting == "equal":
@@ -158,6 +168,11 @@ class SpooledFolding:
             for node, norm in norms.items()
             if not norm <= bound * own  # also where that is no number
         }
+
+
+def _equal(arrays: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+    """Whether an aggregate is this update: Krum takes one and does not say whose."""
+    return all(np.array_equal(array, others[name]) for name, array in arrays.items())
 
 
 def _floats(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fedskew.config.schema import FederationConfig
 from fedskew.federation.checks import Answer, BadReply, check_report
@@ -17,11 +18,16 @@ from fedskew.federation.phase import Phase
 from fedskew.federation.seal import check_seal, new_nonce, with_nonce
 from fedskew.federation.selection import public_keys
 from fedskew.federation.streaming import StreamingGrid
-from fedskew.runs.record import RoundLog
+from fedskew.runs.record import FAILED, LATE, MISSING, REFUSED, RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
+OF_ERRORS = {  # the SuperLink's own answers for a node
+    ErrorCode.NODE_UNAVAILABLE: MISSING,
+    ErrorCode.MESSAGE_UNAVAILABLE: LATE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: LATE,
+}
 DONE = {MessageType.TRAIN: "trained", MessageType.EVALUATE: "evaluated"}
 
 
@@ -38,6 +44,8 @@ class RollCall:
         names: of every node seen so far, by its id.
         class_counts: node → images of each class (None: suppressed), of all that ever told.
         audit: site → length and last hash of its audit log.
+        sites: names that nodes of this run were registered under; kept over restarts, so that one which is gone when
+            the server comes back is still named as missing.
     """
 
     def __init__(self, grid: StreamingGrid, settings: FederationConfig, folder: Path | None) -> None:
@@ -45,6 +53,7 @@ class RollCall:
         self.names: dict[int, str] = {}
         self.class_counts: dict[str, dict[str, int | None]] = {}
         self.audit: dict[str, dict[str, Any]] = {}
+        self.sites: list[str] = []
         self._grid, self._settings, self._folder = grid, settings, folder
         self._asked: dict[int, str] = {}  # nodes of the present phase that have not answered
         self._nonces: dict[int, str] = {}  # of all nodes of the present phase
@@ -52,6 +61,14 @@ class RollCall:
         self._kind, self._started = "", 0.0
         self._phase: Phase | None = None
         self._lasted: dict[str, float] = {}  # what nodes did in a phase → seconds that it took the last time
+
+    def begin(self, kind: str) -> None:
+        """A phase of the round begins: what becomes of nodes in training is on record, evaluation changes nothing."""
+        self._kind = kind
+
+    def register(self, names: Iterable[str]) -> None:
+        """Keep the names of nodes that take part; those of simulated nodes, which are registered nowhere, are empty."""
+        self.sites[:] = sorted({*self.sites, *filter(None, names)})
 
     def messages(self, content: RecordDict, kind: str, chosen: dict[int, str]) -> list[Message]:
         """The same task for each of the chosen nodes, with a nonce of its own; the phase begins."""
@@ -99,7 +116,7 @@ class RollCall:
             answer = check(reply)
         except BadReply as reason:
             self._watch(0)
-            self.fail(name, str(reason))
+            self.fail(name, str(reason), _outcome(reply))
             return name, None
         self._watch(answer.examples)
         if name == f"node {node}" and answer.node:  # not registered under a name: take its own
@@ -120,7 +137,7 @@ class RollCall:
             self.round.nodes[name] |= {f"{prefix}{key}": None for key in answer.suppressed}
         if answer.audit:
             self._anchor(name, *answer.audit)
-        if name not in self.round.ok:
+        if name not in self.round.ok and name not in self.round.failed:  # it may evaluate what it did not train
             self.round.ok.append(name)
 
     def _anchor(self, name: str, entries: int, sha256: str) -> None:
@@ -174,11 +191,17 @@ class RollCall:
         taken = any(known == name and other != node for other, known in self.names.items())
         return f"{name} (node {node})" if taken else name
 
-    def fail(self, name: str, reason: str) -> None:
-        """Note once by name who does not count in this round, and why."""
+    def fail(self, name: str, reason: str, outcome: str = REFUSED) -> None:
+        """Note once by name who does not count in this round, and why.
+
+        Args:
+            outcome: one of `record.OUTCOMES`.
+        """
         if self.round.failed.get(name) != reason:
             log.warning("round %d: %s set aside: %s", self.round.number, name, reason)
         self.round.failed[name] = reason
+        if self._kind != MessageType.EVALUATE:
+            self.round.participation[name] = outcome
         if name in self.round.ok:
             self.round.ok.remove(name)
 
@@ -188,6 +211,13 @@ class RollCall:
         if self._phase is not None:
             self._lasted[self._phase.done] = waited
         for node, name in self._asked.items():
-            self.fail(name or f"node {node}", f"no reply within {waited:.0f} s")
+            self.fail(name or f"node {node}", f"no reply within {waited:.0f} s", LATE)
         self._asked = {}
         return waited
+
+
+def _outcome(reply: Message) -> str:
+    """What an answer that cannot be used says of its node."""
+    if not reply.has_error():
+        return REFUSED
+    return OF_ERRORS.get(reply.error.code, FAILED)

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from flwr.serverapp import Grid
 
@@ -76,7 +76,9 @@ def select_nodes(
     return {node: nodes[node] for node in sorted(order[:count])}
 
 
-def missing_names(known: Mapping[int, str], connected: Mapping[int, str]) -> list[str]:
+def missing_names(
+    known: Mapping[int, str], connected: Mapping[int, str], registered: Collection[str] = ()
+) -> list[str]:
     """Names of the nodes that took part before and are not there now.
 
     A site whose key was replaced is there under another id, and nothing is missing.
@@ -84,6 +86,8 @@ def missing_names(known: Mapping[int, str], connected: Mapping[int, str]) -> lis
     Args:
         known: node id → name, of all that took part so far.
         connected: node id → the name that it was registered under, empty in simulations.
+        registered: names that nodes of this run were registered under, also before the server was started again.
     """
     present = {name or known.get(node) for node, name in connected.items()}
-    return sorted({name for node, name in known.items() if node not in connected and name not in present})
+    gone = {name for node, name in known.items() if node not in connected and name not in present}
+    return sorted(gone | set(registered) - present)

@@ -109,7 +109,8 @@ class FederatedRun:
             with self.folder.locked():
                 self._take_up(manifest)
                 return self._go(manifest)
-        files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: first_start(self.config)}
+        start = first_start(self.config, self._run_id)
+        files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: start}
         self.folder = new_folder(self.config, files)
         try:
             with self.folder.locked():
@@ -136,6 +137,7 @@ class FederatedRun:
         self.strategy.round, self.strategy.companions = first, companions
         self.strategy.roll.class_counts = self.progress["class_counts"]
         self.strategy.roll.audit = self.progress.setdefault("audit", {})
+        self.strategy.roll.sites = self.progress.setdefault("sites", [])
         self.strategy.losses = self.progress["open_losses"]
         self._rounds(state)
         return self._finish()
@@ -179,15 +181,20 @@ class FederatedRun:
         """Check that the data is what it was, then write down that it is, and with what changes."""
         folder, saved = self.folder, saved_config(self.folder.path)
         if saved is None:
-            folder.write_text(STARTS, first_start(self.config))
+            folder.write_text(STARTS, first_start(self.config, self._run_id))
         else:
             check_split(folder.path, manifest)
             finished = self.checkpoint.round_number if self.checkpoint else -1
-            for change in add_start(folder, saved, self.config, finished + 1):
+            for change in add_start(folder, saved, self.config, finished + 1, self._run_id):
                 log.info("%s", change)
             self._say_learning_rate(saved, max(0, finished))
         folder.write_json(SPLIT, manifest)
         folder.write_text(CONFIG, to_yaml(self.config))
+
+    @property
+    def _run_id(self) -> int:
+        """Flower's number of this attempt, which stands in the sites' audit logs too."""
+        return self.grid.run.run_id
 
     def _say_learning_rate(self, saved: Config, finished: int) -> None:
         """More rounds stretch the curve of the learning rate, from here on."""

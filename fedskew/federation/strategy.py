@@ -34,7 +34,7 @@ from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
 from fedskew.model.finite import not_finite
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.judging import is_evaluated
-from fedskew.runs.record import RoundLog
+from fedskew.runs.record import IN, MISSING, UNUSED, RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -126,13 +126,15 @@ class SkewPruning(FedAvg):
 
     def _messages(self, arrays: ArrayRecord, kind: str, fraction: float) -> list[Message]:
         settings, number, names = self.config.federation, self.round.number, self.roll.names
+        self.roll.begin(kind)
         connected = wait_for_nodes(self._grid, settings, number)
-        for name in missing_names(names, connected):
-            self.roll.fail(name, "not connected")
+        for name in missing_names(names, connected, self.roll.sites):
+            self.roll.fail(name, "not connected", MISSING)
         if fraction < 1:
             self.roll.introduce(connected)
         named = told_apart({node: name or names.get(node, f"node {node}") for node, name in connected.items()})
         chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
+        self.roll.register(connected[node] for node in chosen)
         task = self.task(number, kind)
         return self.roll.messages(pack_task(task, self._with_moments(arrays, task)), kind, chosen)
 
@@ -174,10 +176,18 @@ class SkewPruning(FedAvg):
         self._note(folded, losses)
         if len(losses) < settings.quorum or folded.no_effect:
             why = folded.no_effect or f"{len(losses)} usable replies, {settings.quorum} are needed"
-            return self._keep(why), None
+            arrays = self._keep(why)
+            self._settle(losses, {})
+            return arrays, None
         self.round.train_loss = loss = _weighted_loss(losses)
         arrays = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
+        self._settle(losses, {} if self.round.kept_model else folded.weights)
         return arrays, MetricRecord({} if loss is None else {"loss": loss})
+
+    def _settle(self, good: Iterable[str], weights: dict[str, int]) -> None:
+        """Note of everybody with a good answer whether it is in the new global model."""
+        self.round.weights = weights
+        self.round.participation |= {name: IN if name in weights else UNUSED for name in good}
 
     def _note(self, folded: Folded, losses: dict[str, tuple[int, float]]) -> None:
         """Who was refused or weighs less, in log and record; whoever was refused has no part in the losses."""

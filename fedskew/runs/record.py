@@ -13,6 +13,15 @@ from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
 from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
+# What became of a site in a round's training phase.
+IN = "in"  # its update is in the new global model
+UNUSED = "unused"  # a good answer that is not: the round was not accepted, or the aggregation took another's
+LATE = "late"  # it was asked, and no answer came in time
+MISSING = "missing"  # it was not connected, or vanished
+REFUSED = "refused"  # its answer was set aside
+FAILED = "failed"  # it answered that it did not do the task
+OUTCOMES = (IN, UNUSED, LATE, MISSING, REFUSED, FAILED)
+
 
 @dataclass
 class RoundLog:
@@ -23,6 +32,8 @@ class RoundLog:
     bytes_up: int = 0
     ok: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # node → reason
+    participation: dict[str, str] = field(default_factory=dict)  # node → one of OUTCOMES
+    weights: dict[str, int] = field(default_factory=dict)  # node → what its update weighs in the new global model
     notes: dict[str, list[str]] = field(default_factory=dict)  # node → what it reported
     # None in both of these: the site's policy suppresses a number that is made from too few images
     nodes: dict[str, dict[str, float | None]] = field(default_factory=dict)  # node → its metrics
@@ -72,6 +83,8 @@ def round_record(
         "clients_ok": len(log.ok),
         "clients_failed": len(log.failed),
         "failed": log.failed,
+        "participation": dict(sorted(log.participation.items())),
+        "weights": dict(sorted(log.weights.items())),
         "kept_model": log.kept_model,
         "rolled_back": log.rolled_back,
         "no_effect": log.no_effect,

@@ -14,6 +14,7 @@ from fedskew.data.prepare import DataSet
 from fedskew.data.splits import Split
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
 from fedskew.runs.judging import VALIDATION, best_record, evaluated, in_words, judge
+from fedskew.runs.record import IN
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"
 NARROW = 78  # characters of the narrowest table of rounds: 80 less the mark that its lines have in Flower's stream
@@ -160,9 +161,19 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "client_failures": sum(record["clients_failed"] for record in records),
         "rounds_below_quorum": sum(record["kept_model"] and not record.get("rolled_back") for record in records),
         "rounds_rolled_back": sum(bool(record.get("rolled_back")) for record in records),
+        "participation": _participation(records),
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
+
+
+def _participation(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Of every site: how many rounds say what became of it, and in how many of these its update is in the model."""
+    rounds = [record.get("participation", {}) for record in records]
+    return {
+        site: {"rounds": sum(site in row for row in rounds), "in": sum(row.get(site) == IN for row in rounds)}
+        for site in sorted({site for row in rounds for site in row})
+    }
 
 
 def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -201,10 +212,19 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
     lines = [f"after {summary['rounds']} rounds ({about}):", *_aligned(rows)]
     lines += _wrapped(f"best round: {_about_best(summary['best'])}")
+    if left_out := _left_out(summary):
+        lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
     if summary.get("stopped"):
         lines += _wrapped(f"stopped early: {summary['stopped']}")
     lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
     return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def _left_out(summary: Mapping[str, Any]) -> str:
+    """`site-d (2 of 20), site-h (0 of 20)`; empty if the updates of all who were asked are in every round."""
+    known = summary.get("participation") or {}
+    return ", ".join(f"{site} ({row['in']} of {row['rounds']})" for site, row in known.items()
+                     if row["in"] < row["rounds"])  # fmt: skip
 
 
 def change_text(change: Mapping[str, Any]) -> str:

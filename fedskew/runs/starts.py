@@ -1,7 +1,8 @@
 """What is written down at every start of a run, and what a run that goes on must find unchanged.
 
-`starts.jsonl` has a line for each start: when, before which round, on what device and with which versions, and what
-differs from the start before. `split.json` says who has which images and how many nodes share them.
+`starts.jsonl` has a line for each start: when, before which round, as which run of Flower (sites' audit logs name it
+too), on what device and with which versions, and what differs from the start before. `split.json` says who has which
+images and how many nodes share them.
 """
 
 from __future__ import annotations
@@ -68,17 +69,18 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
-def first_start(config: Config) -> str:
+def first_start(config: Config, run_id: int) -> str:
     """The first line of a run's `starts.jsonl`."""
-    return _line(0, _machine(config), [])
+    return _line(0, run_id, _machine(config), [])
 
 
-def add_start(folder: RunFolder, saved: Config, config: Config, round_number: int) -> list[Change]:
+def add_start(folder: RunFolder, saved: Config, config: Config, round_number: int, run_id: int) -> list[Change]:
     """Write down that a run goes on, and with what it differs from its last start.
 
     Args:
         saved: the configuration so far.
         round_number: the first round from now on.
+        run_id: Flower's number of this attempt.
 
     Returns:
         The changes, without those of places.
@@ -87,7 +89,7 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
     before = _lines(path)
     machine = _machine(config)
     moved = [(key, before[-1][key], value) for key, value in machine.items() if before and before[-1][key] != value]
-    line = _line(round_number, machine, [*changed_settings(saved, config), *moved])
+    line = _line(round_number, run_id, machine, [*changed_settings(saved, config), *moved])
     folder.write_text(STARTS, "".join(f"{json.dumps(known)}\n" for known in before) + line)
     return _changes([json.loads(line)])
 
@@ -95,6 +97,14 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
 def read_changes(path: Path) -> list[Change]:
     """Everything that is another one since a run in a folder began, in order, without places."""
     return _changes(_lines(path / STARTS))
+
+
+def read_flower_runs(path: Path) -> list[tuple[int, int]]:
+    """(first round, Flower's run id) of every start in a folder, in order; without those of earlier versions.
+
+    Of several that begin with the same round only the last one finished it.
+    """
+    return [(line["round"], line["flower_run"]) for line in _lines(path / STARTS) if "flower_run" in line]
 
 
 def _changes(lines: Iterable[Mapping[str, Any]]) -> list[Change]:
@@ -111,10 +121,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
 
 
-def _line(round_number: int, machine: Mapping[str, str], changes: Iterable[tuple[str, Any, Any]]) -> str:
+def _line(round_number: int, run_id: int, machine: Mapping[str, str], changes: Iterable[tuple[str, Any, Any]]) -> str:
     said = [{"key": key, "old": old, "new": new} for key, old, new in changes]
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"time": time, "round": round_number, **machine, "changes": said}) + "\n"
+    about = {"time": time, "round": round_number, "flower_run": run_id}
+    return json.dumps({**about, **machine, "changes": said}) + "\n"
 
 
 def _machine(config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -43,6 +43,8 @@ HEALTH = (
     "import ssl,sys,urllib.request as u;"
     "u.urlopen(sys.argv[1]+'/health',timeout=float(sys.argv[3]),context=ssl.create_default_context(cafile=sys.argv[2]))"
 )
+
+RESTART = 'while :; do "$@"; sleep 5; done'  # systemd's Restart=always, RestartSec=5
 
 STATUS = """
 import sys, urllib.error, urllib.request
@@ -74,12 +76,13 @@ class Cluster:
     Args:
         sites: how many.
         images: in each site's own data folder (another seed each), and in the server's.
+        restarting: SuperLink, proxy and sites are started again whenever they end, as systemd does it.
         pinned: sites have a policy that pins the app's bundle.
     """
 
     def __init__(self, folder: Path, *, sites: int = 3, images: int = 48, pinned: bool = True,
-                 size: tuple[int, int] = (64, 48)) -> None:  # fmt: skip
-        self.folder, self.pinned = folder, pinned
+                 restarting: bool = False, size: tuple[int, int] = (64, 48)) -> None:  # fmt: skip
+        self.folder, self.pinned, self.restarting = folder, pinned, restarting
         self.sites = tuple(f"site-{letter}" for letter in "abcdefgh"[:sites])
         self.why_loopback = namespaces_work()
         self.prefix = "" if self.why_loopback else f"fs{os.getpid() % 100_000}"
@@ -138,7 +141,7 @@ class Cluster:
             "flower-superlink", "--host", host, "--port", port, "--enable-supernode-auth",
             "--ssl-ca-certfile", f"{pki}/ca.crt", "--ssl-certfile", f"{pki}/server.pem",
             "--ssl-keyfile", f"{pki}/server.key", "--database", f"{self.folder}/state.db",
-        ])  # fmt: skip
+        ], restart=self.restarting)  # fmt: skip
         self._wait_for_health(self.control, job)
         return job
 
@@ -159,7 +162,8 @@ class Cluster:
             text = text.replace(old, new)
         (home / "nginx.conf").write_text(text, encoding="utf-8")
         command = ["nginx", "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")]
-        job = self.spawn("proxy", "coordinator", [*command, "-g", f"daemon off; user {user_name()};"])
+        command += ["-g", f"daemon off; user {user_name()};"]
+        job = self.spawn("proxy", "coordinator", command, restart=self.restarting)
         self._wait_for_health(self.public, job)
         return job
 
@@ -201,9 +205,10 @@ class Cluster:
             "--auth-supernode-private-key", f"{pki}/{key or site}/node.key", "--port", port, "--node-config", node,
         ]  # fmt: skip
 
-    def start_site(self, site: str, **settings: object) -> Job:
-        """A site's SuperNode; see `site_command`."""
-        return self.spawn(site, site, self.site_command(site, **settings))
+    def start_site(self, site: str, environment: Mapping[str, str] | None = None, **settings: object) -> Job:
+        """A site's SuperNode, with more variables; see `site_command`."""
+        command = self.site_command(site, **settings)
+        return self.spawn(site, site, command, restart=self.restarting, **(environment or {}))
 
     def health(self, site: str) -> int:
         """Status of a site's own /health; 0 if nothing answers."""
@@ -272,8 +277,26 @@ class Cluster:
         """Let a site's cable carry no more than a rate (`500kbit`) in each direction."""
         subprocess.run([NETNS, self.prefix, "slow", str(self.sites.index(site) + 1), rate], check=True)
 
-    def spawn(self, name: str, place: str, command: list[str], **more: str) -> Job:
-        """Start a process at the coordinator or at a site."""
+    def below(self, name: str, word: str = "") -> list[psutil.Process]:
+        """What a process of the cluster has started and what these started; with a word in their name or command."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.jobs[name].process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if not word or word == process.name() or any(word in part for part in process.cmdline()[:2]):
+                        found.append(process)
+        return found
+
+    def crash(self, name: str) -> None:
+        """SIGKILL to something that restarts, and to all that it has started: it comes back by itself."""
+        assert self.restarting
+        for process in self.below(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def spawn(self, name: str, place: str, command: list[str], *, restart: bool = False, **more: str) -> Job:
+        """Start a process at the coordinator or at a site; with `restart` it is started again whenever it ends."""
+        command = ["bash", "-c", RESTART, "restart", *command] if restart else command
         self._started[name] = number = self._started.get(name, 0) + 1
         log = self.folder / "log" / f"{name}-{number}.log"
         log.parent.mkdir(exist_ok=True)
