@@ -1,0 +1,323 @@
+"""Walk through docs/deployment.md on empty Debians: every command as it stands there, in order, on its machine.
+
+    python3 scripts/walk_guide.py               # needs a Docker engine (DOCKER_HOST); debootstrap, as root, for the base
+    python3 scripts/walk_guide.py --list        # only print what would be run
+    python3 scripts/walk_guide.py --keep        # leave the machines there to look into
+
+A block's place stands behind the word bash of its fence, which no reader sees: `every machine`, `coordinator`, `site`.
+Machines are containers with systemd as their first process, so the units, timers and firewalls are the real ones; they
+have the guide's addresses. Commands are typed by an administrator with sudo, each block in a shell of its own, and the
+first that fails ends the walk. What is not as a reader has it is `SUBSTITUTIONS` and `HANDS`, told where it is used,
+and that what all machines do alike is done once: the machine is copied then. Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from install import CPU_INDEX, answers
+from run_readme import Block, blocks
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "deployment.md"
+BASE = "fedskew/empty-debian:bookworm"
+# A Debian boots, its administrator may use sudo, and it trusts the authorities that this machine trusts.
+EMPTY = "systemd-sysv,dbus,sudo,iproute2,ca-certificates"
+SUBNET, COORDINATOR = "203.0.113.0/24", "coordinator"
+ADDRESSES = {COORDINATOR: "203.0.113.7", "site-a": "203.0.113.21", "site-b": "203.0.113.22"}
+SITES = ("site-a", "site-b")
+PLACES = ("every machine", COORDINATOR, "site")
+IMAGES = 240
+# systemd wants its control groups writable, which they are for its own part of the tree alone
+START = "for group in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $group; done; exec /lib/systemd/systemd"
+# All capabilities that this machine has to give
+RIGHTS = ("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--cgroupns=private")
+GENERATE = (
+    "import pathlib, sys; from fedskew.data.synthetic import generate; "
+    "generate(pathlib.Path(sys.argv[1]), images=int(sys.argv[2]), seed=int(sys.argv[3]), size=(64, 48))"
+)
+
+
+class WalkError(Exception):
+    """The walk cannot go on; the message says where it stopped."""
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """What is run in the place of a text of the guide, and why."""
+
+    text: str
+    instead: str
+    reason: str
+
+
+SUBSTITUTIONS = (
+    Substitution("<the repository>", "file:///walk/fedskew.git", "the repository is this checkout"),
+    Substitution("<the version agreed on>", "walk", "with what is not committed yet"),
+)
+BUILD = "sudo make install LOCKED=1"
+
+
+class Machine:
+    """A container that boots like a machine."""
+
+    def __init__(self, name: str, container: str) -> None:
+        self.name, self._container = name, container
+
+    def root(self, *words: str) -> str:
+        """What a command prints that no reader types."""
+        return docker("exec", "--user", "root", self._container, *words)
+
+    def type(self, code: str) -> None:
+        """What the administrator types, in a fresh shell. Raises `WalkError`."""
+        shell = ["bash", "--login", "-euo", "pipefail", "-c", code]
+        command = ["docker", "exec", "--user", "admin", "--workdir", "/home/admin", self._container, *shell]
+        started = time.monotonic()
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=False)
+        print(f"- {self.name}: {time.monotonic() - started:.0f} s", flush=True)
+        if done.returncode:
+            self.explain()
+            raise WalkError(f"{self.name}: a command of this block failed (exit code {done.returncode})")
+
+    def explain(self) -> None:
+        """Say what the services had to say."""
+        look = "systemctl --failed --no-pager; journalctl --no-pager --lines 40 --unit 'fedskew*' --unit 'nginx*'"
+        subprocess.run(["docker", "exec", self._container, "sh", "-c", look], stdin=subprocess.DEVNULL, check=False)
+
+    def read(self, path: str) -> str:
+        """A file of the machine."""
+        return self.root("cat", path)
+
+    def write(self, path: str, text: str) -> None:
+        """A file in the administrator's home, as if it had come by mail."""
+        command = ["docker", "exec", "--interactive", "--user", "admin", self._container, "tee", path]
+        subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=True)
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until it has booted. Raises `WalkError`."""
+        deadline, state = time.monotonic() + seconds, ""
+        while time.monotonic() < deadline:
+            asked = ["docker", "exec", self._container, "systemctl", "is-system-running"]
+            state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+            if state in ("running", "degraded"):
+                return
+            time.sleep(0.5)
+        raise WalkError(f"{self.name} does not boot within {seconds:.0f} s: {state or 'systemd does not answer'}")
+
+
+class Walk:
+    """The machines, and what a person does between them."""
+
+    def __init__(self, stack: ExitStack, prefix: str, mounts: list[str], substitutions: tuple[Substitution, ...]) -> None:
+        self._stack, self._prefix, self._mounts, self._substitutions = stack, prefix, mounts, substitutions
+        self.machines: dict[str, Machine] = {}
+
+    def install(self, found: list[Block]) -> None:
+        """What every machine does, once, on an empty one; then the machines, as its copies."""
+        first = self._boot("every-machine", BASE)
+        first.root("useradd", "--create-home", "--shell", "/bin/bash", "admin")
+        first.root("sh", "-c", "echo 'admin ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/admin")
+        for block in found:
+            self._type(first, block.code)
+        image = f"{self._prefix}-installed"
+        docker("stop", "--time", "20", f"{self._prefix}-every-machine")
+        docker("commit", f"{self._prefix}-every-machine", image)
+        self._stack.callback(docker, "rmi", "--force", image)
+        docker("rm", f"{self._prefix}-every-machine")
+        network = f"{self._prefix}-network"
+        docker("network", "create", "--subnet", SUBNET, network)
+        self._stack.callback(docker, "network", "rm", network)
+        for name, address in ADDRESSES.items():
+            self.machines[name] = self._boot(name, image, "--network", network, "--ip", address)
+        print(f"- by hand: {IMAGES} generated images for the coordinator and each site", flush=True)
+        for seed, machine in enumerate(self.machines.values()):
+            folder = "/srv/lesions" if machine.name in SITES else "/srv/public"
+            python = "/opt/fedskew/.venv/bin/python"
+            machine.root(python, "-c", GENERATE, folder, str(IMAGES), str(seed))
+
+    def go(self, place: str, code: str) -> None:
+        """A block of the coordinator, or of a site at all of them."""
+        for name in SITES if place == "site" else (place,):
+            self._type(self.machines[name], code.replace("site-a", name) if place == "site" else code)
+
+    def carry(self, sender: str, path: str, receivers: tuple[str, ...]) -> None:
+        """Send a file of an administrator to others."""
+        print(f"- by hand: {sender} sends {path} to {', '.join(receivers)}", flush=True)
+        text = self.machines[sender].read(f"/home/admin/{path}")
+        for name in receivers:
+            self.machines[name].write(f"/home/admin/{path}", text)
+
+    def _type(self, machine: Machine, code: str) -> None:
+        for one in self._substitutions:
+            if one.text in code:
+                print(f"- {one.text!r} is {one.instead!r}: {one.reason}")
+                code = code.replace(one.text, one.instead)
+        prompt = f"{machine.name}$ "
+        print("\n" + "\n".join(prompt + line for line in code.splitlines()), flush=True)
+        machine.type(code)
+
+    def _boot(self, name: str, image: str, *more: str) -> Machine:
+        container = f"{self._prefix}-{name}"
+        self._stack.callback(subprocess.run, ["docker", "rm", "--force", "--volumes", container], capture_output=True)
+        memory = ("--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp:exec")
+        docker("run", "--detach", "--name", container, "--hostname", name, *_rights(), *memory, *more, *self._mounts,
+               "--stop-signal", "SIGRTMIN+3", "--env", "container=docker", image, "/bin/sh", "-c", START)  # fmt: skip
+        machine = Machine(name, container)
+        machine.wait()
+        return machine
+
+
+# What people do between two blocks, by the block before which they have done it: its place and first command.
+HANDS: dict[tuple[str, str], Callable[[Walk], None]] = {
+    ("site", "sudo install -m 644 ~/ca.crt"): lambda walk: walk.carry(COORDINATOR, "ca.crt", SITES),
+    (COORDINATOR, "sudo install -D -m 644 -t /etc/fedskew/sites"): lambda walk: [
+        walk.carry(site, f"{site}.pub", (COORDINATOR,)) for site in SITES
+    ],
+}
+
+
+def docker(*words: str) -> str:
+    """Output of a docker command. Raises `WalkError` with what it said."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise WalkError(f"docker {shlex.join(words[:4])} …: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()
+
+
+def steps(text: str) -> list[Block]:
+    """The guide's blocks that belong to a machine. Raises `WalkError` for a place that is none."""
+    found = [block for block in blocks(text) if block.place]
+    strange = {block.place for block in found} - set(PLACES)
+    if strange:
+        raise WalkError(f"a block is for {', '.join(sorted(strange))}; places are {', '.join(PLACES)}")
+    return found
+
+
+def hands(block: Block) -> list[Callable[[Walk], None]]:
+    """What people have done before a block."""
+    return [do for (place, start), do in HANDS.items() if block.place == place and block.code.startswith(start)]
+
+
+def _rights() -> list[str]:
+    """As many as a container can be given here: systemd mounts, and limits what its services may do."""
+    held = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd")).split()[1], 16)
+    missing = [] if held >> 24 & 1 else ["--cap-drop=SYS_RESOURCE"]  # its number; the engine fails where it cannot give one
+    return ["--cap-add=ALL", *missing, *RIGHTS]
+
+
+def make_base() -> None:
+    """An empty Debian, unless the engine has it."""
+    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
+        environment = os.environ | {"PACKAGES": EMPTY}
+        done = subprocess.run([ROOT / "docker" / "local-base.sh", BASE], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise WalkError(f"no empty Debian can be made here: {(done.stdout + done.stderr).strip()[-1000:]}")
+
+
+def make_repository(folder: Path) -> None:
+    """A repository with one branch, `walk`: this checkout as it is, with changes of files that git knows."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    commit = git("stash", "create") or git("rev-parse", "HEAD")
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "walk", str(folder)], check=True)
+    git("push", "--quiet", str(folder), f"{commit}:refs/heads/walk")
+
+
+def make_pip(folder: Path, wheels: Path) -> tuple[list[str], tuple[Substitution, ...]]:
+    """Mounts that let the machines use what this one has fetched before, and the build of torch that there is."""
+    (folder / "pip.conf").write_text("[global]\nfind-links = /walk/wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n")
+    asked = [sys.executable, "-m", "pip", "cache", "dir"]
+    cache = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    cache.mkdir(parents=True, exist_ok=True)
+    wheels.mkdir(parents=True, exist_ok=True)
+    mounts = [f"{folder}/pip.conf:/etc/pip.conf:ro", f"{wheels}:/walk/wheels:ro", f"{cache}:/root/.cache/pip"]
+    if answers(CPU_INDEX):
+        return mounts, ()
+    script = ROOT / "tests" / "containers" / "torch-wheels.sh"
+    done = subprocess.run([script, wheels], env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    if done.returncode:
+        raise WalkError(f"{CPU_INDEX} does not answer, and {done.stderr.strip()[-500:]}")
+    reason = f"{CPU_INDEX} does not answer"
+    return mounts, (Substitution(BUILD, f"{BUILD} TORCH='{done.stdout.strip()}'", reason),)
+
+
+@contextmanager
+def laboratory(wheels: Path | None, keep: bool) -> Iterator[Walk]:
+    """A walk that has not begun; everything of it is taken away in the end."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walk-")))
+        make_base()
+        make_repository(folder / "fedskew.git")
+        mounts, torch = make_pip(folder, wheels or folder / "wheels")
+        mounts.append(f"{folder}/fedskew.git:/walk/fedskew.git:ro")
+        walk = Walk(stack, f"walk-{os.getpid()}", [f"--volume={mount}" for mount in mounts], (*SUBSTITUTIONS, *torch))
+        try:
+            yield walk
+        finally:
+            if keep:
+                print(f"the machines stay: docker exec -it walk-{os.getpid()}-{COORDINATOR} bash")
+                stack.pop_all()
+
+
+def walk_through(found: list[Block], walk: Walk) -> None:
+    """All steps. Raises `WalkError` at the first that fails."""
+    walk.install([block for block in found if block.place == PLACES[0]])
+    for block in found:
+        if block.reason:
+            print(f"\n- left out ({block.reason}):\n{block.code.rstrip()}")
+        elif block.place != PLACES[0]:
+            for do in hands(block):
+                do(walk)
+            walk.go(block.place, block.code)
+
+
+def bring_back(walk: Walk, out: Path) -> None:
+    """The run folder and the sites' audit logs, to be looked at here."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, machine in walk.machines.items():
+        paths = ["runs"] if name == COORDINATOR else ["audit.jsonl"]
+        packed = subprocess.run(["docker", "exec", machine._container, "tar", "-C", "/var/lib/fedskew", "-c", *paths],
+                                capture_output=True, check=True).stdout  # fmt: skip
+        (out / name).mkdir()
+        subprocess.run(["tar", "-C", str(out / name), "--no-same-owner", "-x"], input=packed, check=True)
+
+
+def main() -> int:
+    """Walk or list; the exit code is 1 if a command of the guide fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="only print the commands")
+    parser.add_argument("--keep", action="store_true", help="leave the machines")
+    parser.add_argument("--out", type=Path, help="bring the run and the audit logs back into this folder")
+    parser.add_argument("--wheels", type=Path, help="a folder with wheels to take before those of the index")
+    given = parser.parse_args()
+    started = time.monotonic()
+    try:
+        found = steps(GUIDE.read_text(encoding="utf-8"))
+        if given.list:
+            for block in found:
+                print(f"## {block.place}" + (f" (left out: {block.reason})" if block.reason else "") + f"\n{block.code}")
+            return 0
+        with laboratory(given.wheels, given.keep) as walk:
+            walk_through(found, walk)
+            if given.out:
+                bring_back(walk, given.out)
+    except WalkError as error:
+        print(f"docs/deployment.md: {error}", file=sys.stderr)
+        return 1
+    print(f"docs/deployment.md: every command works ({time.monotonic() - started:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
