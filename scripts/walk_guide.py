@@ -1,20 +1,22 @@
 """Walk through docs/deployment.md on empty Debians: every command as it stands there, in order, on its machine.
 
-    python3 scripts/walk_guide.py               # needs a Docker engine (DOCKER_HOST); debootstrap, as root, for the base
+    python3 scripts/walk_guide.py               # a Docker engine (DOCKER_HOST); as root, debootstrap
     python3 scripts/walk_guide.py --list        # only print what would be run
     python3 scripts/walk_guide.py --keep        # leave the machines there to look into
 
 A block's place stands behind the word bash of its fence, which no reader sees: `every machine`, `coordinator`, `site`.
 Machines are containers with systemd as their first process, so the units, timers and firewalls are the real ones; they
-have the guide's addresses. Commands are typed by an administrator with sudo, each block in a shell of its own, and the
-first that fails ends the walk. What is not as a reader has it is `SUBSTITUTIONS` and `HANDS`, told where it is used,
-and that what all machines do alike is done once: the machine is copied then. Needs the standard library alone.
+reach each other, and packages, by a bridge. Commands are typed by an administrator with sudo, each block in a shell of
+its own, and the first that fails ends the walk. What is not as a reader has it is `SUBSTITUTIONS` and `HANDS`, told
+where it is used; besides, what all machines do alike is done once, and the machine copied. Needs the standard library
+alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -33,14 +35,16 @@ GUIDE = ROOT / "docs" / "deployment.md"
 BASE = "fedskew/empty-debian:bookworm"
 # A Debian boots, its administrator may use sudo, and it trusts the authorities that this machine trusts.
 EMPTY = "systemd-sysv,dbus,sudo,iproute2,ca-certificates"
-SUBNET, COORDINATOR = "203.0.113.0/24", "coordinator"
-ADDRESSES = {COORDINATOR: "203.0.113.7", "site-a": "203.0.113.21", "site-b": "203.0.113.22"}
+SUBNET, COORDINATOR = "10.79.113.0/24", "coordinator"
+ADDRESSES = {COORDINATOR: "10.79.113.7", "site-a": "10.79.113.21", "site-b": "10.79.113.22"}
 SITES = ("site-a", "site-b")
 PLACES = ("every machine", COORDINATOR, "site")
 IMAGES = 240
 # systemd wants its control groups writable, which they are for its own part of the tree alone
-START = "for group in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $group; done; exec /lib/systemd/systemd"
-# All capabilities that this machine has to give
+START = (
+    "for group in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $group; done; exec /lib/systemd/systemd"
+)
+SYS_RESOURCE = 24  # number of the capability, which virtual machines like to be without
 RIGHTS = ("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--cgroupns=private")
 GENERATE = (
     "import pathlib, sys; from fedskew.data.synthetic import generate; "
@@ -64,6 +68,7 @@ class Substitution:
 SUBSTITUTIONS = (
     Substitution("<the repository>", "file:///walk/fedskew.git", "the repository is this checkout"),
     Substitution("<the version agreed on>", "walk", "with what is not committed yet"),
+    Substitution("203.0.113.7", ADDRESSES[COORDINATOR], "the guide's address is one for documents, nobody's"),
 )
 BUILD = "sudo make install LOCKED=1"
 
@@ -94,6 +99,13 @@ class Machine:
         look = "systemctl --failed --no-pager; journalctl --no-pager --lines 40 --unit 'fedskew*' --unit 'nginx*'"
         subprocess.run(["docker", "exec", self._container, "sh", "-c", look], stdin=subprocess.DEVNULL, check=False)
 
+    def bring(self, folder: str, names: list[str], out: Path) -> None:
+        """Copy files and folders to this machine, which are its caller's then."""
+        command = ["docker", "exec", self._container, "tar", "-C", folder, "-c", *names]
+        packed = subprocess.run(command, capture_output=True, check=True).stdout
+        out.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["tar", "-C", str(out), "--no-same-owner", "-x"], input=packed, check=True)
+
     def read(self, path: str) -> str:
         """A file of the machine."""
         return self.root("cat", path)
@@ -118,12 +130,14 @@ class Machine:
 class Walk:
     """The machines, and what a person does between them."""
 
-    def __init__(self, stack: ExitStack, prefix: str, mounts: list[str], substitutions: tuple[Substitution, ...]) -> None:
+    def __init__(
+        self, stack: ExitStack, prefix: str, mounts: list[str], substitutions: tuple[Substitution, ...]
+    ) -> None:
         self._stack, self._prefix, self._mounts, self._substitutions = stack, prefix, mounts, substitutions
         self.machines: dict[str, Machine] = {}
 
-    def install(self, found: list[Block]) -> None:
-        """What every machine does, once, on an empty one; then the machines, as its copies."""
+    def install(self, found: list[Block]) -> str:
+        """What every machine does, once, on an empty one; the image of it."""
         first = self._boot("every-machine", BASE)
         first.root("useradd", "--create-home", "--shell", "/bin/bash", "admin")
         first.root("sh", "-c", "echo 'admin ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/admin")
@@ -133,12 +147,16 @@ class Walk:
         docker("stop", "--time", "20", f"{self._prefix}-every-machine")
         docker("commit", f"{self._prefix}-every-machine", image)
         self._stack.callback(docker, "rmi", "--force", image)
-        docker("rm", f"{self._prefix}-every-machine")
+        return image
+
+    def boot(self, image: str) -> None:
+        """The machines, as copies of one, on a network."""
         network = f"{self._prefix}-network"
         docker("network", "create", "--subnet", SUBNET, network)
         self._stack.callback(docker, "network", "rm", network)
         for name, address in ADDRESSES.items():
             self.machines[name] = self._boot(name, image, "--network", network, "--ip", address)
+            self.machines[name].root("git", "-C", "/opt/fedskew", "pull", "--quiet", "--force")
         print(f"- by hand: {IMAGES} generated images for the coordinator and each site", flush=True)
         for seed, machine in enumerate(self.machines.values()):
             folder = "/srv/lesions" if machine.name in SITES else "/srv/public"
@@ -210,8 +228,10 @@ def hands(block: Block) -> list[Callable[[Walk], None]]:
 
 def _rights() -> list[str]:
     """As many as a container can be given here: systemd mounts, and limits what its services may do."""
-    held = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd")).split()[1], 16)
-    missing = [] if held >> 24 & 1 else ["--cap-drop=SYS_RESOURCE"]  # its number; the engine fails where it cannot give one
+    status = Path("/proc/self/status").read_text()
+    held = int(re.search(r"^CapBnd:\s*(\w+)", status, re.MULTILINE)[1], 16)
+    # an engine starts nothing to which it would have to give what it has not itself
+    missing = [] if held >> SYS_RESOURCE & 1 else ["--cap-drop=SYS_RESOURCE"]
     return ["--cap-add=ALL", *missing, *RIGHTS]
 
 
@@ -219,15 +239,20 @@ def make_base() -> None:
     """An empty Debian, unless the engine has it."""
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
         environment = os.environ | {"PACKAGES": EMPTY}
-        done = subprocess.run([ROOT / "docker" / "local-base.sh", BASE], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [ROOT / "docker" / "local-base.sh", BASE], env=environment, capture_output=True, text=True
+        )
         if done.returncode:
             raise WalkError(f"no empty Debian can be made here: {(done.stdout + done.stderr).strip()[-1000:]}")
 
 
 def make_repository(folder: Path) -> None:
     """A repository with one branch, `walk`: this checkout as it is, with changes of files that git knows."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     commit = git("stash", "create") or git("rev-parse", "HEAD")
     subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "walk", str(folder)], check=True)
@@ -270,9 +295,13 @@ def laboratory(wheels: Path | None, keep: bool) -> Iterator[Walk]:
                 stack.pop_all()
 
 
-def walk_through(found: list[Block], walk: Walk) -> None:
-    """All steps. Raises `WalkError` at the first that fails."""
-    walk.install([block for block in found if block.place == PLACES[0]])
+def walk_through(found: list[Block], walk: Walk, installed: str = "") -> None:
+    """All steps, or those after the installation, on an image that a kept walk has left.
+
+    Raises:
+        WalkError: one of them fails.
+    """
+    walk.boot(installed or walk.install([block for block in found if block.place == PLACES[0]]))
     for block in found:
         if block.reason:
             print(f"\n- left out ({block.reason}):\n{block.code.rstrip()}")
@@ -284,13 +313,8 @@ def walk_through(found: list[Block], walk: Walk) -> None:
 
 def bring_back(walk: Walk, out: Path) -> None:
     """The run folder and the sites' audit logs, to be looked at here."""
-    out.mkdir(parents=True, exist_ok=True)
     for name, machine in walk.machines.items():
-        paths = ["runs"] if name == COORDINATOR else ["audit.jsonl"]
-        packed = subprocess.run(["docker", "exec", machine._container, "tar", "-C", "/var/lib/fedskew", "-c", *paths],
-                                capture_output=True, check=True).stdout  # fmt: skip
-        (out / name).mkdir()
-        subprocess.run(["tar", "-C", str(out / name), "--no-same-owner", "-x"], input=packed, check=True)
+        machine.bring("/var/lib/fedskew", ["runs"] if name == COORDINATOR else ["audit.jsonl"], out / name)
 
 
 def main() -> int:
@@ -298,6 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="only print the commands")
     parser.add_argument("--keep", action="store_true", help="leave the machines")
+    parser.add_argument("--installed", default="", help="an image that --keep has left: begin behind the installation")
     parser.add_argument("--out", type=Path, help="bring the run and the audit logs back into this folder")
     parser.add_argument("--wheels", type=Path, help="a folder with wheels to take before those of the index")
     given = parser.parse_args()
@@ -306,10 +331,12 @@ def main() -> int:
         found = steps(GUIDE.read_text(encoding="utf-8"))
         if given.list:
             for block in found:
-                print(f"## {block.place}" + (f" (left out: {block.reason})" if block.reason else "") + f"\n{block.code}")
+                print(
+                    f"## {block.place}" + (f" (left out: {block.reason})" if block.reason else "") + f"\n{block.code}"
+                )
             return 0
         with laboratory(given.wheels, given.keep) as walk:
-            walk_through(found, walk)
+            walk_through(found, walk, given.installed)
             if given.out:
                 bring_back(walk, given.out)
     except WalkError as error:
