@@ -21,8 +21,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
@@ -56,8 +56,7 @@ END
 """
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A ```bash block; `place`: what else stands behind that word, which readers do not see."""
 
     code: str
