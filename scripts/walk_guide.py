@@ -40,6 +40,7 @@ ADDRESSES = {COORDINATOR: "10.79.113.7", "site-a": "10.79.113.21", "site-b": "10
 SITES = ("site-a", "site-b")
 PLACES = ("every machine", COORDINATOR, "site")
 IMAGES = 240
+FLEET_LOG = "/var/log/nginx/fleet.jsonl"
 # systemd wants its control groups writable, which they are for its own part of the tree alone
 START = (
     "for group in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $group; done; exec /lib/systemd/systemd"
@@ -259,21 +260,24 @@ def make_repository(folder: Path) -> None:
     git("push", "--quiet", str(folder), f"{commit}:refs/heads/walk")
 
 
-def make_pip(folder: Path, wheels: Path) -> tuple[list[str], tuple[Substitution, ...]]:
-    """Mounts that let the machines use what this one has fetched before, and the build of torch that there is."""
-    (folder / "pip.conf").write_text("[global]\nfind-links = /walk/wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n")
-    asked = [sys.executable, "-m", "pip", "cache", "dir"]
-    cache = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
-    cache.mkdir(parents=True, exist_ok=True)
-    wheels.mkdir(parents=True, exist_ok=True)
-    mounts = [f"{folder}/pip.conf:/etc/pip.conf:ro", f"{wheels}:/walk/wheels:ro", f"{cache}:/root/.cache/pip"]
-    if answers(CPU_INDEX):
+def make_pip(folder: Path, wheels: Path | None) -> tuple[list[str], tuple[Substitution, ...]]:
+    """pip's configuration in the machines and the wheels that it finds, and the build of torch that there is.
+
+    Args:
+        wheels: a folder with all wheels that the locks name; None: they are fetched.
+    """
+    found = wheels or folder / "wheels"
+    found.mkdir(parents=True, exist_ok=True)
+    settings = ["[global]", "find-links = /walk/wheels", "cert = /etc/ssl/certs/ca-certificates.crt"]
+    (folder / "pip.conf").write_text("\n".join([*settings, *(["no-index = true"] if wheels else []), ""]))
+    mounts = [f"{folder}/pip.conf:/etc/pip.conf:ro", f"{found.resolve()}:/walk/wheels:ro"]
+    if answers(CPU_INDEX) and not wheels:
         return mounts, ()
-    script = ROOT / "tests" / "containers" / "torch-wheels.sh"
-    done = subprocess.run([script, wheels], env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    script, environment = ROOT / "tests" / "containers" / "torch-wheels.sh", os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run([script, found], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WalkError(f"{CPU_INDEX} does not answer, and {done.stderr.strip()[-500:]}")
-    reason = f"{CPU_INDEX} does not answer"
+    reason = "the machines have no way to an index" if wheels else f"{CPU_INDEX} does not answer"
     return mounts, (Substitution(BUILD, f"{BUILD} TORCH='{done.stdout.strip()}'", reason),)
 
 
@@ -284,7 +288,7 @@ def laboratory(wheels: Path | None, keep: bool) -> Iterator[Walk]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walk-")))
         make_base()
         make_repository(folder / "fedskew.git")
-        mounts, torch = make_pip(folder, wheels or folder / "wheels")
+        mounts, torch = make_pip(folder, wheels)
         mounts.append(f"{folder}/fedskew.git:/walk/fedskew.git:ro")
         walk = Walk(stack, f"walk-{os.getpid()}", [f"--volume={mount}" for mount in mounts], (*SUBSTITUTIONS, *torch))
         try:
@@ -311,6 +315,19 @@ def walk_through(found: list[Block], walk: Walk, installed: str = "") -> None:
             walk.go(block.place, block.code)
 
 
+def rotate(walk: Walk, seconds: float = 60.0) -> None:
+    """A week later: the proxy's log is put aside, and it writes into a fresh one. Raises `WalkError`."""
+    coordinator, started = walk.machines[COORDINATOR], time.monotonic()
+    print("\n- not typed: a week has passed, and logrotate is due", flush=True)
+    coordinator.root("logrotate", "--force", "/etc/logrotate.d/fedskew")
+    while not coordinator.root("find", FLEET_LOG, "-size", "+0"):  # sites ask every three seconds
+        if time.monotonic() > started + seconds:
+            raise WalkError(f"nginx writes nothing to {FLEET_LOG} after it was rotated")
+        time.sleep(1)
+    if not coordinator.root("sh", "-c", f"ls {FLEET_LOG}-*"):
+        raise WalkError(f"{FLEET_LOG} was not kept")
+
+
 def bring_back(walk: Walk, out: Path) -> None:
     """The run folder and the sites' audit logs, to be looked at here."""
     for name, machine in walk.machines.items():
@@ -324,7 +341,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the machines")
     parser.add_argument("--installed", default="", help="an image that --keep has left: begin behind the installation")
     parser.add_argument("--out", type=Path, help="bring the run and the audit logs back into this folder")
-    parser.add_argument("--wheels", type=Path, help="a folder with wheels to take before those of the index")
+    parser.add_argument("--wheels", type=Path, help="a folder with all wheels of locks/: no index is asked")
     given = parser.parse_args()
     started = time.monotonic()
     try:
@@ -337,6 +354,7 @@ def main() -> int:
             return 0
         with laboratory(given.wheels, given.keep) as walk:
             walk_through(found, walk, given.installed)
+            rotate(walk)
             if given.out:
                 bring_back(walk, given.out)
     except WalkError as error:
