@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,33 +26,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from install import CPU_INDEX, answers
+from machines import BASE, Machine, WalkError, boot, docker, make_base
 from run_readme import Block, blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "deployment.md"
-BASE = "fedskew/empty-debian:bookworm"
-# A Debian boots, its administrator may use sudo, and it trusts the authorities that this machine trusts.
-EMPTY = "systemd-sysv,dbus,sudo,iproute2,ca-certificates"
 SUBNET, COORDINATOR = "10.79.113.0/24", "coordinator"
 ADDRESSES = {COORDINATOR: "10.79.113.7", "site-a": "10.79.113.21", "site-b": "10.79.113.22"}
 SITES = ("site-a", "site-b")
 PLACES = ("every machine", COORDINATOR, "site")
 IMAGES = 240
+OUTSIDE = ("deb.debian.org", "80")
+KNOCK = """
+import socket, sys
+try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close(); print("open")
+except OSError: print("closed")
+"""
 FLEET_LOG = "/var/log/nginx/fleet.jsonl"
-# systemd wants its control groups writable, which they are for its own part of the tree alone
-START = (
-    "for group in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $group; done; exec /lib/systemd/systemd"
-)
-SYS_RESOURCE = 24  # number of the capability, which virtual machines like to be without
-RIGHTS = ("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--cgroupns=private")
 GENERATE = (
     "import pathlib, sys; from fedskew.data.synthetic import generate; "
     "generate(pathlib.Path(sys.argv[1]), images=int(sys.argv[2]), seed=int(sys.argv[3]), size=(64, 48))"
 )
-
-
-class WalkError(Exception):
-    """The walk cannot go on; the message says where it stopped."""
 
 
 @dataclass(frozen=True)
@@ -72,60 +64,6 @@ SUBSTITUTIONS = (
     Substitution("203.0.113.7", ADDRESSES[COORDINATOR], "the guide's address is one for documents, nobody's"),
 )
 BUILD = "sudo make install LOCKED=1"
-
-
-class Machine:
-    """A container that boots like a machine."""
-
-    def __init__(self, name: str, container: str) -> None:
-        self.name, self._container = name, container
-
-    def root(self, *words: str) -> str:
-        """What a command prints that no reader types."""
-        return docker("exec", "--user", "root", self._container, *words)
-
-    def type(self, code: str) -> None:
-        """What the administrator types, in a fresh shell. Raises `WalkError`."""
-        shell = ["bash", "--login", "-euo", "pipefail", "-c", code]
-        command = ["docker", "exec", "--user", "admin", "--workdir", "/home/admin", self._container, *shell]
-        started = time.monotonic()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=False)
-        print(f"- {self.name}: {time.monotonic() - started:.0f} s", flush=True)
-        if done.returncode:
-            self.explain()
-            raise WalkError(f"{self.name}: a command of this block failed (exit code {done.returncode})")
-
-    def explain(self) -> None:
-        """Say what the services had to say."""
-        look = "systemctl --failed --no-pager; journalctl --no-pager --lines 40 --unit 'fedskew*' --unit 'nginx*'"
-        subprocess.run(["docker", "exec", self._container, "sh", "-c", look], stdin=subprocess.DEVNULL, check=False)
-
-    def bring(self, folder: str, names: list[str], out: Path) -> None:
-        """Copy files and folders to this machine, which are its caller's then."""
-        command = ["docker", "exec", self._container, "tar", "-C", folder, "-c", *names]
-        packed = subprocess.run(command, capture_output=True, check=True).stdout
-        out.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["tar", "-C", str(out), "--no-same-owner", "-x"], input=packed, check=True)
-
-    def read(self, path: str) -> str:
-        """A file of the machine."""
-        return self.root("cat", path)
-
-    def write(self, path: str, text: str) -> None:
-        """A file in the administrator's home, as if it had come by mail."""
-        command = ["docker", "exec", "--interactive", "--user", "admin", self._container, "tee", path]
-        subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=True)
-
-    def wait(self, seconds: float = 60.0) -> None:
-        """Until it has booted. Raises `WalkError`."""
-        deadline, state = time.monotonic() + seconds, ""
-        while time.monotonic() < deadline:
-            asked = ["docker", "exec", self._container, "systemctl", "is-system-running"]
-            state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-            if state in ("running", "degraded"):
-                return
-            time.sleep(0.5)
-        raise WalkError(f"{self.name} does not boot within {seconds:.0f} s: {state or 'systemd does not answer'}")
 
 
 class Walk:
@@ -147,14 +85,14 @@ class Walk:
         image = f"{self._prefix}-installed"
         docker("stop", "--time", "20", f"{self._prefix}-every-machine")
         docker("commit", f"{self._prefix}-every-machine", image)
-        self._stack.callback(docker, "rmi", "--force", image)
+        self._clear("rmi", "--force", image)
         return image
 
     def boot(self, image: str) -> None:
         """The machines, as copies of one, on a network."""
         network = f"{self._prefix}-network"
         docker("network", "create", "--subnet", SUBNET, network)
-        self._stack.callback(docker, "network", "rm", network)
+        self._clear("network", "rm", network)
         for name, address in ADDRESSES.items():
             self.machines[name] = self._boot(name, image, "--network", network, "--ip", address)
             self.machines[name].root("git", "-C", "/opt/fedskew", "pull", "--quiet", "--force")
@@ -187,13 +125,12 @@ class Walk:
 
     def _boot(self, name: str, image: str, *more: str) -> Machine:
         container = f"{self._prefix}-{name}"
-        self._stack.callback(subprocess.run, ["docker", "rm", "--force", "--volumes", container], capture_output=True)
-        memory = ("--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp:exec")
-        docker("run", "--detach", "--name", container, "--hostname", name, *_rights(), *memory, *more, *self._mounts,
-               "--stop-signal", "SIGRTMIN+3", "--env", "container=docker", image, "/bin/sh", "-c", START)  # fmt: skip
-        machine = Machine(name, container)
-        machine.wait()
-        return machine
+        self._clear("rm", "--force", "--volumes", container)
+        return boot(name, container, image, *self._mounts, *more)
+
+    def _clear(self, *words: str) -> None:
+        """Take something away in the end, if it is there."""
+        self._stack.callback(subprocess.run, ["docker", *words], capture_output=True, check=False)
 
 
 # What people do between two blocks, by the block before which they have done it: its place and first command.
@@ -203,14 +140,6 @@ HANDS: dict[tuple[str, str], Callable[[Walk], None]] = {
         walk.carry(site, f"{site}.pub", (COORDINATOR,)) for site in SITES
     ],
 }
-
-
-def docker(*words: str) -> str:
-    """Output of a docker command. Raises `WalkError` with what it said."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise WalkError(f"docker {shlex.join(words[:4])} …: {done.stderr.strip()[-2000:]}")
-    return done.stdout.strip()
 
 
 def steps(text: str) -> list[Block]:
@@ -225,26 +154,6 @@ def steps(text: str) -> list[Block]:
 def hands(block: Block) -> list[Callable[[Walk], None]]:
     """What people have done before a block."""
     return [do for (place, start), do in HANDS.items() if block.place == place and block.code.startswith(start)]
-
-
-def _rights() -> list[str]:
-    """As many as a container can be given here: systemd mounts, and limits what its services may do."""
-    status = Path("/proc/self/status").read_text()
-    held = int(re.search(r"^CapBnd:\s*(\w+)", status, re.MULTILINE)[1], 16)
-    # an engine starts nothing to which it would have to give what it has not itself
-    missing = [] if held >> SYS_RESOURCE & 1 else ["--cap-drop=SYS_RESOURCE"]
-    return ["--cap-add=ALL", *missing, *RIGHTS]
-
-
-def make_base() -> None:
-    """An empty Debian, unless the engine has it."""
-    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
-        environment = os.environ | {"PACKAGES": EMPTY}
-        done = subprocess.run(
-            [ROOT / "docker" / "local-base.sh", BASE], env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise WalkError(f"no empty Debian can be made here: {(done.stdout + done.stderr).strip()[-1000:]}")
 
 
 def make_repository(folder: Path) -> None:
@@ -328,6 +237,19 @@ def rotate(walk: Walk, seconds: float = 60.0) -> None:
         raise WalkError(f"{FLEET_LOG} was not kept")
 
 
+def knock(walk: Walk) -> None:
+    """The firewalls of the sites hold, also after the upgrade, and let the one way through. Raises `WalkError`."""
+    wanted = {(COORDINATOR, *OUTSIDE): True}  # else a closed door would say nothing
+    for site in SITES:
+        wanted |= {(site, *OUTSIDE): False, (site, ADDRESSES[COORDINATOR], "8443"): True}
+    for (name, host, port), wants in wanted.items():
+        python = "/opt/fedskew/.venv/bin/python"
+        is_open = walk.machines[name].root(python, "-c", KNOCK, host, port) == "open"
+        print(f"- not typed: {name} {'reaches' if is_open else 'does not reach'} {host}:{port}", flush=True)
+        if is_open is not wants:
+            raise WalkError(f"{name} should {'' if wants else 'not '}reach {host}:{port}")
+
+
 def bring_back(walk: Walk, out: Path) -> None:
     """The run folder and the sites' audit logs, to be looked at here."""
     for name, machine in walk.machines.items():
@@ -355,6 +277,7 @@ def main() -> int:
         with laboratory(given.wheels, given.keep) as walk:
             walk_through(found, walk, given.installed)
             rotate(walk)
+            knock(walk)
             if given.out:
                 bring_back(walk, given.out)
     except WalkError as error:

@@ -28,7 +28,7 @@ def walk_guide(monkeypatch):
     import walk_guide  # noqa: PLC0415 - a script, found where it lies
 
     yield walk_guide
-    for name in ("walk_guide", "run_readme", "install"):
+    for name in ("walk_guide", "machines", "run_readme", "install"):
         sys.modules.pop(name, None)
 
 
