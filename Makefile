@@ -16,7 +16,8 @@ export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+# a new version may pin other packages and ask for the same
+$(VENV)/.installed: pyproject.toml $(if $(LOCKED),$(wildcard locks/*.txt))
 	@$(PYTHON) scripts/install.py $(VENV) --torch '$(TORCH)' --torch-index $(TORCH_INDEX)$(if $(LOCKED), --locked)
 
 demo: install

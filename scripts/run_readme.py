@@ -22,9 +22,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(?:<!-- not in CI: (?P<reason>[^>]*?) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- not in CI: (?P<reason>[^>]*?) -->\n)?```bash(?: (?P<place>[^\n]*))?\n(?P<code>.*?)```", re.DOTALL
+)
 DATA, IMAGES = "HAM10000", 300
 LEFT_BEHIND = (DATA, "runs", "runs.png")  # by the commands
 ACTIVATION = "source .venv/bin/activate"
@@ -53,16 +56,29 @@ END
 """
 
 
+class Block(NamedTuple):
+    """A ```bash block; `place`: what else stands behind that word, which readers do not see."""
+
+    code: str
+    place: str
+    reason: str  # why CI leaves it out, or nothing
+
+
+def blocks(text: str) -> list[Block]:
+    """The blocks of a document in order."""
+    return [Block(found["code"], found["place"] or "", found["reason"] or "") for found in BLOCK.finditer(text)]
+
+
 def commands(text: str) -> list[tuple[str, str]]:
     """The commands of a document in order, each with the reason why CI leaves it out, or nothing.
 
     A line that ends in a backslash goes on in the next; comments and empty lines are no commands.
     """
     found = []
-    for block in BLOCK.finditer(text):
-        for line in block["code"].replace("\\\n", " ").splitlines():
+    for block in blocks(text):
+        for line in block.code.replace("\\\n", " ").splitlines():
             if command := re.split(r"(?:^|\s)#", line)[0].strip():
-                found.append((command, block["reason"] or ""))
+                found.append((command, block.reason))
     return found
 
 

@@ -64,6 +64,14 @@ def test_make_calls_it(tmp_path):
     assert f"scripts/install.py {tmp_path}/venv --torch '{exact}' --torch-index https://mirror/cpu" in shown
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_other_locks_install_anew_what_they_pin(tmp_path):
+    (tmp_path / ".installed").touch()
+    ask = ["make", "--question", "--what-if=locks/requirements.txt", "install", f"VENV={tmp_path}"]
+    assert subprocess.run(ask, cwd=ROOT, check=False).returncode == 0, "without LOCKED they pin nothing"
+    assert subprocess.run([*ask, "LOCKED=1"], cwd=ROOT, check=False).returncode == 1
+
+
 def test_what_cannot_be_finished_is_taken_away(tmp_path):
     done = install(tmp_path / "venv", "--torch", "cuda")
     assert done.returncode == 1

@@ -12,13 +12,12 @@ arguments=()
 if ! docker pull --quiet python:3.11.14-slim-bookworm 2> /dev/null; then
   base=fedskew/python:3.11-bookworm
   docker image inspect "$base" > /dev/null 2>&1 || docker/local-base.sh "$base"
-  "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-cache-dir --dest "$context/docker/wheels" torch==2.13.0
-  compgen -G "$context/docker/wheels/torch-2.13.0+cpu-*" > /dev/null || { echo "no CPU build of torch at hand" >&2; exit 3; }
-  "${PYTHON:-python3}" tests/containers/torchvision_wheel.py 0.28.0 "$context/docker/wheels"
+  pins=$(tests/containers/torch-wheels.sh "$context/docker/wheels")  # torch==X+cpu torchvision==Y+cpu
+  version() { grep -o "$1==[0-9.]*" <<< "$pins" | cut -d = -f 3; }
   sha256() { sha256sum "$context/docker/wheels/$1"-*.whl | cut -d ' ' -f 1; }
-  arguments=(--build-arg "BASE_IMAGE=$base" --build-arg "TORCH_SHA256=$(sha256 torch)"
-             --build-arg "TORCHVISION_SHA256=$(sha256 torchvision)" --build-arg TORCH_VERSION=2.13.0 --build-arg TORCHVISION_VERSION=0.28.0
-             --build-arg TORCH_INDEX=)
+  arguments=(--build-arg "BASE_IMAGE=$base" --build-arg TORCH_INDEX= --build-arg "TORCH_VERSION=$(version torch)"
+             --build-arg "TORCHVISION_VERSION=$(version torchvision)" --build-arg "TORCH_SHA256=$(sha256 torch)"
+             --build-arg "TORCHVISION_SHA256=$(sha256 torchvision)")
 fi
 for target in proxy app; do
   name=fedskew; [ $target = proxy ] && name=fedskew-proxy

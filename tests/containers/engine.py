@@ -38,7 +38,7 @@ def docker(*words: str) -> str:
 @functools.cache
 def image_tag() -> str:
     """Tag of the images under test, built unless FEDSKEW_IMAGE_TAG names some; skips where no engine answers."""
-    if why := _no_engine():
+    if why := no_engine():
         pytest.skip(why)
     if tag := os.environ.get("FEDSKEW_IMAGE_TAG", ""):
         return tag
@@ -51,7 +51,7 @@ def image_tag() -> str:
     return "test"
 
 
-def _no_engine() -> str:
+def no_engine() -> str:
     """Empty if an engine answers, else why the tests cannot run."""
     if not shutil.which("docker"):
         return "no docker command"
