@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fedskew.architecture import Architecture
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel
+from fedskew.model.groups import ATTENTION
 from fedskew.pruning.decide import Plan
-from fedskew.pruning.units import ATTENTION
 
 
 class MaskedReference:
@@ -17,7 +17,7 @@ class MaskedReference:
     (calibration), whose units are numbered anew, can be followed as well.
     """
 
-    def __init__(self, model: MultimodalSwin) -> None:
+    def __init__(self, model: MultimodalModel) -> None:
         self.model, self.arch = model, model.architecture
         self.left = {}
         for i, j in self.arch.positions():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from fedskew.architecture import REMOVED_MODES, RESERVED, STEMS, Architecture, BlockShape, StageShape
+from fedskew.model.architecture import REMOVED_MODES, RESERVED, STEMS, Architecture, BlockShape, StageShape
 
 NAMES = st.text(min_size=1, max_size=8)
 VOCABULARY_NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,7}", fullmatch=True).filter(lambda name: name not in RESERVED)

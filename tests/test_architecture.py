@@ -11,9 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import architectures
 
-from fedskew.architecture import MAX_JSON_BYTES, Architecture, ArchitectureError, BlockShape
 from fedskew.model import cost
-from fedskew.model.swin import build
+from fedskew.model.architecture import MAX_JSON_BYTES, BlockShape
+from fedskew.model.bounds import ArchitectureError
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
 
 VALID = json.loads(architecture(stages=2).to_json())
 
@@ -31,10 +33,10 @@ def with_value(path, value):
 @given(architectures())
 def test_json_gives_the_same_architecture_back(arch):
     text = arch.to_json()
-    again = Architecture.from_json(text)
+    again = architecture_from_json(text)
     assert again == arch
     assert again.to_json() == text
-    assert Architecture.from_json(text.encode()).digest == arch.digest
+    assert architecture_from_json(text.encode()).digest == arch.digest
 
 
 @given(architectures())
@@ -45,7 +47,7 @@ def test_json_is_canonical_whatever_the_order_of_keys_and_spaces(arch):
         return [shuffled(item) for item in value] if isinstance(value, list) else value
 
     text = json.dumps(shuffled(json.loads(arch.to_json())), indent=3)
-    assert Architecture.from_json(text).to_json() == arch.to_json()
+    assert architecture_from_json(text).to_json() == arch.to_json()
 
 
 def test_equal_architectures_have_equal_text_and_digest():
@@ -72,7 +74,7 @@ def test_any_difference_changes_the_digest():
 @example(architecture(image_size=12, stages=3))  # 3, 2, 1 tokens a side
 @example(architecture(image_size=40))  # 10, 5, 3, 2 tokens a side, windows of 4
 def test_rebuilt_from_json_alone_the_model_has_the_counted_size_and_cost(arch):
-    model = build(Architecture.from_json(arch.to_json())).eval()
+    model = build(architecture_from_json(arch.to_json())).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == cost.parameters(arch), "parameters"
     stored = [*model.parameters(), *model.buffers()]
@@ -180,7 +182,7 @@ INVALID = [
 @pytest.mark.parametrize(("path", "value", "named"), INVALID)
 def test_what_cannot_be_built_is_refused_by_the_name_of_the_field(path, value, named):
     with pytest.raises(ArchitectureError) as error:
-        Architecture.from_json(json.dumps(with_value(path, value)))
+        architecture_from_json(json.dumps(with_value(path, value)))
     assert named in str(error.value)
     assert len(str(error.value)) < 600, "a message for people, not a dump of what came"
 
@@ -188,21 +190,21 @@ def test_what_cannot_be_built_is_refused_by_the_name_of_the_field(path, value, n
 @pytest.mark.parametrize("key", sorted(VALID))
 def test_a_missing_key_is_named(key):
     with pytest.raises(ArchitectureError, match=key):
-        Architecture.from_json(json.dumps({name: value for name, value in VALID.items() if name != key}))
+        architecture_from_json(json.dumps({name: value for name, value in VALID.items() if name != key}))
 
 
 def test_a_model_of_absurd_size_is_refused_before_it_is_built():
     block = {"heads": [0], "hidden": 65_536}
     huge = with_value(("stages",), [dict(VALID["stages"][0], width=8192, dense_hidden=65_536, blocks=[block] * 2)])
     with pytest.raises(ArchitectureError, match="parameters, at most"):
-        Architecture.from_json(json.dumps(huge))
+        architecture_from_json(json.dumps(huge))
 
 
 def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
     huge = with_value(("stages",), [dict(VALID["stages"][0], window=64)])
     huge |= {"image_size": 1024, "patch_size": 1}  # 256 windows of 4096 positions: a mask of 17 GB
     with pytest.raises(ArchitectureError, match="bytes of parameters and window tables"):
-        Architecture.from_json(json.dumps(huge))
+        architecture_from_json(json.dumps(huge))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
 )
 def test_what_is_no_architecture_at_all_is_refused(text):
     with pytest.raises(ArchitectureError):
-        Architecture.from_json(text)
+        architecture_from_json(text)
 
 
 JSON = st.recursive(
@@ -264,10 +266,10 @@ def mutated(draw):
 @given(mutated())
 def test_a_mutated_document_is_valid_or_refused_and_never_anything_else(document):
     try:
-        arch = Architecture.from_json(json.dumps(document))
+        arch = architecture_from_json(json.dumps(document))
     except ArchitectureError:
         return
-    assert Architecture.from_json(arch.to_json()) == arch
+    assert architecture_from_json(arch.to_json()) == arch
 
 
 def test_resolution_rounds_up_and_windows_never_exceed_it():

@@ -7,15 +7,15 @@ import torch
 from builders import architecture, inputs, lively_model, tiny_config
 
 import fedskew.pruning.score as score_module
-from fedskew.architecture import BlockShape
 from fedskew.model import cost
-from fedskew.model.swin import build
+from fedskew.model.architecture import BlockShape
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import READINGS
 from fedskew.pruning.decide import Plan, decide
 from fedskew.pruning.score import score_units
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import limits_of, propose, prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 STAGES = (0, 1, 2, 3)
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import architectures
 
-from fedskew.architecture import BlockShape
 from fedskew.config.schema import ConfigError, ModelConfig
 from fedskew.model import cost
-from fedskew.model.families import dense_architecture, model_names
-from fedskew.model.swin import build
+from fedskew.model.architecture import BlockShape
+from fedskew.model.catalogue import dense_architecture, model_names
+from fedskew.model.fusion import build
 
 
 def test_dense_swin_t_has_the_numbers_of_the_paper():

@@ -8,10 +8,11 @@ from builders import architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.architecture import BlockShape
 from fedskew.model import cost
+from fedskew.model.architecture import BlockShape
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Limits, Plan, apply_plan, decide, lowest_first, unit_saving, unwanted, within_budget
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
+from fedskew.pruning.units import group_size, unit_count
 
 NAN = float("nan")
 ARCH = architecture()

@@ -15,11 +15,11 @@ import fedskew.pruning.score as score_module
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import open_data
 from fedskew.data.samples import DataError
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import skewness
 from fedskew.pruning.focus import UnitFocus, control_masks, focus_of, measure_focus, to_tokens
 from fedskew.pruning.focus_summary import focus_summary, stratified_probability
 from fedskew.pruning.observe import observe
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 
 @pytest.mark.parametrize("shift", [0, 2])

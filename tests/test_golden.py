@@ -33,7 +33,8 @@ RUNS = {
         "federation": {"rounds": 3, "server_optimiser": "avgm", "server_momentum": 0.6},
     },
     "given-back": {
-        "prune": {"method": "random", "rule": "match", "guard": 0.01, "align": 8, "mlp_group": "width", "first_round": 0},
+        "prune": {"method": "random", "rule": "match", "guard": 0.01, "align": 8, "mlp_group": "width",
+                  "first_round": 0},
         "run": {"seed": 3},
     },
     "emptied": {
@@ -48,7 +49,8 @@ RUNS = {
         "federation": {"aggregation": "median", "rounds": 2},
     },
     "mixed": {
-        "train": {"mixup": 0.2, "cutmix": 0.2, "rand_augment": "rand-m5-n2-mstd0.5", "sampling": "sqrt", "clip_norm": 0.5},
+        "train": {"mixup": 0.2, "cutmix": 0.2, "rand_augment": "rand-m5-n2-mstd0.5", "sampling": "sqrt",
+                  "clip_norm": 0.5},
         "prune": {"method": "none"},
         "federation": {"weighting": "equal", "server_optimiser": "adam", "fraction": 0.67},
     },

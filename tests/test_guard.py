@@ -8,10 +8,10 @@ from builders import architecture, inputs, lively_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
 from fedskew.pruning.guard import TRIES, guard
 from fedskew.pruning.step import prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)
 

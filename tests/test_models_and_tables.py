@@ -9,9 +9,9 @@ import torch
 from builders import architecture, lively_model, tiny_config
 from safetensors.torch import save_file
 
-from fedskew.architecture import BlockShape
 from fedskew.config import to_yaml
 from fedskew.metrics import Predictions
+from fedskew.model.architecture import BlockShape
 from fedskew.runs.compare import comparison, read_run, read_runs, run_labels, to_console, to_markdown
 from fedskew.runs.evaluation import evaluate_run
 from fedskew.runs.folder import RunFolderError

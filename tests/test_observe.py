@@ -8,9 +8,9 @@ import torch
 from builders import architecture, inputs, lively_model
 from torch.nn import functional
 
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import make_criterion
 from fedskew.pruning.observe import observe
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 KEY = SublayerKey(0, 0, ATTENTION)
 SHIFTED = (0, 1)

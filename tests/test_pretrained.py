@@ -13,8 +13,8 @@ from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
 from fedskew.data.prepare import open_data, split_server
 from fedskew.federation.server_model import ServerModel
+from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
-from fedskew.model.swin import build
 
 
 def timm_model(*, classes=11, window=4, image_size=32, patch=4, seed=5):

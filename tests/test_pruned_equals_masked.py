@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from masking import MaskedReference, kept_parameters
 from timm.models.swin_transformer import SwinTransformer
 
-from fedskew.architecture import Architecture, BlockShape
 from fedskew.config.schema import ModelConfig
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.architecture import BlockShape
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import READINGS
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import propose, prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
+from fedskew.pruning.units import group_size, unit_count
 
 TOLERANCE = 1e-5
 ALL_STAGES = (0, 1, 2, 3)
@@ -35,7 +37,7 @@ def check_plan(model, plan, group, images, metadata, reference=None):
     reference = reference or MaskedReference(model)
     state, smaller = slice_model(model.state_dict(), model.architecture, plan, group)
     reference.follow(plan, lambda stage: group_size(group, model.architecture, stage))
-    pruned = build(Architecture.from_json(smaller.to_json()), state).eval()
+    pruned = build(architecture_from_json(smaller.to_json()), state).eval()
     with torch.no_grad():
         found = pruned(images, metadata)
     assert_equal_outputs(found, reference(images, metadata))

@@ -22,9 +22,9 @@ from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.weights import layout, layout_of, to_record
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 from fedskew.runs.resume import new_folder, open_checkpoint
 
 ARCH = architecture(image_size=32, stages=2)
