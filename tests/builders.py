@@ -23,6 +23,8 @@ from fedskew.model.families.swin import SwinSpec, SwinStage
 from fedskew.model.families.vit import ViTSpec
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.decide import Plan
+from fedskew.pruning.units import bundle_size
 from fedskew.runs.folder import RunFolder
 
 MICRO = "swin_micro_patch4_window4_32"
@@ -95,8 +97,14 @@ def hidden_of(arch, stage, block):
 
 
 def block_of(model, stage, block):
-    """A block of a Swin."""
-    return model.encoder.layers[stage].blocks[block]
+    """A block of a model."""
+    encoder = model.encoder
+    return encoder.layers[stage].blocks[block] if hasattr(encoder, "layers") else encoder.blocks[block]
+
+
+def plan_of(arch, remove, group="ratio", scores=None):
+    """A plan in units of a reading of `prune.mlp-group`."""
+    return Plan(remove, scores or {}, {key: bundle_size(group, arch.groups[key]) for key in remove})
 
 
 def lively_model(arch: Architecture, seed: int = 0) -> MultimodalModel:

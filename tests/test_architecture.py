@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import architecture, inputs
+from builders import architecture, inputs, left
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import architectures
 
 from fedskew.model import cost
-from fedskew.model.architecture import MAX_JSON_BYTES, BlockShape
 from fedskew.model.bounds import ArchitectureError
-from fedskew.model.codec import architecture_from_json
+from fedskew.model.codec import MAX_JSON_BYTES, architecture_from_json
 from fedskew.model.fusion import build
 
 VALID = json.loads(architecture(stages=2).to_json())
@@ -60,8 +59,8 @@ def test_equal_architectures_have_equal_text_and_digest():
 def test_any_difference_changes_the_digest():
     arch = architecture()
     others = [
-        arch.with_blocks({(0, 0): BlockShape((0,), 32)}),
-        arch.with_blocks({(0, 0): BlockShape((0, 1), 31)}),
+        left(arch, 0, 0, heads=(0,)),
+        left(arch, 0, 0, hidden=31),
         replace(arch, removed="skip"),
         replace(arch, classes=arch.classes[::-1]),
         replace(arch, weights=(0.8, 0.05, 0.05)),
@@ -104,26 +103,26 @@ def hooked_macs(model):
             module.register_forward_hook(on_linear)
         elif isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(on_conv)
-        elif hasattr(module, "relative_position_bias_table"):
+        elif hasattr(module, "qkv"):  # an attention
             module.register_forward_hook(on_attention)
     with torch.no_grad():
         model(*inputs(model.architecture, count=1))
     return linear, linear + products
 
 
-BLOCK = ("stages", 0, "blocks", 0)
+HEADS, HIDDEN = ("kept", "0.0.attention"), ("kept", "0.0.mlp")
 INVALID = [
-    (("version",), 2, "version"),
+    (("version",), 3, "version"),
     (("version",), True, "version"),
-    (("image_size",), -64, "image_size"),
-    (("image_size",), 0, "image_size"),
-    (("image_size",), 10**9, "image_size"),
-    (("image_size",), 66, "image_size"),
-    (("image_size",), 64.0, "image_size"),
-    (("image_size",), "64", "image_size"),
-    (("image_size",), None, "image_size"),
-    (("patch_size",), 0, "patch_size"),
-    (("patch_size",), True, "patch_size"),
+    (("spec", "image_size"), -64, "image_size"),
+    (("spec", "image_size"), 0, "image_size"),
+    (("spec", "image_size"), 10**9, "image_size"),
+    (("spec", "image_size"), 66, "image_size"),
+    (("spec", "image_size"), 64.0, "image_size"),
+    (("spec", "image_size"), "64", "image_size"),
+    (("spec", "image_size"), None, "image_size"),
+    (("spec", "patch_size"), 0, "patch_size"),
+    (("spec", "patch_size"), True, "patch_size"),
     (("removed",), "drop", "removed"),
     (("removed",), ["norm"], "removed"),
     (("name",), "", "name"),
@@ -149,32 +148,59 @@ INVALID = [
     (("vocabularies",), [["sex", [1]], ["age", ["u"]]], "sex"),
     (("vocabularies",), [[["sex"], ["u"]], ["age", ["u"]]], "vocabularies"),
     (("vocabularies",), [["a.b", ["u"]], ["age", ["u"]]], "vocabularies"),
-    (("stages",), [], "stages"),
-    (("stages",), {}, "stages"),
-    (("stages",), VALID["stages"] * 4, "stages"),
-    (("stages", 0, "width"), 0, "stages[0].width"),
-    (("stages", 0, "width"), 2**40, "stages[0].width"),
-    (("stages", 1, "width"), 17, "stages[1].width"),
-    (("stages", 0, "head_dim"), -4, "stages[0].head_dim"),
-    (("stages", 0, "dense_heads"), 10**6, "stages[0].dense_heads"),
-    (("stages", 0, "dense_hidden"), 0, "stages[0].dense_hidden"),
-    (("stages", 0, "window"), 0, "stages[0].window"),
-    (("stages", 0, "window"), 65, "stages[0].window"),
-    (("stages", 0, "blocks"), [], "stages[0]"),
-    (("stages", 0, "blocks"), [VALID["stages"][0]["blocks"][0]] * 101, "stages[0]"),
-    (("stages", 0, "blocks", 0), 3, "stages[0].blocks[0]"),
-    ((*BLOCK, "heads"), [-1], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [2], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0, 0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [1, 0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0, True], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0.0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [[]], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), 1, "stages[0].blocks[0].heads"),
-    ((*BLOCK, "hidden"), -1, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "hidden"), 33, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "hidden"), False, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "extra"), 1, "stages[0].blocks[0]"),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        [],
+        "stages",
+    ),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        {},
+        "stages",
+    ),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        VALID["spec"]["stages"] * 4,
+        "stages",
+    ),
+    (("spec", "stages", 0, "width"), 0, "stages[0].width"),
+    (("spec", "stages", 0, "width"), 2**40, "stages[0].width"),
+    (("spec", "stages", 1, "width"), 17, "stages[1].width"),
+    (("spec", "stages", 0, "head_dim"), -4, "stages[0].head_dim"),
+    (("spec", "stages", 0, "heads"), 10**6, "stages[0].heads"),
+    (("spec", "stages", 0, "hidden"), 0, "stages[0].hidden"),
+    (("spec", "stages", 0, "window"), 0, "stages[0].window"),
+    (("spec", "stages", 0, "window"), 65, "stages[0].window"),
+    (HEADS, [-1], "kept[0.0.attention]"),
+    (HEADS, [2], "kept[0.0.attention]"),
+    (HEADS, [0, 0], "kept[0.0.attention]"),
+    (HEADS, [1, 0], "kept[0.0.attention]"),
+    (HEADS, [0, True], "kept[0.0.attention]"),
+    (HEADS, [0.0], "kept[0.0.attention]"),
+    (HEADS, [[]], "kept[0.0.attention]"),
+    (HEADS, 1, "kept[0.0.attention]"),
+    (HIDDEN, -1, "kept[0.0.mlp]"),
+    (HIDDEN, 33, "kept[0.0.mlp]"),
+    (HIDDEN, False, "kept[0.0.mlp]"),
+    (HIDDEN, [1], "kept[0.0.mlp]"),
+    (("kept", "9.0.mlp"), 1, "kept"),
+    (("kept",), {}, "kept"),
+    (("spec", "stages", 0, "depth"), 0, "stages[0].depth"),
+    (("spec", "stages", 0, "depth"), 101, "stages[0].depth"),
+    (("spec", "stages", 0, "extra"), 1, "stages[0]"),
+    (("spec", "extra"), 1, "spec"),
+    (("spec",), [], "spec"),
+    (("family",), "resnet", "family"),
+    (("family",), 3, "family"),
     (("extra",), 1, "architecture"),
 ]
 
@@ -194,15 +220,18 @@ def test_a_missing_key_is_named(key):
 
 
 def test_a_model_of_absurd_size_is_refused_before_it_is_built():
-    block = {"heads": [0], "hidden": 65_536}
-    huge = with_value(("stages",), [dict(VALID["stages"][0], width=8192, dense_hidden=65_536, blocks=[block] * 2)])
+    stage = dict(VALID["spec"]["stages"][0], width=8192, heads=1, hidden=65_536, depth=2)
+    huge = with_value(("spec", "stages"), [stage])
+    left_of = {"attention": [0], "mlp": 65_536}
+    huge["kept"] = {f"0.{block}.{kind}": kept for block in range(2) for kind, kept in left_of.items()}
     with pytest.raises(ArchitectureError, match="parameters, at most"):
         architecture_from_json(json.dumps(huge))
 
 
 def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
-    huge = with_value(("stages",), [dict(VALID["stages"][0], window=64)])
-    huge |= {"image_size": 1024, "patch_size": 1}  # 256 windows of 4096 positions: a mask of 17 GB
+    huge = with_value(("spec", "stages"), [dict(VALID["spec"]["stages"][0], window=64)])
+    huge["spec"] |= {"image_size": 1024, "patch_size": 1}  # 256 windows of 4096 positions: a mask of 17 GB
+    huge["kept"] = {key: kept for key, kept in huge["kept"].items() if key.startswith("0.")}
     with pytest.raises(ArchitectureError, match="bytes of parameters and window tables"):
         architecture_from_json(json.dumps(huge))
 
@@ -222,7 +251,7 @@ def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
         "9" * 10_000,
         b"\xff\xfe\x00",
         " " * (MAX_JSON_BYTES + 1),
-        json.dumps(with_value(("image_size",), 10**4000)),
+        json.dumps(with_value(("spec", "image_size"), 10**4000)),
     ],
     ids=lambda text: repr(text[:12]),
 )
@@ -274,10 +303,10 @@ def test_a_mutated_document_is_valid_or_refused_and_never_anything_else(document
 
 def test_resolution_rounds_up_and_windows_never_exceed_it():
     arch = architecture(image_size=40)
-    assert [arch.resolution(stage) for stage in range(4)] == [10, 5, 3, 2]
-    assert [arch.window(stage) for stage in range(4)] == [4, 4, 3, 2]
+    assert [arch.spec.resolution(stage) for stage in range(4)] == [10, 5, 3, 2]
+    assert [arch.spec.window(stage) for stage in range(4)] == [4, 4, 3, 2]
 
 
 def test_dense_undoes_all_pruning():
     arch = architecture()
-    assert arch.with_blocks({(0, 0): BlockShape((), 0), (3, 1): BlockShape((2,), 8)}).dense() == arch
+    assert left(left(arch, 0, 0, heads=(), hidden=0), 3, 1, heads=(2,), hidden=8).dense() == arch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import architecture, tiny_config
+from builders import architecture, block_of, tiny_config
 from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
 
@@ -85,7 +85,7 @@ def test_a_local_pickle_is_loaded_in_every_layout(model, tmp_path, wrapper, layo
 def test_windows_and_patches_of_another_size_are_fitted(model, tmp_path):
     path, _ = saved(tmp_path / "w.safetensors", timm_model(window=8, patch=2).state_dict())
     load_pretrained(model, config(path))
-    assert model.block(0, 0).attn.relative_position_bias_table.shape == (49, 2)
+    assert block_of(model, 0, 0).attn.relative_position_bias_table.shape == (49, 2)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

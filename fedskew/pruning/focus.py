@@ -79,8 +79,9 @@ def measure_focus(
     def look(seen: Observation, part: Tensor) -> None:
         new = skewness(seen, reading=reading)
         summaries[seen.key] = summaries[seen.key].merged(new) if seen.key in summaries else new
-        norms = to_picture(seen.norms, seen.probe)  # [b, H, W, units]
-        inside = nn.functional.adaptive_avg_pool2d(stacked[part], seen.probe.side)  # [b, kinds, H, W]
+        probe = table[seen.key].group.probe
+        norms = to_picture(seen.norms, probe)  # [b, H, W, units]
+        inside = nn.functional.adaptive_avg_pool2d(stacked[part], probe.side)  # [b, kinds, H, W]
         focus.setdefault(seen.key, []).append(focus_of(norms, inside)[usable[part]])
 
     table = bundles(model.architecture, "ratio")

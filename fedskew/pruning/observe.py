@@ -27,7 +27,6 @@ class Observation:
     """What a criterion may look at to score the units of one sublayer."""
 
     key: SublayerKey
-    probe: Probe  # where it was looked at
     norms: Tensor  # [images, windows, window positions, units]: 2-norms over a unit's channels
     valid: Tensor  # [windows, window positions] bool: False where a window reaches past the picture
     weights: Sequence[Tensor]  # each [units, values]: the parameters that go when the unit goes
@@ -107,7 +106,7 @@ def observed(encoder: nn.Module, units: Bundles, observer: Observer, activation:
 
     def look(values: Tensor) -> None:
         norms = unit_norms(values, probe, units.count)
-        observer(Observation(units.group.key, probe, norms, valid, LazyWeights(weights)))
+        observer(Observation(units.group.key, norms, valid, LazyWeights(weights)))
 
     handle: RemovableHandle
     if probe.output:
