@@ -63,8 +63,8 @@ def prepared(app: Any, model: str, state: Path) -> tuple[Any, list[str]]:
     from fedskew.federation.local_grid import LocalGrid
     from fedskew.federation.messages import Task, pack_task
     from fedskew.federation.weights import to_record
-    from fedskew.model.families import dense_architecture
-    from fedskew.model.swin import build
+    from fedskew.model.catalogue import dense_architecture
+    from fedskew.model.fusion import build
 
     torch.set_num_threads(1)
     config = Config(

@@ -19,8 +19,8 @@ from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
 from fedskew.data.batches import Batch, ImageBatches
 from fedskew.data.prepare import batches, open_data
 from fedskew.federation.client import augmentation
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 from fedskew.training import train
 
 TARGET = 0.9

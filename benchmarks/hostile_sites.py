@@ -33,7 +33,7 @@ from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import arrays_sha256, to_record, to_state
-from fedskew.model.families import vocabularies
+from fedskew.model.catalogue import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import RunFolder
 from fedskew.runs.resume import saved_config

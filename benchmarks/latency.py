@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from timing import finish, interleaved, median_ratio
 
-from fedskew.architecture import Architecture, BlockShape
 from fedskew.config.schema import ModelConfig, PruneConfig
+from fedskew.model.architecture import Architecture
+from fedskew.model.catalogue import dense_architecture
 from fedskew.model.cost import macs
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.fusion import MultimodalModel, build
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import make_plan
 
@@ -30,7 +30,7 @@ ALIGN = (1, 8)
 SHARE = 0.5  # of the dense MACs
 
 
-def pruned(model: MultimodalSwin, batch: int, align: int, steps: int = 4) -> MultimodalSwin:
+def pruned(model: MultimodalModel, batch: int, align: int, steps: int = 4) -> MultimodalModel:
     """What some skewness steps over all stages leave, not below half of the MACs."""
     arch = model.architecture
     config = PruneConfig(align=align, min_macs=SHARE)
@@ -44,7 +44,7 @@ def pruned(model: MultimodalSwin, batch: int, align: int, steps: int = 4) -> Mul
 
 def smallest(arch: Architecture) -> Architecture:
     """One head and four hidden channels in every block."""
-    return arch.with_blocks({position: BlockShape((0,), 4) for position in arch.positions()})
+    return arch.with_left({key: (0,) if group.numbered else 4 for key, group in arch.groups.items()})
 
 
 def inputs(arch: Architecture, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +53,7 @@ def inputs(arch: Architecture, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.zeros(batch, len(arch.vocabularies), dtype=torch.long)
 
 
-def forward(model: MultimodalSwin, calls: int) -> Callable[[], None]:
+def forward(model: MultimodalModel, calls: int) -> Callable[[], None]:
     """Some forward passes of one image."""
     images, metadata = inputs(model.architecture, 1)
 

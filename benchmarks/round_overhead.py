@@ -19,7 +19,6 @@ from flwr.app import ConfigRecord
 from timing import finish, interleaved, median_ratio
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fedskew.data.prepare import DataSet, batches, open_data, partitions, split_server, train_validation
 from fedskew.data.splits import Split
@@ -30,7 +29,8 @@ from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record
-from fedskew.model.swin import build
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import build
 from fedskew.training import learning_rate, parameter_groups
 
 TARGET = 1.2

@@ -14,8 +14,8 @@ import torch
 from timing import finish, interleaved, median_ratio
 
 from fedskew.config.schema import ModelConfig, PruneConfig
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import propose
 

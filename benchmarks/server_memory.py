@@ -28,8 +28,8 @@ from fedskew.federation.seal import seal
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 
 TARGET = 1.2
 FEW, MANY = 5, 50

@@ -24,13 +24,13 @@ from timing import finish
 from fedskew.config import Config, load_config
 from fedskew.data.prepare import batches, open_data, split_server
 from fedskew.federation.server_model import ServerModel
-from fedskew.model.families import image_size
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.catalogue import image_size
+from fedskew.model.fusion import MultimodalModel, build
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.criteria import READINGS, Summary, skewness
 from fedskew.pruning.observe import Observation, observe
 from fedskew.pruning.score import view
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 BLOCK = 64  # images whose summaries are kept together
 IMAGES, VIEWS = (64, 128, 256), (1, 4, 8)
@@ -39,7 +39,7 @@ Place = tuple[int, int]  # (block of images, view)
 Summaries = dict[Place, dict[tuple[str, SublayerKey], Summary]]
 
 
-def trained(config: Config) -> tuple[MultimodalSwin, torch.Tensor]:
+def trained(config: Config) -> tuple[MultimodalModel, torch.Tensor]:
     """A model trained on the open images, and those images [N, 3, S, S] in an order drawn from the seed."""
     data = open_data(config.data, image_size(config.model))
     split = split_server(data, config.data)
@@ -50,7 +50,7 @@ def trained(config: Config) -> tuple[MultimodalSwin, torch.Tensor]:
     return model, next(iter(batches(data, order, arch, batch_size=len(order)))).images
 
 
-def summaries(model: MultimodalSwin, images: torch.Tensor) -> Summaries:
+def summaries(model: MultimodalModel, images: torch.Tensor) -> Summaries:
     """What every reading keeps of every sublayer, for every block of images and every view of it."""
     found: Summaries = {}
     for block, number in itertools.product(range(len(images) // BLOCK), range(max(VIEWS))):

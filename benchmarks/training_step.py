@@ -18,8 +18,8 @@ from timing import finish, interleaved, median_ratio
 from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
 from fedskew.data.prepare import open_data
 from fedskew.federation.client import count_classes, training_batches
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 from fedskew.training import autocast, train
 
 TARGET = 0.95

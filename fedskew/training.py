@@ -28,7 +28,7 @@ from fedskew.learning.optimiser import (
     set_moments,
 )
 from fedskew.metrics import classification_metrics
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.fusion import MultimodalModel
 
 
 class TrainingError(RuntimeError):
@@ -106,7 +106,7 @@ def make_objective(config: TrainConfig, counts: np.ndarray | None, device: torch
 
 
 def train(
-    model: MultimodalSwin,
+    model: MultimodalModel,
     batches: ImageBatches,
     config: TrainConfig,
     *,
@@ -168,7 +168,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: MultimodalSwin, batches: ImageBatches, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: MultimodalModel, batches: ImageBatches, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and class probabilities [N, classes] in the order of the batches; the model's mode is restored."""
     device, training = next(model.parameters()).device, model.training
     labels, probabilities = [], []
@@ -184,6 +184,6 @@ def predict(model: MultimodalSwin, batches: ImageBatches, config: TrainConfig) -
     return np.concatenate(labels), np.concatenate(probabilities)
 
 
-def evaluate(model: MultimodalSwin, batches: ImageBatches, config: TrainConfig) -> dict[str, Any]:
+def evaluate(model: MultimodalModel, batches: ImageBatches, config: TrainConfig) -> dict[str, Any]:
     """The metrics of `classification_metrics` on a data set."""
     return classification_metrics(*predict(model, batches, config), model.architecture.classes)

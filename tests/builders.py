@@ -6,7 +6,6 @@ import torch
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedskew.architecture import Architecture, BlockShape, StageShape
 from fedskew.config.schema import (
     Config,
     DataConfig,
@@ -19,7 +18,13 @@ from fedskew.config.schema import (
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.simulation import make_client_app
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.architecture import Architecture, everything
+from fedskew.model.families.swin import SwinSpec, SwinStage
+from fedskew.model.families.vit import ViTSpec
+from fedskew.model.fusion import MultimodalModel, build
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.decide import Plan
+from fedskew.pruning.units import bundle_size
 from fedskew.runs.folder import RunFolder
 
 MICRO = "swin_micro_patch4_window4_32"
@@ -51,15 +56,23 @@ def architecture(
     shapes = []
     for stage in range(stages):
         channels = width * 2**stage
-        heads = channels // head_dim
-        block = BlockShape(tuple(range(heads)), 4 * channels)
-        shapes.append(StageShape(channels, head_dim, heads, 4 * channels, window, (block,) * depth))
+        shapes.append(SwinStage(channels, head_dim, channels // head_dim, 4 * channels, window, depth))
+    return with_metadata(SwinSpec(image_size, 4, tuple(shapes)), multimodal, removed, classes)
+
+
+def vit(*, image_size=32, depth=3, class_token=True, multimodal=True, removed="norm", classes=5):
+    """The same of a Vision Transformer: 12 channels, 3 heads of 5, MLPs of 20."""
+    spec = ViTSpec(image_size, 8, 12, 5, 3, 24, depth, class_token)
+    return with_metadata(spec, multimodal, removed, classes)
+
+
+def with_metadata(spec, multimodal=True, removed="norm", classes=5):
+    """A dense architecture around an encoder."""
     vocabularies = VOCABULARIES if multimodal else ()
     return Architecture(
         name="test",
-        image_size=image_size,
-        patch_size=4,
-        stages=tuple(shapes),
+        spec=spec,
+        kept=everything(spec),
         classes=tuple(f"class-{i}" for i in range(classes)),
         vocabularies=vocabularies,
         weights=(0.9, *(0.05 for _ in vocabularies)) if vocabularies else (1.0,),
@@ -67,7 +80,34 @@ def architecture(
     )
 
 
-def lively_model(arch: Architecture, seed: int = 0) -> MultimodalSwin:
+def left(arch, stage, block, *, heads=None, hidden=None):
+    """The architecture with other heads or another hidden width in one block."""
+    given = {ATTENTION: heads, MLP: hidden}
+    return arch.with_left({SublayerKey(stage, block, kind): kept for kind, kept in given.items() if kept is not None})
+
+
+def heads_of(arch, stage, block):
+    """The heads that a block has left."""
+    return arch.left[SublayerKey(stage, block, ATTENTION)]
+
+
+def hidden_of(arch, stage, block):
+    """The hidden width that a block has left."""
+    return arch.left[SublayerKey(stage, block, MLP)]
+
+
+def block_of(model, stage, block):
+    """A block of a model."""
+    encoder = model.encoder
+    return encoder.layers[stage].blocks[block] if hasattr(encoder, "layers") else encoder.blocks[block]
+
+
+def plan_of(arch, remove, group="ratio", scores=None):
+    """A plan in units of a reading of `prune.mlp-group`."""
+    return Plan(remove, scores or {}, {key: bundle_size(group, arch.groups[key]) for key in remove})
+
+
+def lively_model(arch: Architecture, seed: int = 0) -> MultimodalModel:
     """A model whose every tensor matters: fresh ones have zero biases, unit norms and tiny bias tables."""
     torch.manual_seed(seed)
     model = build(arch).eval()
@@ -75,7 +115,7 @@ def lively_model(arch: Architecture, seed: int = 0) -> MultimodalSwin:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif "relative_position_bias_table" in name or name.endswith("bias"):
+            elif any(part in name for part in ("bias", "pos_embed", "cls_token")):
                 parameter.copy_(0.5 * torch.randn_like(parameter))
             else:
                 nn.init.normal_(parameter, std=1.2 / max(1, parameter[0].numel()) ** 0.5)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from builders import block_of
 
-from fedskew.architecture import Architecture
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel
+from fedskew.model.groups import ATTENTION
 from fedskew.pruning.decide import Plan
-from fedskew.pruning.units import ATTENTION
 
 
 class MaskedReference:
@@ -17,25 +18,30 @@ class MaskedReference:
     (calibration), whose units are numbered anew, can be followed as well.
     """
 
-    def __init__(self, model: MultimodalSwin) -> None:
+    def __init__(self, model: MultimodalModel) -> None:
         self.model, self.arch = model, model.architecture
         self.left = {}
-        for i, j in self.arch.positions():
-            self.left[i, j, "heads"] = list(range(self.arch.stages[i].dense_heads))
-            self.left[i, j, "hidden"] = list(range(self.arch.stages[i].dense_hidden))
+        for i, j in self.arch.blocks:
+            self.left[i, j, "heads"] = list(range(block_of(model, i, j).attn.num_heads))
+            self.left[i, j, "hidden"] = list(range(block_of(model, i, j).mlp.fc1.out_features))
 
-    def follow(self, plan: Plan, group_channels) -> None:
-        """Mask what a plan removes; `group_channels(stage)` is the width of an MLP group."""
+    def follow(self, plan: Plan, group: str) -> None:
+        """Mask what a plan removes; MLP channels are grouped as `prune.mlp-group` says."""
         for key, units in plan.remove.items():
             place = (key.stage, key.block, "heads" if key.kind == ATTENTION else "hidden")
-            size = 1 if key.kind == ATTENTION else group_channels(key.stage)
+            size = 1 if key.kind == ATTENTION else self._channels(key, group)
             gone = {unit * size + offset for unit in units for offset in range(size)}
             self.left[place] = [number for position, number in enumerate(self.left[place]) if position not in gone]
+
+    def _channels(self, key, group: str) -> int:
+        mlp = block_of(self.model, key.stage, key.block).mlp
+        ratio = mlp.fc1.out_features // mlp.fc1.in_features
+        return {"ratio": ratio, "width": mlp.fc1.in_features}.get(group) or int(group)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """Logits of the masked dense model."""
-        handles = [handle for place in self.arch.positions() for handle in self._hooks(*place)]
+        handles = [handle for place in self.arch.blocks for handle in self._hooks(*place)]
         try:
             return self.model(images, metadata)
         finally:
@@ -43,11 +49,11 @@ class MaskedReference:
                 handle.remove()
 
     def _hooks(self, stage: int, index: int):
-        block, shape = self.model.block(stage, index), self.arch.stages[stage]
+        block = block_of(self.model, stage, index)
         heads, hidden = self.left[stage, index, "heads"], self.left[stage, index, "hidden"]
-        head_mask = torch.zeros(shape.dense_heads, shape.head_dim)
+        head_mask = torch.zeros(block.attn.num_heads, block.attn.proj.in_features // block.attn.num_heads)
         head_mask[heads] = 1
-        hidden_mask = torch.zeros(shape.dense_hidden)
+        hidden_mask = torch.zeros(block.mlp.fc1.out_features)
         hidden_mask[hidden] = 1
         # an empty attention is replaced inside its windows: partition, roll and their inverse leave LN(x)
         yield _masked_input(block.attn.proj, head_mask.flatten()) if heads else self._replaced(block.attn)
@@ -64,4 +70,4 @@ def _masked_input(module, mask):
 
 def kept_parameters(arch: Architecture) -> int:
     """How many heads and hidden channels an architecture has in all."""
-    return sum(len(arch.block(i, j).heads) + arch.block(i, j).hidden for i, j in arch.positions())
+    return sum(arch.units.values())

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import architecture, inputs
+from builders import architecture, inputs, left
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import architectures
 
-from fedskew.architecture import MAX_JSON_BYTES, Architecture, ArchitectureError, BlockShape
 from fedskew.model import cost
-from fedskew.model.swin import build
+from fedskew.model.bounds import ArchitectureError
+from fedskew.model.codec import MAX_JSON_BYTES, architecture_from_json
+from fedskew.model.fusion import build
 
 VALID = json.loads(architecture(stages=2).to_json())
 
@@ -31,10 +32,10 @@ def with_value(path, value):
 @given(architectures())
 def test_json_gives_the_same_architecture_back(arch):
     text = arch.to_json()
-    again = Architecture.from_json(text)
+    again = architecture_from_json(text)
     assert again == arch
     assert again.to_json() == text
-    assert Architecture.from_json(text.encode()).digest == arch.digest
+    assert architecture_from_json(text.encode()).digest == arch.digest
 
 
 @given(architectures())
@@ -45,7 +46,7 @@ def test_json_is_canonical_whatever_the_order_of_keys_and_spaces(arch):
         return [shuffled(item) for item in value] if isinstance(value, list) else value
 
     text = json.dumps(shuffled(json.loads(arch.to_json())), indent=3)
-    assert Architecture.from_json(text).to_json() == arch.to_json()
+    assert architecture_from_json(text).to_json() == arch.to_json()
 
 
 def test_equal_architectures_have_equal_text_and_digest():
@@ -58,8 +59,8 @@ def test_equal_architectures_have_equal_text_and_digest():
 def test_any_difference_changes_the_digest():
     arch = architecture()
     others = [
-        arch.with_blocks({(0, 0): BlockShape((0,), 32)}),
-        arch.with_blocks({(0, 0): BlockShape((0, 1), 31)}),
+        left(arch, 0, 0, heads=(0,)),
+        left(arch, 0, 0, hidden=31),
         replace(arch, removed="skip"),
         replace(arch, classes=arch.classes[::-1]),
         replace(arch, weights=(0.8, 0.05, 0.05)),
@@ -72,7 +73,7 @@ def test_any_difference_changes_the_digest():
 @example(architecture(image_size=12, stages=3))  # 3, 2, 1 tokens a side
 @example(architecture(image_size=40))  # 10, 5, 3, 2 tokens a side, windows of 4
 def test_rebuilt_from_json_alone_the_model_has_the_counted_size_and_cost(arch):
-    model = build(Architecture.from_json(arch.to_json())).eval()
+    model = build(architecture_from_json(arch.to_json())).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == cost.parameters(arch), "parameters"
     stored = [*model.parameters(), *model.buffers()]
@@ -102,26 +103,26 @@ def hooked_macs(model):
             module.register_forward_hook(on_linear)
         elif isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(on_conv)
-        elif hasattr(module, "relative_position_bias_table"):
+        elif hasattr(module, "qkv"):  # an attention
             module.register_forward_hook(on_attention)
     with torch.no_grad():
         model(*inputs(model.architecture, count=1))
     return linear, linear + products
 
 
-BLOCK = ("stages", 0, "blocks", 0)
+HEADS, HIDDEN = ("kept", "0.0.attention"), ("kept", "0.0.mlp")
 INVALID = [
-    (("version",), 2, "version"),
+    (("version",), 3, "version"),
     (("version",), True, "version"),
-    (("image_size",), -64, "image_size"),
-    (("image_size",), 0, "image_size"),
-    (("image_size",), 10**9, "image_size"),
-    (("image_size",), 66, "image_size"),
-    (("image_size",), 64.0, "image_size"),
-    (("image_size",), "64", "image_size"),
-    (("image_size",), None, "image_size"),
-    (("patch_size",), 0, "patch_size"),
-    (("patch_size",), True, "patch_size"),
+    (("spec", "image_size"), -64, "image_size"),
+    (("spec", "image_size"), 0, "image_size"),
+    (("spec", "image_size"), 10**9, "image_size"),
+    (("spec", "image_size"), 66, "image_size"),
+    (("spec", "image_size"), 64.0, "image_size"),
+    (("spec", "image_size"), "64", "image_size"),
+    (("spec", "image_size"), None, "image_size"),
+    (("spec", "patch_size"), 0, "patch_size"),
+    (("spec", "patch_size"), True, "patch_size"),
     (("removed",), "drop", "removed"),
     (("removed",), ["norm"], "removed"),
     (("name",), "", "name"),
@@ -147,32 +148,59 @@ INVALID = [
     (("vocabularies",), [["sex", [1]], ["age", ["u"]]], "sex"),
     (("vocabularies",), [[["sex"], ["u"]], ["age", ["u"]]], "vocabularies"),
     (("vocabularies",), [["a.b", ["u"]], ["age", ["u"]]], "vocabularies"),
-    (("stages",), [], "stages"),
-    (("stages",), {}, "stages"),
-    (("stages",), VALID["stages"] * 4, "stages"),
-    (("stages", 0, "width"), 0, "stages[0].width"),
-    (("stages", 0, "width"), 2**40, "stages[0].width"),
-    (("stages", 1, "width"), 17, "stages[1].width"),
-    (("stages", 0, "head_dim"), -4, "stages[0].head_dim"),
-    (("stages", 0, "dense_heads"), 10**6, "stages[0].dense_heads"),
-    (("stages", 0, "dense_hidden"), 0, "stages[0].dense_hidden"),
-    (("stages", 0, "window"), 0, "stages[0].window"),
-    (("stages", 0, "window"), 65, "stages[0].window"),
-    (("stages", 0, "blocks"), [], "stages[0]"),
-    (("stages", 0, "blocks"), [VALID["stages"][0]["blocks"][0]] * 101, "stages[0]"),
-    (("stages", 0, "blocks", 0), 3, "stages[0].blocks[0]"),
-    ((*BLOCK, "heads"), [-1], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [2], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0, 0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [1, 0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0, True], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [0.0], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), [[]], "stages[0].blocks[0].heads"),
-    ((*BLOCK, "heads"), 1, "stages[0].blocks[0].heads"),
-    ((*BLOCK, "hidden"), -1, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "hidden"), 33, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "hidden"), False, "stages[0].blocks[0].hidden"),
-    ((*BLOCK, "extra"), 1, "stages[0].blocks[0]"),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        [],
+        "stages",
+    ),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        {},
+        "stages",
+    ),
+    (
+        (
+            "spec",
+            "stages",
+        ),
+        VALID["spec"]["stages"] * 4,
+        "stages",
+    ),
+    (("spec", "stages", 0, "width"), 0, "stages[0].width"),
+    (("spec", "stages", 0, "width"), 2**40, "stages[0].width"),
+    (("spec", "stages", 1, "width"), 17, "stages[1].width"),
+    (("spec", "stages", 0, "head_dim"), -4, "stages[0].head_dim"),
+    (("spec", "stages", 0, "heads"), 10**6, "stages[0].heads"),
+    (("spec", "stages", 0, "hidden"), 0, "stages[0].hidden"),
+    (("spec", "stages", 0, "window"), 0, "stages[0].window"),
+    (("spec", "stages", 0, "window"), 65, "stages[0].window"),
+    (HEADS, [-1], "kept[0.0.attention]"),
+    (HEADS, [2], "kept[0.0.attention]"),
+    (HEADS, [0, 0], "kept[0.0.attention]"),
+    (HEADS, [1, 0], "kept[0.0.attention]"),
+    (HEADS, [0, True], "kept[0.0.attention]"),
+    (HEADS, [0.0], "kept[0.0.attention]"),
+    (HEADS, [[]], "kept[0.0.attention]"),
+    (HEADS, 1, "kept[0.0.attention]"),
+    (HIDDEN, -1, "kept[0.0.mlp]"),
+    (HIDDEN, 33, "kept[0.0.mlp]"),
+    (HIDDEN, False, "kept[0.0.mlp]"),
+    (HIDDEN, [1], "kept[0.0.mlp]"),
+    (("kept", "9.0.mlp"), 1, "kept"),
+    (("kept",), {}, "kept"),
+    (("spec", "stages", 0, "depth"), 0, "stages[0].depth"),
+    (("spec", "stages", 0, "depth"), 101, "stages[0].depth"),
+    (("spec", "stages", 0, "extra"), 1, "stages[0]"),
+    (("spec", "extra"), 1, "spec"),
+    (("spec",), [], "spec"),
+    (("family",), "resnet", "family"),
+    (("family",), 3, "family"),
     (("extra",), 1, "architecture"),
 ]
 
@@ -180,7 +208,7 @@ INVALID = [
 @pytest.mark.parametrize(("path", "value", "named"), INVALID)
 def test_what_cannot_be_built_is_refused_by_the_name_of_the_field(path, value, named):
     with pytest.raises(ArchitectureError) as error:
-        Architecture.from_json(json.dumps(with_value(path, value)))
+        architecture_from_json(json.dumps(with_value(path, value)))
     assert named in str(error.value)
     assert len(str(error.value)) < 600, "a message for people, not a dump of what came"
 
@@ -188,21 +216,24 @@ def test_what_cannot_be_built_is_refused_by_the_name_of_the_field(path, value, n
 @pytest.mark.parametrize("key", sorted(VALID))
 def test_a_missing_key_is_named(key):
     with pytest.raises(ArchitectureError, match=key):
-        Architecture.from_json(json.dumps({name: value for name, value in VALID.items() if name != key}))
+        architecture_from_json(json.dumps({name: value for name, value in VALID.items() if name != key}))
 
 
 def test_a_model_of_absurd_size_is_refused_before_it_is_built():
-    block = {"heads": [0], "hidden": 65_536}
-    huge = with_value(("stages",), [dict(VALID["stages"][0], width=8192, dense_hidden=65_536, blocks=[block] * 2)])
+    stage = dict(VALID["spec"]["stages"][0], width=8192, heads=1, hidden=65_536, depth=2)
+    huge = with_value(("spec", "stages"), [stage])
+    left_of = {"attention": [0], "mlp": 65_536}
+    huge["kept"] = {f"0.{block}.{kind}": kept for block in range(2) for kind, kept in left_of.items()}
     with pytest.raises(ArchitectureError, match="parameters, at most"):
-        Architecture.from_json(json.dumps(huge))
+        architecture_from_json(json.dumps(huge))
 
 
 def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
-    huge = with_value(("stages",), [dict(VALID["stages"][0], window=64)])
-    huge |= {"image_size": 1024, "patch_size": 1}  # 256 windows of 4096 positions: a mask of 17 GB
+    huge = with_value(("spec", "stages"), [dict(VALID["spec"]["stages"][0], window=64)])
+    huge["spec"] |= {"image_size": 1024, "patch_size": 1}  # 256 windows of 4096 positions: a mask of 17 GB
+    huge["kept"] = {key: kept for key, kept in huge["kept"].items() if key.startswith("0.")}
     with pytest.raises(ArchitectureError, match="bytes of parameters and window tables"):
-        Architecture.from_json(json.dumps(huge))
+        architecture_from_json(json.dumps(huge))
 
 
 @pytest.mark.parametrize(
@@ -220,13 +251,13 @@ def test_window_tables_of_absurd_size_are_refused_before_they_are_built():
         "9" * 10_000,
         b"\xff\xfe\x00",
         " " * (MAX_JSON_BYTES + 1),
-        json.dumps(with_value(("image_size",), 10**4000)),
+        json.dumps(with_value(("spec", "image_size"), 10**4000)),
     ],
     ids=lambda text: repr(text[:12]),
 )
 def test_what_is_no_architecture_at_all_is_refused(text):
     with pytest.raises(ArchitectureError):
-        Architecture.from_json(text)
+        architecture_from_json(text)
 
 
 JSON = st.recursive(
@@ -264,18 +295,18 @@ def mutated(draw):
 @given(mutated())
 def test_a_mutated_document_is_valid_or_refused_and_never_anything_else(document):
     try:
-        arch = Architecture.from_json(json.dumps(document))
+        arch = architecture_from_json(json.dumps(document))
     except ArchitectureError:
         return
-    assert Architecture.from_json(arch.to_json()) == arch
+    assert architecture_from_json(arch.to_json()) == arch
 
 
 def test_resolution_rounds_up_and_windows_never_exceed_it():
     arch = architecture(image_size=40)
-    assert [arch.resolution(stage) for stage in range(4)] == [10, 5, 3, 2]
-    assert [arch.window(stage) for stage in range(4)] == [4, 4, 3, 2]
+    assert [arch.spec.resolution(stage) for stage in range(4)] == [10, 5, 3, 2]
+    assert [arch.spec.window(stage) for stage in range(4)] == [4, 4, 3, 2]
 
 
 def test_dense_undoes_all_pruning():
     arch = architecture()
-    assert arch.with_blocks({(0, 0): BlockShape((), 0), (3, 1): BlockShape((2,), 8)}).dense() == arch
+    assert left(left(arch, 0, 0, heads=(), hidden=0), 3, 1, heads=(2,), hidden=8).dense() == arch

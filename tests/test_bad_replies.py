@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedskew.architecture import Architecture
 from fedskew.data.prepare import open_data
 from fedskew.data.synthetic import generate
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import layout, to_record, vector_layout
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
 
 app = make_client_app()
 CLASSES = 7
@@ -287,7 +287,7 @@ def test_a_node_trains_whatever_architecture_it_is_sent(generated):
     arch = dense_architecture(config.model)
     narrow = json.loads(arch.to_json())
     narrow["stages"][0]["blocks"] = [{"heads": [2], "hidden": 5}, {"heads": [], "hidden": 0}]
-    arch = Architecture.from_json(json.dumps(narrow))
+    arch = architecture_from_json(json.dumps(narrow))
     task = Task(1, 2, arch, config, frozen=(1,), not_uploaded=("encoder.layers.1.",))
     reply = ask(Message(pack_task(task, to_record(build(arch).state_dict())), dst_node_id=1, message_type="train"))
     kept = {name: spec for name, spec in layout(arch).items() if not name.startswith("encoder.layers.1.")}

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import architecture, inputs, lively_model, tiny_config
+from builders import architecture, block_of, hidden_of, inputs, left, lively_model, plan_of, tiny_config
 
 import fedskew.pruning.score as score_module
-from fedskew.architecture import BlockShape
 from fedskew.model import cost
-from fedskew.model.swin import build
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import READINGS
-from fedskew.pruning.decide import Plan, decide
+from fedskew.pruning.decide import decide
 from fedskew.pruning.score import score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import limits_of, propose, prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.step import limits_of, propose, prune_step, table_of
+from fedskew.pruning.units import bundles
 
 STAGES = (0, 1, 2, 3)
 
@@ -28,17 +28,18 @@ def naive(model, images, config, stages, seed=0):
     """Scores and removed units when the model is built anew and run whole after every single cut."""
     state, arch = model.state_dict(), model.architecture
     scores, remove = {}, {}
-    for i, j in model.architecture.positions():
+    for i, j in model.architecture.blocks:
         for kind in (ATTENTION, MLP):
             key = SublayerKey(i, j, kind)
-            present = score_units(build(arch, state), images, config, STAGES[: len(arch.stages)], seed).get(key)
+            present = score_units(build(arch, state), images, config, table_of(arch, config, STAGES), seed).get(key)
             if i not in stages or present is None:
                 continue
             like = {key: present.reference} if config.rule == "match" else None
-            plan = decide({key: present.scores}, arch, limits_of(config), rule=config.rule, share=config.share,
+            units = bundles(arch, config.mlp_group)
+            plan = decide({key: present.scores}, units, limits_of(config), rule=config.rule, share=config.share,
                           like=like)  # fmt: skip
             scores[key], remove[key] = present.scores, plan.remove[key]
-            state, arch = slice_model(state, arch, plan, config.mlp_group)
+            state, arch = slice_model(state, arch, plan)
     return scores, remove, arch
 
 
@@ -73,8 +74,8 @@ def test_a_sublayer_that_goes_wholly_is_what_the_next_one_is_scored_behind(kind,
     alone = "mlp" if kind == "heads" else "heads"
     emptied = settings(removed=removed, rule="share", share=1.0, **{alone: False})
     _, smaller = assert_as_naive(model, images, emptied)
-    left = [smaller.block(i, j) for i, j in arch.positions()]
-    assert not any(block.heads if kind == "heads" else block.hidden for block in left)
+    emptied_kind = ATTENTION if kind == "heads" else MLP
+    assert not any(units for key, units in smaller.units.items() if key.kind == emptied_kind)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_only_the_unlocked_stages_are_scored_and_the_network_runs_no_further():
     model, (images, _) = lively_model(arch), inputs(arch, 4)
     ran = []
     handle = model.encoder.layers[2].register_forward_hook(lambda *_: ran.append(2))
-    last = model.block(2, 0).norm1.register_forward_hook(lambda *_: ran.append(2))
+    last = block_of(model, 2, 0).norm1.register_forward_hook(lambda *_: ran.append(2))
     plan, _ = assert_as_naive(model, images, settings(), stages=(1,))
     ran.clear()
     propose(model, images, settings(), (1,), seed=0)
@@ -122,12 +123,12 @@ def test_the_step_cuts_what_the_plan_says_in_units_of_the_model_before_it():
     config = settings()
     step = prune_step(model, images, config, stages=STAGES, seed=0, judge=None)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "model untouched"
-    state, smaller = slice_model(before, arch, step.plan, config.mlp_group)
+    state, smaller = slice_model(before, arch, step.plan)
     assert smaller == step.architecture
     assert all(torch.equal(tensor, step.state[name]) for name, tensor in state.items())
     moments = {name: torch.arange(tensor.numel(), dtype=torch.float32).view(tensor.shape)
                for name, tensor in before.items()}  # fmt: skip
-    sliced, _ = slice_model(moments, arch, step.plan, config.mlp_group)
+    sliced, _ = slice_model(moments, arch, step.plan)
     assert {name: tensor.shape for name, tensor in sliced.items()} == {n: t.shape for n, t in step.state.items()}
     _, _, naive_arch = naive(model, images, config, STAGES)
     assert step.architecture == naive_arch
@@ -137,10 +138,10 @@ def test_the_step_cuts_what_the_plan_says_in_units_of_the_model_before_it():
 def test_a_pruned_model_is_stepped_through_in_its_own_units():
     arch = architecture()
     model, (images, _) = lively_model(arch, seed=4), inputs(arch, 4)
-    first = Plan({SublayerKey(0, 0, ATTENTION): (0,), SublayerKey(1, 1, MLP): tuple(range(0, 16, 2)),
-                  SublayerKey(2, 0, MLP): tuple(range(32))}, {})  # fmt: skip
-    state, smaller = slice_model(model.state_dict(), arch, first, "ratio")
-    assert smaller.block(2, 0).hidden == 0
+    first = plan_of(arch, {SublayerKey(0, 0, ATTENTION): (0,), SublayerKey(1, 1, MLP): tuple(range(0, 16, 2)),
+                           SublayerKey(2, 0, MLP): tuple(range(32))})  # fmt: skip
+    state, smaller = slice_model(model.state_dict(), arch, first)
+    assert hidden_of(smaller, 2, 0) == 0
     plan, _ = assert_as_naive(build(smaller, state).eval(), images, settings())
     assert SublayerKey(2, 0, MLP) not in plan.remove, "what is gone is not scored"
 
@@ -163,10 +164,10 @@ def test_a_budget_is_kept_by_giving_up_a_part_over_all_sublayers():
     arch = architecture()
     model, (images, _) = lively_model(arch), inputs(arch, 4)
     free = propose(model, images, settings(), STAGES, seed=0).plan
-    _, smallest = slice_model(model.state_dict(), arch, free, "ratio")
+    _, smallest = slice_model(model.state_dict(), arch, free)
     budget = 0.5 * (1 + cost.parameters(smallest) / cost.parameters(arch))
     kept = propose(model, images, settings(min_parameters=budget), STAGES, seed=0).plan
-    _, smaller = slice_model(model.state_dict(), arch, kept, "ratio")
+    _, smaller = slice_model(model.state_dict(), arch, kept)
     assert budget <= cost.parameters(smaller) / cost.parameters(arch) < budget + 0.02
     assert all(set(units) <= set(free.remove[key]) for key, units in kept.remove.items())
     assert any(kept.remove[key] for key in kept.remove if key.stage == 3), "not used up by the first stages"
@@ -175,24 +176,24 @@ def test_a_budget_is_kept_by_giving_up_a_part_over_all_sublayers():
 def test_the_guard_gives_units_back_in_block_order_too():
     arch = architecture()
     model, (images, _) = lively_model(arch), inputs(arch, 4)
-    whole = sum(arch.block(i, j).hidden for i, j in arch.positions())
+    whole = sum(hidden_of(arch, i, j) for i, j in arch.blocks)
 
     def judge(candidate):
-        return sum(candidate.architecture.block(i, j).hidden for i, j in arch.positions()) / whole
+        return sum(hidden_of(candidate.architecture, i, j) for i, j in arch.blocks) / whole
 
     config = settings(guard=0.2, align=8)
     step = prune_step(model, images, config, stages=STAGES, seed=0, judge=judge)
     assert step.given_back > 0
     assert judge(build(step.architecture, step.state)) >= 0.8
-    assert all(step.architecture.block(i, j).hidden % 8 == 0 for i, j in arch.positions())
+    assert all(hidden_of(step.architecture, i, j) % 8 == 0 for i, j in arch.blocks)
 
 
 def test_a_half_block_that_loses_nothing_runs_once():
     arch = architecture(stages=1)
-    arch = arch.with_blocks({(0, 1): BlockShape((0, 1), 32)})
+    arch = left(arch, 0, 1, heads=(0, 1), hidden=32)
     model, (images, _) = lively_model(arch), inputs(arch, 4)
     runs = []
     for j in range(2):
-        model.block(0, j).mlp.fc1.register_forward_hook(lambda *_, j=j: runs.append(j))
+        block_of(model, 0, j).mlp.fc1.register_forward_hook(lambda *_, j=j: runs.append(j))
     propose(model, images, settings(rule="share", share=0.0), (0,), seed=0)
     assert runs == [0, 0, 1, 1], "once for each half of the images"

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from builders import architecture
+from builders import architecture, heads_of, hidden_of, left
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import architectures
 
-from fedskew.architecture import BlockShape
 from fedskew.config.schema import ConfigError, ModelConfig
 from fedskew.model import cost
-from fedskew.model.families import dense_architecture, model_names
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture, model_names
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION, MLP
 
 
 def test_dense_swin_t_has_the_numbers_of_the_paper():
@@ -25,9 +25,11 @@ def test_dense_swin_t_has_the_numbers_of_the_paper():
 
 def test_dense_swin_t_splits_as_in_the_method():
     arch = dense_architecture(ModelConfig(image_only=True))
-    blocks = [cost.block_parameters(arch, i, arch.block(i, j)) for i, j in arch.positions()]
-    norms = sum(4 * arch.stages[i].width for i, _ in arch.positions())
-    attention, mlp = (sum(values) for values in zip(*blocks, strict=True))
+    norms = sum(4 * arch.spec.stages[i].width for i, _ in arch.blocks)
+    attention, mlp = (
+        sum(arch.spec.sublayer_cost(key, arch.units[key], "norm").parameters for key in arch.groups if key.kind == kind)
+        for kind in (ATTENTION, MLP)
+    )
     assert (attention - norms / 2) / 1e6 == pytest.approx(8.667, abs=1e-3)
     assert (mlp - norms / 2) / 1e6 == pytest.approx(17.274, abs=1e-3)
     assert (cost.parameters(arch) - attention - mlp + norms) / 1e6 == pytest.approx(1.583, abs=1e-3)
@@ -36,10 +38,10 @@ def test_dense_swin_t_splits_as_in_the_method():
 @settings(max_examples=100)
 @given(architectures(), st.data())
 def test_a_smaller_block_never_costs_more(arch, data):
-    stage, block = data.draw(st.sampled_from(list(arch.positions())))
-    shape = arch.block(stage, block)
-    less = BlockShape(shape.heads[1:], shape.hidden // 2)
-    smaller = arch.with_blocks({(stage, block): less})
+    stage, block = data.draw(st.sampled_from(arch.blocks))
+    smaller = left(
+        arch, stage, block, heads=heads_of(arch, stage, block)[1:], hidden=hidden_of(arch, stage, block) // 2
+    )
     assert cost.parameters(smaller) <= cost.parameters(arch)
     assert cost.memory_bytes(smaller) <= cost.memory_bytes(arch)
     assert cost.macs(smaller).linear <= cost.macs(arch).linear
@@ -48,10 +50,10 @@ def test_a_smaller_block_never_costs_more(arch, data):
 
 def test_macs_count_whole_windows_where_they_reach_past_the_picture():
     arch = architecture(image_size=40, stages=1, multimodal=False)
-    attention, mlp, products = cost.block_macs(arch, 0, arch.block(0, 0))
-    assert attention == 12 * 12 * 4 * 8 * 8, "10 tokens a side take three windows of 4"
-    assert mlp == 10 * 10 * 2 * 32 * 8
-    assert products == 12 * 12 * 2 * 8 * 16
+    attention, mlp = (arch.spec.sublayer_cost(key, arch.units[key], "norm") for key in list(arch.groups)[:2])
+    assert attention.linear == 12 * 12 * 4 * 8 * 8, "10 tokens a side take three windows of 4"
+    assert mlp.linear == 10 * 10 * 2 * 32 * 8
+    assert (attention.products, mlp.products) == (12 * 12 * 2 * 8 * 16, 0)
 
 
 @pytest.mark.parametrize("name", ["swin_s3_tiny_224", "swin_tiny_patch4_window7_224"])

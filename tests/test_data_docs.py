@@ -17,7 +17,7 @@ from fedskew.data.prepare import open_data
 from fedskew.data.samples import VOCABULARIES, DataError, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.tables import MISSING
-from fedskew.model.families import vocabularies
+from fedskew.model.catalogue import vocabularies
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+) ?([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from fedskew.config.schema import ModelConfig
 from fedskew.data.samples import HAM10000_CLASSES, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import partition, split_manifest, split_samples
-from fedskew.model.families import dense_architecture
+from fedskew.model.catalogue import dense_architecture
 from fedskew.runs.modelfile import encode_model
 
 

@@ -15,11 +15,13 @@ import fedskew.pruning.score as score_module
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import open_data
 from fedskew.data.samples import DataError
+from fedskew.model.groups import ATTENTION, MLP, WINDOWS, Probe, SublayerKey
 from fedskew.pruning.criteria import skewness
-from fedskew.pruning.focus import UnitFocus, control_masks, focus_of, measure_focus, to_tokens
+from fedskew.pruning.focus import UnitFocus, control_masks, focus_of, measure_focus
 from fedskew.pruning.focus_summary import focus_summary, stratified_probability
+from fedskew.pruning.norms import to_picture
 from fedskew.pruning.observe import observe
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.units import bundles
 
 
 @pytest.mark.parametrize("shift", [0, 2])
@@ -27,7 +29,7 @@ def test_tokens_come_back_from_shifted_windows(shift):
     tokens = torch.randn(2, 8, 8, 3)
     windows = window_partition(torch.roll(tokens, (-shift, -shift), (1, 2)), (4, 4))  # [B·nW, 4, 4, 3]
     norms = windows.flatten(1, 2).unflatten(0, (2, 4))
-    assert torch.equal(to_tokens(norms, 8, shift), tokens)
+    assert torch.equal(to_picture(norms, Probe("", True, WINDOWS, 8, 4, shift)), tokens)
 
 
 def test_focus_tells_inside_from_outside_on_each_image():
@@ -91,10 +93,10 @@ def test_every_unit_is_measured_on_every_image_that_counts(monkeypatch):
         for kind in controls:
             torch.testing.assert_close(unit.focus[kind], whole[key].focus[kind], msg="in chunks")
     seen = {}
-    observe(model, images, lambda now: seen.update({now.key: now}), stages=range(3))
+    observe(model, images, lambda now: seen.update({now.key: now}), bundles(arch, "ratio"))
     key = SublayerKey(0, 0, MLP)
     torch.testing.assert_close(whole[key].skewness, skewness(seen[key], reading="pool").scores())
-    tokens = to_tokens(seen[key].norms, 16, 0)
+    tokens = to_picture(seen[key].norms, arch.groups[key].probe)
     inside = controls["other"].unflatten(1, (16, 4)).unflatten(3, (16, 4)).mean((2, 4))  # share of each token
     for row, image in enumerate(counted):
         weight = inside[image][..., None]

@@ -12,14 +12,15 @@ from builders import architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedskew.architecture import Architecture, ArchitectureError
 from fedskew.config import ConfigError, load_config
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
 from fedskew.model import cost
-from fedskew.model.swin import build
+from fedskew.model.bounds import ArchitectureError
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
 
 VALUES = st.one_of(
     st.none(),
@@ -86,11 +87,11 @@ CONFIG = to_mapping(Config())
 def test_a_damaged_architecture_message_is_refused_or_consistent(data):
     text = json.dumps(damage(ARCHITECTURE, data.draw))
     try:
-        arch = Architecture.from_json(text)
+        arch = architecture_from_json(text)
     except ArchitectureError as error:
         assert 10 < len(str(error)) < 600
         return
-    assert Architecture.from_json(arch.to_json()) == arch
+    assert architecture_from_json(arch.to_json()) == arch
     if cost.parameters(arch) < 200_000:
         assert sum(parameter.numel() for parameter in build(arch).parameters()) == cost.parameters(arch)
 
@@ -105,7 +106,7 @@ def test_a_damaged_architecture_message_is_refused_or_consistent(data):
 )
 def test_garbage_is_no_architecture(text):
     with pytest.raises(ArchitectureError):
-        Architecture.from_json(text)
+        architecture_from_json(text)
 
 
 @settings(max_examples=3000)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import architecture, inputs, lively_model, tiny_config
+from builders import architecture, heads_of, hidden_of, inputs, lively_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
 from fedskew.pruning.guard import TRIES, guard
 from fedskew.pruning.step import prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)
 
@@ -88,8 +88,8 @@ def test_a_step_judges_real_models_and_records_what_came_back():
 
     def judge(candidate):
         seen.append(candidate.architecture)
-        heads = sum(len(candidate.architecture.block(i, j).heads) for i, j in arch.positions())
-        return heads / sum(len(arch.block(i, j).heads) for i, j in arch.positions())
+        heads = sum(len(heads_of(candidate.architecture, i, j)) for i, j in arch.blocks)
+        return heads / sum(len(heads_of(arch, i, j)) for i, j in arch.blocks)
 
     prune = replace(tiny_config().prune, guard=0.1)
     free = prune_step(model, images, replace(prune, guard=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
@@ -104,14 +104,14 @@ def test_a_step_judges_real_models_and_records_what_came_back():
 def test_what_the_guard_gives_back_leaves_widths_aligned():
     arch = architecture()
     model, (images, _) = lively_model(arch), inputs(arch)
-    whole = sum(arch.block(i, j).hidden for i, j in arch.positions())
+    whole = sum(hidden_of(arch, i, j) for i, j in arch.blocks)
 
     def judge(candidate):
-        return sum(candidate.architecture.block(i, j).hidden for i, j in arch.positions()) / whole
+        return sum(hidden_of(candidate.architecture, i, j) for i, j in arch.blocks) / whole
 
     prune = replace(tiny_config().prune, guard=0.2, align=8)
     step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert step.given_back > 0
     assert step.plan.units > 0
-    widths = [step.architecture.block(i, j).hidden for i, j in arch.positions()]
+    widths = [hidden_of(step.architecture, i, j) for i, j in arch.blocks]
     assert all(width % 8 == 0 for width in widths), widths

@@ -9,14 +9,15 @@ import torch
 from builders import MICRO, run_here, tiny_config
 from PIL import Image
 
-from fedskew.architecture import Architecture, ArchitectureError
 from fedskew.config import ConfigError, load_config, to_yaml
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import MetadataColumn, ModelConfig
 from fedskew.data.prepare import batches, node_data, open_data, split_server
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, bin_vocabulary, encode_metadata, lower_ends
-from fedskew.model.families import dense_architecture, vocabularies
-from fedskew.model.swin import build
+from fedskew.model.bounds import ArchitectureError
+from fedskew.model.catalogue import dense_architecture, vocabularies
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
 from fedskew.runs.evaluation import evaluate_run
 from fedskew.runs.modelfile import read_model
 
@@ -68,7 +69,7 @@ def test_the_weights_of_the_fusion_are_the_columns_own():
     arch = dense_architecture(ModelConfig(name=MICRO, metadata=OWN, image_weight=0.7, embedding_std=1.0))
     assert arch.weights == (0.7, 0.1, 0.02, 0.03)
     assert [name for name, _ in arch.vocabularies] == ["skin", "age", "mm"]
-    assert Architecture.from_json(arch.to_json()) == arch
+    assert architecture_from_json(arch.to_json()) == arch
     model = build(arch).eval()
     images, codes = torch.randn(2, 3, 32, 32), torch.tensor([[2, 0, 3], [0, 1, 1]])
     fused = 0.7 * model.encoder(images)

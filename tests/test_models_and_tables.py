@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from builders import architecture, lively_model, tiny_config
+from builders import architecture, left, lively_model, tiny_config
 from safetensors.torch import save_file
 
-from fedskew.architecture import BlockShape
 from fedskew.config import to_yaml
 from fedskew.metrics import Predictions
 from fedskew.runs.compare import comparison, read_run, read_runs, run_labels, to_console, to_markdown
@@ -43,7 +42,7 @@ def test_a_safetensors_file_of_others_is_refused(tmp_path):
 
 
 def test_a_model_file_whose_parts_do_not_belong_together_is_refused(tmp_path):
-    other = ARCH.with_blocks({(0, 0): BlockShape((1,), 8)})
+    other = left(ARCH, 0, 0, heads=(1,), hidden=8)
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_model(other, lively_model(ARCH).state_dict()))
     with pytest.raises(ModelFileError, match="do not fit"):

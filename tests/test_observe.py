@@ -5,27 +5,32 @@ import random
 import numpy as np
 import pytest
 import torch
-from builders import architecture, inputs, lively_model
+from builders import architecture, block_of, heads_of, inputs, lively_model
 from torch.nn import functional
 
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import make_criterion
 from fedskew.pruning.observe import observe
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.units import bundles
 
 KEY = SublayerKey(0, 0, ATTENTION)
 SHIFTED = (0, 1)
 
 
-def observe_all(model, images, **options):
+def observe_all(model, images, group="ratio", **options):
     found = {}
-    options.setdefault("stages", range(len(model.architecture.stages)))
-    observe(model, images, lambda seen: found.update({seen.key: seen}), **options)
+    table = bundles(model.architecture, group)
+    observe(model, images, lambda seen: found.update({seen.key: seen}), table, **options)
     return found
+
+
+def in_stages(model, *stages):
+    return bundles(model.architecture, "ratio", [key for key in model.architecture.groups if key.stage in stages])
 
 
 def block_input(model, stage, block, images, metadata):
     captured = []
-    handle = model.block(stage, block).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    handle = block_of(model, stage, block).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     with torch.no_grad():
         model(images, metadata)
     handle.remove()
@@ -38,10 +43,10 @@ def attention_by_hand(model, stage, block, tokens):
     Every query looks at the keys of its own window of the rolled grid that it was a neighbour of before rolling.
     """
     arch = model.architecture
-    shape, side, window = arch.stages[stage], arch.resolution(stage), arch.window(stage)
-    module = model.block(stage, block)
+    shape, side, window = arch.spec.stages[stage], arch.spec.resolution(stage), arch.spec.window(stage)
+    module = block_of(model, stage, block)
     shift = window // 2 if block % 2 and side > window else 0
-    heads, dim = len(arch.block(stage, block).heads), shape.head_dim
+    heads, dim = len(heads_of(arch, stage, block)), shape.head_dim
     grid = -(-side // window) * window
     rolled = torch.zeros(tokens.shape[0], grid, grid, shape.width)
     for row in range(side):
@@ -80,7 +85,7 @@ def test_head_norms_are_those_of_the_attention_output_before_the_projection(imag
     seen = observe_all(model, images)[SublayerKey(stage, index, ATTENTION)]
     with torch.no_grad():
         expected = attention_by_hand(model, stage, index, block_input(model, stage, index, images, metadata))
-    side, window = arch.resolution(stage), arch.window(stage)
+    side, window = arch.spec.resolution(stage), arch.spec.window(stage)
     windows = -(-side // window)
     norms = expected.norm(dim=-1)
     for number in range(windows**2):
@@ -98,12 +103,12 @@ def test_mlp_norms_are_those_of_the_groups_in_unshifted_windows(image_size, acti
     arch = architecture(image_size=image_size, stages=1)
     model, (images, _) = lively_model(arch), inputs(arch)
     captured = []
-    handle = model.block(*SHIFTED).mlp.fc1.register_forward_hook(lambda *args: captured.append(args[2]))
-    found = observe_all(model, images, mlp_activation=activation, mlp_group=group)
+    handle = block_of(model, *SHIFTED).mlp.fc1.register_forward_hook(lambda *args: captured.append(args[2]))
+    found = observe_all(model, images, group, activation=activation)
     handle.remove()
     seen, hidden = found[SublayerKey(*SHIFTED, MLP)], captured[0]
     hidden = functional.gelu(hidden) if activation == "after-gelu" else hidden  # [B, side, side, C]
-    side, window = arch.resolution(0), 4
+    side, window = arch.spec.resolution(0), 4
     windows = -(-side // window)
     assert seen.norms.shape == (2, windows**2, window**2, 32 // size)
     for row in range(side):
@@ -118,17 +123,17 @@ def test_mlp_norms_are_those_of_the_groups_in_unshifted_windows(image_size, acti
 def test_an_observation_has_the_weights_that_go_with_each_unit(dense):
     arch, model, images, _ = dense
     found = observe_all(model, images)
-    assert len(found) == 2 * sum(len(stage.blocks) for stage in arch.stages)
+    assert len(found) == 2 * sum(stage.depth for stage in arch.spec.stages)
     for key, seen in found.items():
-        module = model.block(key.stage, key.block)
+        module = block_of(model, key.stage, key.block)
         sublayer = module.attn if key.kind == ATTENTION else module.mlp
         biases = sublayer.proj.bias.numel() if key.kind == ATTENTION else sublayer.fc2.bias.numel()
         whole = sum(parameter.numel() for parameter in sublayer.parameters()) - biases
         assert all(weight.shape[0] == seen.units for weight in seen.weights)
         assert sum(weight.numel() for weight in seen.weights) == whole, "every parameter but the output bias"
     l1 = make_criterion("l1-norm", reading="mean", seed=0)(found[KEY]).scores()
-    qkv = model.block(0, 0).attn.qkv
-    attention = model.block(0, 0).attn
+    qkv = block_of(model, 0, 0).attn.qkv
+    attention = block_of(model, 0, 0).attn
     by_hand = (
         qkv.weight.view(3, 2, 4, 8)[:, 1].abs().sum()
         + qkv.bias.view(3, 2, 4)[:, 1].abs().sum()
@@ -141,13 +146,13 @@ def test_an_observation_has_the_weights_that_go_with_each_unit(dense):
 def test_only_the_stages_asked_for_are_observed_each_once(dense):
     _, model, images, _ = dense
     keys = []
-    observe(model, images, lambda seen: keys.append(seen.key), stages=(1, 3))
+    observe(model, images, lambda seen: keys.append(seen.key), in_stages(model, 1, 3))
     assert len(keys) == len(set(keys)) == 8
     assert {key.stage for key in keys} == {1, 3}
     ran = []
     for stage in range(4):
-        model.block(stage, 0).norm1.register_forward_hook(lambda *_, stage=stage: ran.append(stage))
-    observe(model, images, lambda seen: None, stages=(1,))
+        block_of(model, stage, 0).norm1.register_forward_hook(lambda *_, stage=stage: ran.append(stage))
+    observe(model, images, lambda seen: None, in_stages(model, 1))
     assert ran == [0, 1], "the network runs no further than the last of them"
 
 
@@ -173,9 +178,9 @@ def assert_untouched(before, after):
 def test_observing_is_one_forward_pass_that_leaves_no_trace(dense):
     arch, _, images, metadata = dense
     model = lively_model(arch).train()
-    model.block(1, 0).eval()  # a part in another mode than the whole
+    block_of(model, 1, 0).eval()  # a part in another mode than the whole
     model(images, metadata).sum().backward()
-    model.block(0, 0).attn.qkv.weight.requires_grad_(False)
+    block_of(model, 0, 0).attn.qkv.weight.requires_grad_(False)
     passes = []
     handle = model.encoder.patch_embed.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     before, states = fingerprint(model), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
@@ -188,8 +193,7 @@ def test_observing_is_one_forward_pass_that_leaves_no_trace(dense):
     assert states[2] == random.getstate()
 
 
-@pytest.mark.parametrize("group", ["ratio", "3"], ids=["observer-fails", "group-does-not-divide"])
-def test_a_failed_observation_leaves_no_trace_either(dense, group):
+def test_a_failed_observation_leaves_no_trace_either(dense):
     arch, _, images, _ = dense
     model = lively_model(arch).train()
     before = fingerprint(model)
@@ -198,7 +202,7 @@ def test_a_failed_observation_leaves_no_trace_either(dense, group):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        observe(model, images, fail, stages=(0, 1), mlp_group=group)
+        observe(model, images, fail, in_stages(model, 0, 1))
     assert_untouched(before, fingerprint(model))
 
 

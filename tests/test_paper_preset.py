@@ -4,7 +4,7 @@ import torch
 from builders import IMAGES, MICRO, run_here
 
 from fedskew.config import load_config
-from fedskew.pruning.units import MLP
+from fedskew.model.groups import MLP
 from fedskew.runs.folder import RunFolder
 
 TINY = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import architecture, tiny_config
+from builders import architecture, block_of, tiny_config
 from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
 
@@ -13,8 +13,8 @@ from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
 from fedskew.data.prepare import open_data, split_server
 from fedskew.federation.server_model import ServerModel
+from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
-from fedskew.model.swin import build
 
 
 def timm_model(*, classes=11, window=4, image_size=32, patch=4, seed=5):
@@ -85,7 +85,7 @@ def test_a_local_pickle_is_loaded_in_every_layout(model, tmp_path, wrapper, layo
 def test_windows_and_patches_of_another_size_are_fitted(model, tmp_path):
     path, _ = saved(tmp_path / "w.safetensors", timm_model(window=8, patch=2).state_dict())
     load_pretrained(model, config(path))
-    assert model.block(0, 0).attn.relative_position_bias_table.shape == (49, 2)
+    assert block_of(model, 0, 0).attn.relative_position_bias_table.shape == (49, 2)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -4,21 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import architecture, inputs, lively_model, tiny_config
+from builders import architecture, block_of, heads_of, hidden_of, inputs, lively_model, plan_of, tiny_config, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masking import MaskedReference, kept_parameters
 from timm.models.swin_transformer import SwinTransformer
 
-from fedskew.architecture import Architecture, BlockShape
 from fedskew.config.schema import ModelConfig
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION, MLP
 from fedskew.pruning.criteria import READINGS
-from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import propose, prune_step
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, group_size, unit_count
+from fedskew.pruning.units import bundles
 
 TOLERANCE = 1e-5
 ALL_STAGES = (0, 1, 2, 3)
@@ -33,9 +33,9 @@ def assert_equal_outputs(found, expected, message=""):
 def check_plan(model, plan, group, images, metadata, reference=None):
     """Slice by a plan and compare with the masked dense model; returns the smaller model and the reference."""
     reference = reference or MaskedReference(model)
-    state, smaller = slice_model(model.state_dict(), model.architecture, plan, group)
-    reference.follow(plan, lambda stage: group_size(group, model.architecture, stage))
-    pruned = build(Architecture.from_json(smaller.to_json()), state).eval()
+    state, smaller = slice_model(model.state_dict(), model.architecture, plan)
+    reference.follow(plan, group)
+    pruned = build(architecture_from_json(smaller.to_json()), state).eval()
     with torch.no_grad():
         found = pruned(images, metadata)
     assert_equal_outputs(found, reference(images, metadata))
@@ -44,9 +44,9 @@ def check_plan(model, plan, group, images, metadata, reference=None):
 
 def remove_all(arch, choose):
     """A plan that removes the units that `choose(key, count)` gives, in every sublayer."""
-    keys = [SublayerKey(i, j, kind) for i, j in arch.positions() for kind in (ATTENTION, MLP)]
-    remove = {key: tuple(choose(key, unit_count(arch, key, "ratio"))) for key in keys}
-    return Plan(remove, {key: torch.zeros(unit_count(arch, key, "ratio")) for key in keys})
+    counts = {key: units.count for key, units in bundles(arch, "ratio").items()}
+    remove = {key: tuple(choose(key, count)) for key, count in counts.items()}
+    return plan_of(arch, remove, scores={key: torch.zeros(count) for key, count in counts.items()})
 
 
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "image-only"])
@@ -55,7 +55,7 @@ def test_the_dense_model_is_timms(multimodal, removed):
     """Without it, the equality below could hold between two models that are both wrong."""
     arch = architecture(image_size=40, multimodal=multimodal, removed=removed)
     model, (images, metadata) = lively_model(arch), inputs(arch)
-    heads = tuple(stage.dense_heads for stage in arch.stages)
+    heads = tuple(stage.heads for stage in arch.spec.stages)
     timm = SwinTransformer(img_size=40, patch_size=4, num_classes=0, embed_dim=8, depths=(2,) * 4, num_heads=heads,
                            window_size=4, head_dim=4).eval()  # fmt: skip
     timm.load_state_dict(model.encoder.state_dict(), strict=True)
@@ -70,8 +70,9 @@ def test_the_dense_model_is_timms(multimodal, removed):
 @pytest.mark.parametrize("group", ["ratio", "width", "2"])
 @pytest.mark.parametrize("activation", ["before-gelu", "after-gelu"])
 @pytest.mark.parametrize("reading", READINGS)
-def test_pruned_equals_masked_for_every_reading(reading, activation, group, removed):
-    arch = architecture(removed=removed)
+@pytest.mark.parametrize("family", [architecture, vit], ids=["swin", "vit"])
+def test_pruned_equals_masked_for_every_reading(family, reading, activation, group, removed):
+    arch = family(removed=removed)
     model, (images, metadata) = lively_model(arch, seed=3), inputs(arch)
     settings_ = replace(
         tiny_config().prune, reading=reading, mlp_activation=activation, mlp_group=group, removed=removed, min_heads=0
@@ -90,8 +91,8 @@ def test_pruned_equals_masked_for_every_kind_of_model(image_size, multimodal, fu
     model, (images, metadata) = lively_model(arch), inputs(arch)
     plan = remove_all(arch, lambda key, count: range(key.stage % 2, count, 2))
     pruned, reference = check_plan(model, plan, "ratio", images, metadata)
-    for i, j in arch.positions():
-        for block in (pruned.block(i, j), model.block(i, j)):
+    for i, j in arch.blocks:
+        for block in (block_of(pruned, i, j), block_of(model, i, j)):
             block.attn.fused_attn = fused
     with torch.no_grad():
         assert_equal_outputs(pruned(images, metadata), reference(images, metadata), "fused attention")
@@ -110,16 +111,17 @@ def test_a_sublayer_that_is_wholly_removed_is_the_identity_of_its_input(block, k
         return range(count) if key.kind in kinds and block in (None, (key.stage, key.block)) else ()
 
     pruned, _ = check_plan(model, remove_all(arch, choose), "ratio", images, metadata)
-    gone = pruned.block(*(block or (2, 1)))
+    gone = block_of(pruned, *(block or (2, 1)))
     assert (gone.attn is None, gone.mlp is None) == (ATTENTION in kinds, MLP in kinds), "its tensors are gone"
     norms = sum("norm" in name for name, _ in gone.named_parameters())
     assert norms == (4 if removed == "norm" else 4 - 2 * len(kinds)), "`skip` drops the norms too"
 
 
 @pytest.mark.parametrize("removed", ["norm", "skip"])
-def test_calibration_composes(removed):
+@pytest.mark.parametrize("family", [architecture, vit], ids=["swin", "vit"])
+def test_calibration_composes(family, removed):
     """Pruning what is left, again and again, equals masking the union in the dense model."""
-    arch = architecture(removed=removed)
+    arch = family(removed=removed)
     model, (images, metadata) = lively_model(arch, seed=5), inputs(arch, count=3)
     reference, current = MaskedReference(model), model
     for step in range(4):
@@ -128,36 +130,33 @@ def test_calibration_composes(removed):
         )
         plan = propose(current, images, prune, ALL_STAGES[: step + 1], seed=step).plan
         current, _ = check_plan(current, plan, "ratio", images, metadata, reference)
-    wholly = remove_all(current.architecture, lambda key, count: range(count) if key.stage == 1 else ())
+    wholly = remove_all(current.architecture, lambda key, count: range(count) if (key.stage or key.block) == 1 else ())
     current, _ = check_plan(current, wholly, "ratio", images, metadata, reference)
     assert kept_parameters(current.architecture) < 0.5 * kept_parameters(arch)
-    for i, j in arch.positions():
-        assert list(current.architecture.block(i, j).heads) == reference.left[i, j, "heads"], "the dense numbering"
+    for i, j in arch.blocks:
+        assert list(heads_of(current.architecture, i, j)) == reference.left[i, j, "heads"], "the dense numbering"
 
 
 @settings(max_examples=60)
 @given(st.data())
 def test_any_plan_whatever_composes(data):
     draw = data.draw
-    arch = architecture(
-        image_size=draw(st.sampled_from([32, 36, 52])),
-        stages=draw(st.integers(1, 3)),
-        window=draw(st.sampled_from([2, 3, 4])),
-        multimodal=draw(st.booleans()),
-        removed=draw(st.sampled_from(["norm", "skip"])),
-    )
-    group = draw(st.sampled_from(["ratio", "width", "1", "16"]))
+    shared = {"multimodal": draw(st.booleans()), "removed": draw(st.sampled_from(["norm", "skip"]))}
+    if draw(st.integers(0, 3)) == 0:
+        arch = vit(depth=draw(st.integers(1, 3)), class_token=draw(st.booleans()), **shared)
+    else:
+        arch = architecture(image_size=draw(st.sampled_from([32, 36, 52])), stages=draw(st.integers(1, 3)),
+                            window=draw(st.sampled_from([2, 3, 4])), **shared)  # fmt: skip
+    group = draw(st.sampled_from(["ratio", "width", "1", "8"]))
     model = current = lively_model(arch, seed=draw(st.integers(0, 5)))
     reference, (images, metadata) = MaskedReference(model), inputs(arch)
     for _ in range(draw(st.integers(1, 2))):
         remove, shape = {}, current.architecture
-        for i, j in shape.positions():
-            for kind in draw(st.sets(st.sampled_from([ATTENTION, MLP]))):
-                key = SublayerKey(i, j, kind)
-                count = unit_count(shape, key, group)
-                some = st.sets(st.integers(0, max(0, count - 1)), max_size=count)
-                remove[key] = tuple(sorted(draw(some | st.just(set(range(count)))))) if count else ()
-        current, _ = check_plan(current, Plan(remove, {}), group, images, metadata, reference)
+        for key, units in bundles(shape, group).items():
+            if draw(st.booleans()):
+                some = st.sets(st.integers(0, units.count - 1), max_size=units.count)
+                remove[key] = tuple(sorted(draw(some | st.just(set(range(units.count))))))
+        current, _ = check_plan(current, plan_of(shape, remove, group), group, images, metadata, reference)
 
 
 def test_swin_t_at_224_pixels():
@@ -168,7 +167,7 @@ def test_swin_t_at_224_pixels():
     emptied = {
         key: tuple(range(len(plan.scores[key]))) for key in plan.remove if key.block == 1 and key.stage in (0, 3)
     }
-    plan = Plan(dict(plan.remove) | emptied, plan.scores)
+    plan = plan.less(dict(plan.remove) | emptied)
     pruned, _ = check_plan(model, plan, "ratio", images, metadata)
     assert kept_parameters(pruned.architecture) < 0.8 * kept_parameters(arch)
 
@@ -177,14 +176,14 @@ def test_slicing_copies_what_is_kept_and_changes_nothing_else(dense):
     arch, model, _, _ = dense
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = remove_all(arch, lambda key, count: (0,) if key.stage == 0 else ())
-    state, smaller = slice_model(model.state_dict(), arch, plan, "ratio")
+    state, smaller = slice_model(model.state_dict(), arch, plan)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "the model itself"
     for name, tensor in state.items():
         if not name.startswith("encoder.layers.0.blocks"):
             assert torch.equal(tensor, before[name]), name
     kept = before["encoder.layers.0.blocks.0.mlp.fc1.weight"][4:]
     assert torch.equal(state["encoder.layers.0.blocks.0.mlp.fc1.weight"], kept)
-    assert smaller.block(0, 0) == BlockShape((1,), 28)
+    assert (heads_of(smaller, 0, 0), hidden_of(smaller, 0, 0)) == ((1,), 28)
     sliced = state["encoder.layers.0.blocks.0.attn.qkv.weight"]
     assert sliced.is_contiguous()
     assert sliced.untyped_storage().nbytes() == sliced.numel() * 4, "no larger tensor is kept alive"
@@ -205,12 +204,11 @@ def test_a_step_leaves_the_model_as_it_was_and_returns_a_model_that_loads(dense)
 
 def test_sublayers_that_the_configuration_leaves_alone_stay(dense):
     arch, model, images, _ = dense
-    for alone, key in (("heads", "heads"), ("mlp", "hidden")):
+    for alone, kind in (("heads", ATTENTION), ("mlp", MLP)):
         prune = replace(tiny_config().prune, **{alone: False})
         step = prune_step(model, images, prune, stages=ALL_STAGES, seed=0, judge=None)
-        pairs = [(arch.block(*place), step.architecture.block(*place)) for place in arch.positions()]
-        assert all(getattr(old, key) == getattr(new, key) for old, new in pairs)
-        assert any(old != new for old, new in pairs)
+        changed = {key.kind for key in arch.groups if arch.left[key] != step.architecture.left[key]}
+        assert changed == {ATTENTION, MLP} - {kind}
 
 
 @pytest.mark.parametrize("method", ["skewness", "skewness-reversed", "random", "l1-norm"])

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from builders import architecture, lively_model, run_here, tiny_config
+from builders import architecture, lively_model, plan_of, run_here, tiny_config
 from flwr.app import Message
 from safetensors.torch import load_file
 
@@ -22,9 +22,8 @@ from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.weights import layout, layout_of, to_record
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
-from fedskew.pruning.decide import Plan
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 from fedskew.runs.resume import new_folder, open_checkpoint
 
 ARCH = architecture(image_size=32, stages=2)
@@ -128,12 +127,14 @@ def test_what_survives_a_round_survives_a_restart(run, tmp_path, settings):
 
 def test_companions_lose_what_the_model_loses():
     state = lively_model(ARCH).state_dict()
-    plan = Plan({SublayerKey(0, 1, ATTENTION): (1,), SublayerKey(1, 0, MLP): (0, 2, 5), SublayerKey(1, 1, MLP): ()}, {})
+    plan = plan_of(
+        ARCH, {SublayerKey(0, 1, ATTENTION): (1,), SublayerKey(1, 0, MLP): (0, 2, 5), SublayerKey(1, 1, MLP): ()}
+    )
     marked = {FIRST + name: tensor for name, tensor in state.items()} | {
         "server-momentum/" + n: -t for n, t in state.items()
     }
-    smaller, _ = slice_model(state, ARCH, plan, "ratio")
-    found = cut(marked | {STEPS: torch.tensor([3.0])}, ARCH, plan, "ratio")
+    smaller, _ = slice_model(state, ARCH, plan)
+    found = cut(marked | {STEPS: torch.tensor([3.0])}, ARCH, plan)
     assert found.pop(STEPS).tolist() == [3.0]
     assert len(found) == 2 * len(smaller)
     for name, tensor in smaller.items():

@@ -13,10 +13,11 @@ import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.federation.server_model import ServerModel
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
 from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.units import bundles
 from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
 
@@ -27,11 +28,15 @@ def settings(**values):
     return replace(tiny_config().prune, **values)
 
 
+def units_of(model):
+    return bundles(model.architecture, "ratio")
+
+
 def norms_of(model, images, **options):
     """Norms [images, windows, positions, units] and what of them lies inside the picture, of every sublayer."""
     found = {}
     observe(model, images, lambda seen: found.update({seen.key: (seen.norms.numpy(), seen.valid.numpy())}),
-            stages=range(len(model.architecture.stages)), **options)  # fmt: skip
+            units_of(model), **options)  # fmt: skip
     return found
 
 
@@ -84,7 +89,7 @@ def test_scores_are_those_of_all_views_together_not_a_mean_of_scores(monkeypatch
     monkeypatch.setattr(score_module, "PIXELS_AT_ONCE", 2 * image_size**2)  # chunks of two images
     passes = []
     handle = model.encoder.patch_embed.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
-    found = score_units(model, images, settings(reading=reading, views=8), (0, 1), seed=0)
+    found = score_units(model, images, settings(reading=reading, views=8), units_of(model), seed=0)
     handle.remove()
     assert sum(passes) == 5 * 8, "one pass a view, for scores and halves together"
     for key, (norms, valid) in norms_of(model, torch.cat(all_views(images, 8))).items():
@@ -107,8 +112,8 @@ def test_signs_are_compared_between_the_images_of_even_and_odd_number(reading):
     arch = architecture(stages=2)
     model, (images, _) = lively_model(arch), inputs(arch, 5)
     config = settings(reading=reading, views=2)
-    found = score_units(model, images, config, (0, 1), seed=0)
-    parts = [score_units(model, images[half::2], config, (0, 1), seed=0) for half in range(2)]
+    found = score_units(model, images, config, units_of(model), seed=0)
+    parts = [score_units(model, images[half::2], config, units_of(model), seed=0) for half in range(2)]
     units = 0
     for key, sublayer in found.items():
         first, second = (part[key].scores.numpy() > 0 for part in parts)
@@ -143,11 +148,11 @@ def test_tables_add_up_by_stage_and_kind():
 @pytest.mark.parametrize("method", ["l1-norm", "random"])
 def test_scores_that_do_not_come_from_images_have_no_agreement(dense, method):
     _, model, images, _ = dense
-    found = score_units(model, images, settings(method=method), STAGES, seed=0)
+    found = score_units(model, images, settings(method=method), units_of(model), seed=0)
     assert all(sublayer.signs is None and sublayer.values is None for sublayer in found.values())
     assert few_value_warnings(found, "mean") == []
-    matched = score_units(model, images, settings(method=method, rule="match", reading="pool"), STAGES, seed=0)
-    plain = score_units(model, images, settings(reading="pool"), STAGES, seed=0)
+    matched = score_units(model, images, settings(method=method, rule="match", reading="pool"), units_of(model), seed=0)
+    plain = score_units(model, images, settings(reading="pool"), units_of(model), seed=0)
     for key, sublayer in matched.items():
         assert torch.equal(sublayer.scores, found[key].scores)
         assert torch.equal(sublayer.reference, plain[key].scores)
@@ -156,7 +161,7 @@ def test_scores_that_do_not_come_from_images_have_no_agreement(dense, method):
 
 def test_the_reversed_criterion_agrees_as_much_as_skewness(dense):
     _, model, images, _ = dense
-    plain, reverse = (score_units(model, images, settings(method=method), STAGES, seed=0)
+    plain, reverse = (score_units(model, images, settings(method=method), units_of(model), seed=0)
                       for method in ("skewness", "skewness-reversed"))  # fmt: skip
     for key, sublayer in plain.items():
         assert torch.equal(sublayer.scores, -reverse[key].scores)
@@ -165,7 +170,7 @@ def test_the_reversed_criterion_agrees_as_much_as_skewness(dense):
 
 def test_a_single_image_has_no_halves(dense):
     _, model, images, _ = dense
-    found = score_units(model, images[:1], settings(reading="pool"), STAGES, seed=0)
+    found = score_units(model, images[:1], settings(reading="pool"), units_of(model), seed=0)
     assert all(sublayer.signs is None for sublayer in found.values())
     assert all(sublayer.scores.isfinite().all() for sublayer in found.values())
 
@@ -173,9 +178,9 @@ def test_a_single_image_has_no_halves(dense):
 @pytest.mark.parametrize(("reading", "values"), [("mean", 4), ("first", 4), ("per-window", 4), ("pool", 0)])
 def test_a_skewness_of_few_values_is_warned_of(dense, reading, values):
     arch, model, images, _ = dense
-    assert [arch.resolution(stage) for stage in STAGES] == [16, 8, 4, 2], "one window of 2 × 2 in the last stage"
-    lines = few_value_warnings(score_units(model, images.repeat(2, 1, 1, 1), settings(reading=reading), STAGES, 0),
-                               reading)  # fmt: skip
+    assert [arch.spec.resolution(stage) for stage in STAGES] == [16, 8, 4, 2], "one window of 2 × 2 in the last stage"
+    found = score_units(model, images.repeat(2, 1, 1, 1), settings(reading=reading), units_of(model), seed=0)
+    lines = few_value_warnings(found, reading)
     if not values:
         assert lines == [], "four images of 2 × 2 tokens are 16 values"
         return
@@ -185,7 +190,7 @@ def test_a_skewness_of_few_values_is_warned_of(dense, reading, values):
 
 def test_a_pool_of_few_values_asks_for_more_images(dense):
     _, model, images, _ = dense
-    (line,) = few_value_warnings(score_units(model, images, settings(reading="pool"), STAGES, seed=0), "pool")
+    (line,) = few_value_warnings(score_units(model, images, settings(reading="pool"), units_of(model), seed=0), "pool")
     assert all(word in line for word in ("stage 3", "8 values", "prune.batch-size"))
 
 
@@ -218,7 +223,7 @@ def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
     data = open_data(config.data, 24)
     server = ServerModel(config, data, split_server(data, config.data))
     state, arch = server.initial()
-    assert [arch.window(stage) for stage in range(3)] == [4, 3, 2]
+    assert [arch.spec.window(stage) for stage in range(3)] == [4, 3, 2]
     for number in (1, 2):
         server.prune(state, arch, (0, 1, 2), number)
     told = [entry.getMessage() for entry in caplog.records if "takes each skewness" in entry.getMessage()]
@@ -241,7 +246,7 @@ def test_plan_shows_how_far_the_signs_agree(finished_run, generated):
     data = open_data(tiny_config().data, 32)
     training, _ = divide_open(data, split_server(data, tiny_config().data), tiny_config().data)
     images = next(iter(batches(data, scoring_images(training, 16, 0), model.architecture, batch_size=16))).images
-    tables = sign_tables(score_units(model, images, settings(reading="pool"), (0, 1), seed=0))
+    tables = sign_tables(score_units(model, images, settings(reading="pool"), units_of(model), seed=0))
     for (stage, kind), table in tables.items():
         cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if kind in line]
         assert any(row[1:4] == [str(stage), kind, str(table.units)] and row[4] == f"{table.share:.1%}" for row in cells)

@@ -8,7 +8,6 @@ import pytest
 from builders import IMAGES, run_here, tiny_config
 from safetensors.numpy import load_file
 
-from fedskew.architecture import Architecture
 from fedskew.config import ConfigError, load_config
 from fedskew.data.prepare import open_data, split_server
 from fedskew.data.samples import DataError
@@ -17,6 +16,7 @@ from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.server_model import ServerModel
 from fedskew.federation.simulation import make_client_app, simulate
 from fedskew.model import cost
+from fedskew.model.codec import architecture_from_json
 from fedskew.runs.modelfile import load_model, read_model
 from fedskew.training import TrainResult
 
@@ -56,7 +56,7 @@ def test_the_global_model_shrinks_and_what_is_saved_is_what_is_recorded(finished
     assert sum(parameter.numel() for parameter in model.parameters()) == sizes[-1]
     assert records[-1]["model_bytes"] == (finished_run.path / "model.safetensors").stat().st_size
     text = (finished_run.path / "architecture.json").read_text()
-    assert Architecture.from_json(text) == model.architecture
+    assert architecture_from_json(text) == model.architecture
     macs = cost.macs(model.architecture)
     assert (records[-1]["macs"], records[-1]["macs_total"]) == (macs.linear, macs.total)
 

@@ -23,8 +23,8 @@ from fedskew.federation.messages import (
 )
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import from_record, layout, to_record
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 from fedskew.site import gate
 from fedskew.site.audit import read_entries
 

@@ -11,7 +11,7 @@ from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.messages import AUDIT_ENTRIES, AUDIT_SHA256, REPORT, Task, pack_task
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import to_record
-from fedskew.model.families import dense_architecture
+from fedskew.model.catalogue import dense_architecture
 from fedskew.site import ledger as books
 from fedskew.site.accounting import epsilon
 from fedskew.site.audit import AuditError, append_entry, last_hash, read_entries, verify_audit

@@ -16,7 +16,7 @@ from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import to_record
-from fedskew.model.families import dense_architecture
+from fedskew.model.catalogue import dense_architecture
 from fedskew.site.audit import read_entries
 from fedskew.site.limits import FOR_PARTITIONS, FROM_TASK, Limits, exceeded, is_simulated, site_settings
 from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, parse_policy

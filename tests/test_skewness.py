@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedskew.model.groups import ATTENTION, SublayerKey
 from fedskew.pruning.criteria import READINGS, make_criterion
 from fedskew.pruning.criteria import skewness as summarise
 from fedskew.pruning.decide import unwanted
 from fedskew.pruning.observe import Observation
 from fedskew.pruning.skewness import sample_skewness
-from fedskew.pruning.units import ATTENTION, SublayerKey
 
 KEY = SublayerKey(0, 0, ATTENTION)
 SHIFTED = (0, 1)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import TensorSpec, from_record, layout, layout_of, to_record, to_state, vector_layout
-from fedskew.model.families import dense_architecture
-from fedskew.model.swin import build
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import build
 
 DTYPES = (torch.float32, torch.float16, torch.int64)
 SHAPES = st.lists(st.integers(0, 4), max_size=3)

@@ -14,19 +14,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedskew.architecture import Architecture
 from fedskew.cli.terminal import wrapped
 from fedskew.config import Config, load_config
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.data.samples import DataError
 from fedskew.model import cost
+from fedskew.model.architecture import Architecture
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, apply_plan
 from fedskew.pruning.focus import control_masks, measure_focus
 from fedskew.pruning.focus_summary import focus_summary
 from fedskew.pruning.score import few_value_warnings, sign_tables
 from fedskew.pruning.step import propose
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey, unit_count
 from fedskew.runs.folder import CONFIG, MODEL, RunFolderError
 from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
@@ -37,14 +37,12 @@ class PlanReport:
     """What the next pruning step of a model would remove, and how stable the scores behind it are.
 
     Attributes:
-        group: how MLP channels are grouped.
         signs: rows of `runs.record.sign_rows`.
         images, views: that the scores come from.
     """
 
     architecture: Architecture
     plan: Plan
-    group: str
     signs: list[dict[str, Any]]
     images: int
     views: int
@@ -75,9 +73,9 @@ def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
     training, _ = divide_open(opened, split_server(opened, config.data), config.data)
     scoring = scoring_images(training, config.prune.batch_size, config.run.seed)
     images = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring)))).images
-    proposal = propose(model, images, config.prune, tuple(range(len(model.architecture.stages))), config.run.seed)
+    proposal = propose(model, images, config.prune, tuple(range(model.architecture.stages)), config.run.seed)
     return PlanReport(
-        model.architecture, proposal.plan, config.prune.mlp_group, sign_rows(sign_tables(proposal.scored)),
+        model.architecture, proposal.plan, sign_rows(sign_tables(proposal.scored)),
         len(scoring), config.prune.views, few_value_warnings(proposal.scored, config.prune.reading),
     )  # fmt: skip
 
@@ -85,7 +83,7 @@ def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
 def plan_text(report: PlanReport) -> str:
     """A plan for a person: block by block, then how two halves of the images judge the units."""
     return "\n".join([
-        plan_table(report.architecture, report.plan, report.group),
+        plan_table(report.architecture, report.plan),
         sign_table(report.signs, report.images, report.views),
         *(wrapped(f"warning: {line}") for line in report.warnings),
     ])  # fmt: skip
@@ -94,23 +92,29 @@ def plan_text(report: PlanReport) -> str:
 def plan_data(report: PlanReport) -> dict[str, Any]:
     """The same, JSON-ready. `heads` are numbers of the dense model; scores are None where there are none."""
     arch, plan = report.architecture, report.plan
-    after, blocks = apply_plan(arch, plan, report.group), []
-    for stage, block in arch.positions():
-        heads, groups = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
+    after, blocks = apply_plan(arch, plan), []
+    for stage, block in arch.blocks:
+        heads, channels = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
         blocks.append({
             "stage": stage,
             "block": block,
-            "heads": [arch.block(stage, block).heads[unit] for unit in plan.remove.get(heads, ())],
-            "mlp_groups": list(plan.remove.get(groups, ())),
+            "heads": _heads_that_go(arch, plan, heads),
+            "mlp_groups": list(plan.remove.get(channels, ())),
             "attention_scores": _scores(plan, heads),
-            "mlp_scores": _scores(plan, groups),
-            "hidden_before": arch.block(stage, block).hidden,
-            "hidden_after": after.block(stage, block).hidden,
+            "mlp_scores": _scores(plan, channels),
+            "hidden_before": arch.units[channels],
+            "hidden_after": after.units[channels],
         })  # fmt: skip
     shares = {"parameters_left": cost.parameters(after) / cost.parameters(arch),
               "macs_left": cost.macs(after).linear / cost.macs(arch).linear}  # fmt: skip
     return {"units": plan.units, **shares, "blocks": blocks, "signs": report.signs, "images": report.images,
             "views": report.views, "warnings": report.warnings}  # fmt: skip
+
+
+def _heads_that_go(arch: Architecture, plan: Plan, key: SublayerKey) -> list[int]:
+    """Their numbers in the dense model."""
+    kept = arch.left[key]
+    return [] if isinstance(kept, int) else [kept[unit] for unit in plan.remove.get(key, ())]
 
 
 def _scores(plan: Plan, key: SublayerKey) -> list[float | None] | None:
@@ -185,20 +189,18 @@ def _interval(figure: dict[str, float | None] | None, key: str, sign: str) -> st
     return "{0:{s}.2f} [{1:{s}.2f}, {2:{s}.2f}]".format(figure[key], figure["low"], figure["high"], s=sign)
 
 
-def plan_table(arch: Architecture, plan: Plan, group: str) -> str:
+def plan_table(arch: Architecture, plan: Plan) -> str:
     """A plan as a table: heads with their scores, MLP groups as counts, and the size of what would be left."""
     table = Table("stage", "block", "heads that go", "head scores", "MLP groups that go", "hidden width")
-    after = apply_plan(arch, plan, group)
-    for stage, block in arch.positions():
-        heads, groups = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
+    after = apply_plan(arch, plan)
+    for stage, block in arch.blocks:
+        heads, channels = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
         scores = plan.scores.get(heads)
-        names = [str(arch.block(stage, block).heads[unit]) for unit in plan.remove.get(heads, ())]
-        gone = len(plan.remove.get(groups, ()))
-        width = f"{arch.block(stage, block).hidden} → {after.block(stage, block).hidden}"
+        names = [str(head) for head in _heads_that_go(arch, plan, heads)]
+        gone, of = len(plan.remove.get(channels, ())), arch.units[channels] // plan.size(channels)
+        width = f"{arch.units[channels]} → {after.units[channels]}"
         shown = " ".join(f"{score:.2f}" for score in scores.tolist()) if scores is not None else ""
-        table.add_row(
-            str(stage), str(block), " ".join(names) or "-", shown, f"{gone} of {unit_count(arch, groups, group)}", width
-        )
+        table.add_row(str(stage), str(block), " ".join(names) or "-", shown, f"{gone} of {of}", width)
     parameters = cost.parameters(after) / cost.parameters(arch)
     macs = cost.macs(after).linear / cost.macs(arch).linear
     left = f"left: {parameters:.1%} of the parameters, {macs:.1%} of the MACs"

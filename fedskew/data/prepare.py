@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
@@ -30,6 +29,7 @@ from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels,
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
 from fedskew.data.synthetic import generate
+from fedskew.model.architecture import Architecture
 from fedskew.paths import cache_directory, home
 
 log = logging.getLogger("flwr.fedskew.data")

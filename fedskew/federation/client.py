@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
-from fedskew.architecture import Architecture, ArchitectureError
 from fedskew.config.schema import ConfigError, TrainConfig
 from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.prepare import DataSet, NodeData, batches, node_data, node_name
@@ -33,8 +32,10 @@ from fedskew.federation.weights import layout, to_tensors
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.imbalance import class_counts, drawing_weights
 from fedskew.learning.optimiser import Moments
+from fedskew.model.architecture import Architecture
+from fedskew.model.bounds import ArchitectureError
 from fedskew.model.finite import not_finite
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.fusion import MultimodalModel, build
 from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.text import printable
 from fedskew.training import TrainingError, cpu_threads, evaluate, pick_device, train
@@ -43,7 +44,7 @@ log = logging.getLogger("flwr.fedskew.client")
 
 REFUSED = 400  # application error code of a reply that says why a task was not done
 
-Answer = Callable[[Task, MultimodalSwin, Moments, NodeData, Message], Message]
+Answer = Callable[[Task, MultimodalModel, Moments, NodeData, Message], Message]
 
 
 def handle_train(message: Message, context: Context) -> Message:
@@ -96,7 +97,7 @@ def _refusal(message: Message, context: Context, error: Exception, told: str) ->
     return Message(Error(REFUSED, f"node {name}: {told}"), reply_to=message)
 
 
-def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments]:
+def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalModel, Moments]:
     """The model of a task on the configured device, and the moments that came with it.
 
     Raises:
@@ -113,7 +114,7 @@ def load_model(task: Task, arrays: ArrayRecord) -> tuple[MultimodalSwin, Moments
     return model.to(pick_device(task.config.train.device)), tensors
 
 
-def _train(task: Task, model: MultimodalSwin, moments: Moments, node: NodeData, message: Message) -> Message:
+def _train(task: Task, model: MultimodalModel, moments: Moments, node: NodeData, message: Message) -> Message:
     start, config = time.perf_counter(), task.config
     freeze_stages(model, task.frozen)
     seed = local_seed(config.run.seed, task.round_number, node.name)
@@ -147,7 +148,7 @@ def _train(task: Task, model: MultimodalSwin, moments: Moments, node: NodeData, 
     return pack_reply(message, update | (result.moments if MOMENTS in task.extras else {}), metrics, report)
 
 
-def _evaluate(task: Task, model: MultimodalSwin, _: Moments, node: NodeData, message: Message) -> Message:
+def _evaluate(task: Task, model: MultimodalModel, _: Moments, node: NodeData, message: Message) -> Message:
     if not len(node.validation):
         note = f"{node.name} has no validation images: its {len(node.train)} images are all needed for training"
         return pack_reply(message, None, {EXAMPLES: 0}, {"node": node.name, "notes": [*node.data.notes, note]})

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.federation.weights import Layout, TensorSpec
 from fedskew.learning.optimiser import KEYS, STEPS
+from fedskew.model.architecture import Architecture
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
 
@@ -24,7 +24,7 @@ def moments_layout(trained: Layout) -> dict[str, TensorSpec]:
     return moments | {STEPS: TensorSpec((1,), "float32")}
 
 
-def cut(companions: Companions, arch: Architecture, plan: Plan, group: str) -> dict[str, Tensor]:
+def cut(companions: Companions, arch: Architecture, plan: Plan) -> dict[str, Tensor]:
     """The companions of the model that a plan leaves of `arch`."""
     sets: dict[str, dict[str, Tensor]] = {}
     for name, tensor in companions.items():
@@ -32,5 +32,5 @@ def cut(companions: Companions, arch: Architecture, plan: Plan, group: str) -> d
         sets.setdefault(prefix + slash if slash else "", {})[rest if slash else name] = tensor
     smaller = dict(sets.pop("", {}))
     for prefix, tensors in sets.items():
-        smaller |= {prefix + name: tensor for name, tensor in slice_model(tensors, arch, plan, group)[0].items()}
+        smaller |= {prefix + name: tensor for name, tensor in slice_model(tensors, arch, plan)[0].items()}
     return smaller

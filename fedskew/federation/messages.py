@@ -16,12 +16,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedskew import __version__
-from fedskew.architecture import Architecture
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
 from fedskew.federation.companions import moments_layout
 from fedskew.federation.weights import Layout, layout, to_record
 from fedskew.learning.freezing import frozen_prefixes
+from fedskew.model.architecture import Architecture
+from fedskew.model.codec import architecture_from_json
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
@@ -67,7 +68,7 @@ class Task:
     def _moments(self) -> Layout:
         if MOMENTS not in self.extras:
             return {}
-        frozen = tuple(frozen_prefixes(self.frozen))
+        frozen = frozen_prefixes(self.architecture, self.frozen)
         return moments_layout({name: spec for name, spec in layout(self.architecture).items()
                                if not (frozen and name.startswith(frozen))})  # fmt: skip
 
@@ -112,7 +113,7 @@ def unpack_task(message: Message) -> tuple[Task, ArrayRecord]:
     task = Task(
         round_number=_field(config, "server-round", int),
         rounds=_field(config, "rounds", int),
-        architecture=Architecture.from_json(_field(config, "architecture", str)),
+        architecture=architecture_from_json(_field(config, "architecture", str)),
         config=from_mapping(run_config, "the server's configuration"),
         frozen=_items(config, "frozen-stages", int),
         not_uploaded=_items(config, "not-uploaded", str),

@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
@@ -26,7 +25,8 @@ from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
 from fedskew.learning.optimiser import learning_rate
 from fedskew.metrics.classification import NUMBERS, not_evaluated
-from fedskew.model.families import vocabularies
+from fedskew.model.architecture import Architecture
+from fedskew.model.catalogue import vocabularies
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.atomic import json_text
 from fedskew.runs.checkpoint import Checkpoint
@@ -228,9 +228,9 @@ class FederatedRun:
             state, moments = self.server.warm_start(state, arch)
             note.seconds_training = time.perf_counter() - start
         companions = moments if self.config.train.moments == "averaged" else {}
-        if stages := stages_to_prune(prune, 0, len(arch.stages)):
+        if stages := stages_to_prune(prune, 0, arch.stages):
             note.step = self.server.prune(state, arch, stages, 0)
-            companions = cut(companions, arch, note.step.plan, prune.mlp_group)
+            companions = cut(companions, arch, note.step.plan)
             state, arch = note.step.state, note.step.architecture
             note.seconds_scoring = note.step.seconds_total
         return state, arch, note, companions

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
 from fedskew.data.samples import DataError, encode_labels
@@ -18,9 +17,10 @@ from fedskew.data.splits import Split
 from fedskew.federation.client import count_classes, local_seed, training_batches
 from fedskew.learning.freezing import freeze_stages
 from fedskew.metrics import Predictions, classification_metrics
-from fedskew.model.families import dense_architecture
+from fedskew.model.architecture import Architecture
+from fedskew.model.catalogue import dense_architecture
+from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.pretrained import load_pretrained
-from fedskew.model.swin import MultimodalSwin, build
 from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.step import StepResult, prune_step
 from fedskew.runs.evaluation import predict_images
@@ -212,14 +212,14 @@ class ServerModel:
         metrics = classification_metrics(found.labels, found.probabilities, found.classes)
         return Evaluation(metrics, held_back, found)
 
-    def _judge(self, model: MultimodalSwin) -> float:
+    def _judge(self, model: MultimodalModel) -> float:
         return float(self._open_metrics(model)["balanced_accuracy"])
 
-    def _open_metrics(self, model: MultimodalSwin) -> dict[str, Any]:
+    def _open_metrics(self, model: MultimodalModel) -> dict[str, Any]:
         images = self.held_back if len(self.held_back) else self.scoring
         size = self.config.run.eval_batch_size
         data = batches(self._data, images, model.architecture, batch_size=size, device=self._device)
         return evaluate(model, data, self.config.train)
 
-    def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalSwin:
+    def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalModel:
         return build(arch, dict(state), drop_path=drop_path).to(self._device)

@@ -7,14 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.augment import RandAugment
 from fedskew.data.samples import DataError
 from fedskew.model import cost
-from fedskew.model.families import dense_architecture
+from fedskew.model.architecture import Architecture
+from fedskew.model.catalogue import dense_architecture
 from fedskew.paths import runs_directory
-from fedskew.pruning.units import group_size
+from fedskew.pruning.units import check_bundles
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import planned_folder
 from fedskew.training import pick_device
@@ -31,11 +31,10 @@ def check_settings(config: Config) -> Architecture:
     """
     arch = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.method != "none":
-        for stage in range(len(arch.stages)):
-            try:
-                group_size(config.prune.mlp_group, arch, stage)
-            except ValueError as error:
-                raise ConfigError(f"{error}; expected ratio, width or a number that divides it") from None
+        try:
+            check_bundles(arch, config.prune.mlp_group)
+        except ValueError as error:
+            raise ConfigError(f"{error}; expected ratio, width or a number that divides it") from None
     _check_policy(config.train.rand_augment)
     pick_device(config.train.device)
     _warn_of_threads(config)

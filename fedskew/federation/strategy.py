@@ -15,7 +15,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
 from fedskew.federation.acceptance import largest, objection, sent, taken
 from fedskew.federation.bounds import limited_counts, limited_weights
@@ -31,6 +30,7 @@ from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import from_record, layout, to_record, to_state
 from fedskew.learning.freezing import frozen_prefixes
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
+from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.judging import is_evaluated
@@ -88,8 +88,8 @@ class SkewPruning(FedAvg):
 
     def task(self, round_number: int, kind: str = MessageType.TRAIN) -> Task:
         """What the nodes are asked in a round."""
-        frozen = frozen_stages(self.config.prune, round_number - 1, len(self.architecture.stages))
-        skipped = tuple(frozen_prefixes(frozen)) if self.config.federation.upload == "trained" else ()
+        frozen = frozen_stages(self.config.prune, round_number - 1, self.architecture.stages)
+        skipped = frozen_prefixes(self.architecture, frozen) if self.config.federation.upload == "trained" else ()
         rounds = self.config.federation.rounds
         extras = (MOMENTS,) if self.config.train.moments == "averaged" and kind == MessageType.TRAIN else ()
         return Task(
@@ -263,13 +263,13 @@ class SkewPruning(FedAvg):
     def _prune(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
         number = self.round.number
         self.round.before = before = self.architecture
-        stages = stages_to_prune(self.config.prune, number, len(self.architecture.stages))
+        stages = stages_to_prune(self.config.prune, number, self.architecture.stages)
         if stages:
             step = self.server.prune(state, self.architecture, stages, number)
             self.round.step, self.round.seconds_scoring = step, step.seconds_total
             self.architecture, state = step.architecture, step.state
             self.open_metrics = None
-            self.companions = cut(self.companions, before, step.plan, self.config.prune.mlp_group)
+            self.companions = cut(self.companions, before, step.plan)
         return to_record(state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

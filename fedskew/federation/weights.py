@@ -20,8 +20,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.common.constant import SType
 
-from fedskew.architecture import Architecture
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ REMEDY = "use the same versions of fedskew and timm on the server and all nodes"
 def layout(arch: Architecture) -> Layout:
     """Every tensor in the state of an architecture's model."""
     with torch.random.fork_rng(devices=[]):
-        return MappingProxyType(layout_of(MultimodalSwin(arch, initialise=False).state_dict()))
+        return MappingProxyType(layout_of(MultimodalModel(arch, initialise=False).state_dict()))
 
 
 def layout_of(state: Mapping[str, torch.Tensor]) -> Layout:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
+from fedskew.model.fusion import MultimodalModel
 
 FIRST, SECOND, STEPS = "first-moment/", "second-moment/", "moment-steps"
 KEYS = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}  # of torch's AdamW
@@ -32,12 +33,13 @@ def learning_rate(config: TrainConfig, progress: float, step: int | None = None)
     return ramp * config.lr * (config.lr_floor + (1 - config.lr_floor) * cosine)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: MultimodalModel, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
+    undecayed = model.architecture.spec.undecayed
     decay, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            skip = parameter.ndim < 2 or "relative_position_bias_table" in name or name.startswith("embeddings.")
+            skip = parameter.ndim < 2 or name.startswith("embeddings.") or any(part in name for part in undecayed)
             (plain if skip else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

@@ -10,16 +10,16 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from fedskew.config.schema import ConfigError, ModelConfig
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.families.known import KNOWN, KnownFamily
+from fedskew.model.fusion import MultimodalModel
 
 REMEDY = "Without access to the model hub, set model.pretrained to a local .safetensors or .pth file."
 
 
-def load_pretrained(model: MultimodalSwin, config: ModelConfig) -> tuple[str, ...]:
+def load_pretrained(model: MultimodalModel, config: ModelConfig) -> tuple[str, ...]:
     """Load `model.pretrained` into the encoder of a dense model, in place.
 
     The classifier and the embeddings keep their random weights. Bias tables and the patch embedding are resized to
@@ -39,14 +39,14 @@ def load_pretrained(model: MultimodalSwin, config: ModelConfig) -> tuple[str, ..
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_absolute():
         state: Mapping[str, Tensor] = _read_file(path, config.pretrained_sha256)
     else:
-        state = _from_hub(name)
+        state = _from_hub(name, KNOWN[model.architecture.spec.family])
     return _load_encoder(model, state, name)
 
 
-def _from_hub(tag: str) -> Mapping[str, Tensor]:
+def _from_hub(tag: str, family: KnownFamily) -> Mapping[str, Tensor]:
     if tag not in timm.list_models(pretrained=True):
         raise ConfigError(f"model.pretrained {tag!r} is neither a file nor a timm tag with weights. {REMEDY}")
-    _check_family(tag)
+    _check_family(tag, family)
     try:
         return timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises many kinds; each becomes one clear message
@@ -55,12 +55,12 @@ def _from_hub(tag: str) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _check_family(tag: str) -> None:
+def _check_family(tag: str, family: KnownFamily) -> None:
     """Refuse the tag of another architecture before its weights are fetched."""
-    if type(found := timm.create_model(tag, num_classes=0)) is not SwinTransformer:
+    if type(found := timm.create_model(tag, num_classes=0)) is not family.module:
         raise ConfigError(
-            f"model.pretrained: {tag} is a {type(found).__name__}; expected the tag of a Swin v1, such as "
-            "swin_tiny_patch4_window7_224.ms_in1k"
+            f"model.pretrained: {tag} is a {type(found).__name__}; expected the tag of a {family.title}, such as "
+            f"{family.example}"
         )
 
 
@@ -98,13 +98,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_encoder(model: MultimodalSwin, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
+def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
+    family = KNOWN[model.architecture.spec.family]
     try:
-        fitted = checkpoint_filter_fn(dict(state), model.encoder)
+        fitted = family.fit(dict(state), model.encoder)
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model.pretrained: {name} does not hold the weights of a Swin Transformer: {error}"
-        ) from error
+        raise ConfigError(f"model.pretrained: {name} does not hold the weights of a {family.title}: {error}") from error
     wanted = model.encoder.state_dict()
     found = {key: value for key, value in fitted.items() if key in wanted and isinstance(value, Tensor)}
     missing = sorted(set(wanted) - set(found))
@@ -113,7 +112,7 @@ def _load_encoder(model: MultimodalSwin, state: Mapping[str, Tensor], name: str)
         raise ConfigError(
             f"model.pretrained: {name} does not fit {model.architecture.name}: "
             f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
-            "expected the weights of a timm Swin of that size"
+            f"expected timm's weights of a {family.title} of that size"
         )
     model.encoder.load_state_dict(found, strict=True)
     return tuple(found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedskew.pruning.units import SublayerKey
+from fedskew.model.groups import SublayerKey
 
 
 @dataclass(frozen=True)

@@ -9,88 +9,81 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import PruneConfig
-from fedskew.model.swin import MultimodalSwin, PrunedBlock, build_block
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel
+from fedskew.model.groups import Segment, SublayerKey
+from fedskew.model.uninitialised import WithoutInitialisation
 from fedskew.pruning.decide import Limits, Plan, decide
 from fedskew.pruning.observe import evaluating, observed
 from fedskew.pruning.score import Scoring, SublayerScores, scoring_chunks
-from fedskew.pruning.slicing import block_prefix, slice_model
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.slicing import slice_model
+from fedskew.pruning.units import Bundles, Table
 
-Chunks = list[tuple[int, Tensor]]  # (half, tokens [b, H, W, C])
+Chunks = list[tuple[int, Tensor]]  # (half, images or tokens)
 
 
 @torch.no_grad()
 def plan_blockwise(
-    model: MultimodalSwin, images: Tensor, config: PruneConfig, limits: Limits, stages: tuple[int, ...], seed: int
+    model: MultimodalModel, images: Tensor, config: PruneConfig, limits: Limits, table: Table, seed: int
 ) -> tuple[dict[SublayerKey, SublayerScores], Plan]:
-    """Scores of every unit of the given stages, and what the rule removes one sublayer after the other.
+    """Scores of every unit in a table, and what the rule removes one sublayer after the other.
 
     The model stays as it is. Units are numbered as in it: a sublayer is scored before it is cut itself.
     Tokens of all images and views are in memory at a time: [B · views, H, W, C] of one stage.
     """
-    walk = _Walk(model, config, limits, seed)
+    walk, last = _Walk(model, config, limits, seed), max(table, default=None)
+    chunks: Chunks = list(scoring_chunks(images, config.views)) if table else []
     with evaluating(model):
-        chunks = [(half, model.encoder.patch_embed(chunk)) for half, chunk in scoring_chunks(images, config.views)]
-        for stage in range(max(stages, default=-1) + 1):
-            layer = model.encoder.layers[stage]
-            chunks = [(half, layer.downsample(tokens)) for half, tokens in chunks]
-            for index, block in enumerate(layer.blocks):
-                for kind in (ATTENTION, MLP):
-                    key = SublayerKey(stage, index, kind)
-                    block, chunks = walk.take(key, block, chunks, prune=stage in stages)
-    return walk.scored, Plan(walk.remove, {key: found.scores for key, found in walk.scored.items()})
+        for segment in model.architecture.spec.segments(model.encoder) if table else ():
+            units = table.get(segment.key) if segment.key else None
+            chunks = walk.take(segment, units, chunks) if units else _run(segment, chunks)
+            if segment.key == last:
+                break
+    plan = Plan(walk.remove, {key: found.scores for key, found in walk.scored.items()},
+                {key: table[key].size for key in walk.scored})  # fmt: skip
+    return walk.scored, plan
 
 
 class _Walk:
     """The state of one walk through a model: what was scored and cut so far."""
 
-    def __init__(self, model: MultimodalSwin, config: PruneConfig, limits: Limits, seed: int) -> None:
-        self._config, self._limits = config, limits
-        self._scoring, self._arch = Scoring(config, seed), model.architecture
+    def __init__(self, model: MultimodalModel, config: PruneConfig, limits: Limits, seed: int) -> None:
+        self._model, self._config, self._limits = model, config, limits
+        self._scoring = Scoring(config, seed)
         self.scored: dict[SublayerKey, SublayerScores] = {}
         self.remove: dict[SublayerKey, tuple[int, ...]] = {}
 
-    def take(self, key: SublayerKey, block: PrunedBlock, chunks: Chunks, *, prune: bool) -> tuple[PrunedBlock, Chunks]:
-        """Run one half of a block; if it is to be pruned, score it, cut it and run what is left.
-
-        Returns the block as it is then, and the tokens behind its half.
-        """
-        passed = self._observe(key, block, chunks) if prune and self._scoring.wants(key) else _run(key, block, chunks)
-        if key not in self._scoring.seen:
-            return block, passed
+    def take(self, segment: Segment, units: Bundles, chunks: Chunks) -> Chunks:
+        """Run one sublayer, score it, cut it and run what is left; returns the tokens behind it."""
+        key, passed = units.group.key, self._observe(segment, units, chunks)
         self.scored[key] = found = self._scoring.scores(key)
         like = {key: found.reference} if found.reference is not None else None
-        plan = decide({key: found.scores}, self._arch, self._limits,
+        plan = decide({key: found.scores}, {key: units}, self._limits,
                       rule=self._config.rule, share=self._config.share, like=like)  # fmt: skip
         self.remove[key] = plan.remove[key]
-        if not plan.units:
-            return block, passed
-        block, self._arch = cut_block(block, self._arch, plan, key, self._limits.group)
-        return block, _run(key, block, chunks)
+        return _run(cut_half(self._model, key, plan), chunks) if plan.units else passed
 
-    def _observe(self, key: SublayerKey, block: PrunedBlock, chunks: Chunks) -> Chunks:
+    def _observe(self, segment: Segment, units: Bundles, chunks: Chunks) -> Chunks:
         passed: Chunks = []
         for half, tokens in chunks:
-            with observed(block, key, self._arch, lambda seen, half=half: self._scoring.look(seen, half),
-                          self._config.mlp_activation, self._config.mlp_group):  # fmt: skip
-                passed += _run(key, block, [(half, tokens)])
+            with observed(self._model.encoder, units, lambda seen, half=half: self._scoring.look(seen, half),
+                          self._config.mlp_activation):  # fmt: skip
+                passed += _run(segment, [(half, tokens)])
         return passed
 
 
-def _run(key: SublayerKey, block: PrunedBlock, chunks: Chunks) -> Chunks:
-    run = block.first_half if key.kind == ATTENTION else block.second_half
-    return [(half, run(tokens)) for half, tokens in chunks]
+def _run(segment: Segment, chunks: Chunks) -> Chunks:
+    return [(half, segment.run(tokens)) for half, tokens in chunks]
 
 
-def cut_block(
-    block: PrunedBlock, arch: Architecture, plan: Plan, key: SublayerKey, group: str
-) -> tuple[PrunedBlock, Architecture]:
-    """A block without the units that a plan takes from it, and the architecture of the model that has this block."""
-    prefix = block_prefix(key)
-    state = {prefix + name: tensor for name, tensor in block.state_dict().items()}
-    state, arch = slice_model(state, arch, plan, group)
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    device = next(iter(own.values())).device if own else torch.device("cpu")
-    return build_block(arch, key.stage, key.block, own).to(device), arch
+def cut_half(model: MultimodalModel, key: SublayerKey, plan: Plan) -> Segment:
+    """A sublayer of a model without the units that a plan takes from it, for evaluation."""
+    arch: Architecture = model.architecture
+    state, smaller = slice_model(model.encoder.state_dict(), arch, plan, prefix="")
+    with WithoutInitialisation():
+        prefix, block, segment = smaller.spec.half(key, smaller.units, smaller.removed)
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    block.load_state_dict(own, strict=True)
+    block.eval().to(next(model.encoder.parameters()).device)
+    return segment

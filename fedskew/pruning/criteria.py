@@ -175,7 +175,7 @@ def skewness_reversed(seen: Observation, *, reading: str) -> Summary:
 
 def random_scores(seen: Observation, *, seed: int) -> Summary:
     """Uniform scores in (0, 1) that depend on the seed and the sublayer alone."""
-    digest = hashlib.sha256(f"{seed}/{seen.key}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{seen.key!r}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return Fixed(torch.rand(seen.units, generator=generator))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fedskew.architecture import Architecture, BlockShape
 from fedskew.model import cost
-from fedskew.pruning.units import ATTENTION, SublayerKey, group_size
+from fedskew.model.architecture import Architecture
+from fedskew.model.groups import SublayerKey
+from fedskew.pruning.units import Bundles, Table
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,27 @@ class Limits:
     min_heads: int = 1
     min_width: int = 0
     align: int = 1
-    group: str = "ratio"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a pruning step would remove, to be looked at before it is done.
 
-    `remove[key]` are unit indices of the present model, ascending; `scores` are those they were chosen by.
+    `remove[key]` are unit indices of the present model, ascending; `scores` are those they were chosen by; `sizes`
+    says how many heads or channels a unit is, where that is more than one.
     """
 
     remove: Mapping[SublayerKey, tuple[int, ...]]
     scores: Mapping[SublayerKey, Tensor]
+    sizes: Mapping[SublayerKey, int] = field(default_factory=dict)
+
+    def size(self, key: SublayerKey) -> int:
+        """Heads or channels in a unit of a sublayer."""
+        return self.sizes.get(key, 1)
+
+    def less(self, remove: Mapping[SublayerKey, Iterable[int]]) -> Plan:
+        """A plan of the same units and scores that removes others."""
+        return replace(self, remove={key: tuple(sorted(units)) for key, units in remove.items()})
 
     @property
     def units(self) -> int:
@@ -56,7 +66,7 @@ def unwanted(scores: Tensor, rule: str, *, share: float = 0.0, like: Tensor | No
 
 def decide(
     scores: Mapping[SublayerKey, Tensor],
-    arch: Architecture,
+    table: Table,
     limits: Limits,
     *,
     rule: str = "sign",
@@ -67,9 +77,8 @@ def decide(
     remove = {}
     for key, values in scores.items():
         wanted = unwanted(values, rule, share=share, like=like[key] if like else None)
-        count = _allowed(wanted, len(values), key, arch, limits)
-        remove[key] = tuple(sorted(lowest_first(values)[:count]))
-    return Plan(remove, scores)
+        remove[key] = tuple(sorted(lowest_first(values)[: _allowed(wanted, table[key], limits)]))
+    return Plan(remove, scores, {key: table[key].size for key in scores})
 
 
 def lowest_first(scores: Tensor) -> list[int]:
@@ -81,36 +90,34 @@ def _part(share: float, units: int) -> int:
     return math.floor(share * units + 1e-9)  # 0.29 of 100 is 29
 
 
-def _allowed(wanted: int, units: int, key: SublayerKey, arch: Architecture, limits: Limits) -> int:
+def _allowed(wanted: int, units: Bundles, limits: Limits) -> int:
     """At most `wanted` units, such that the floor, the largest share and the alignment hold."""
-    count = min(wanted, _part(limits.max_share, units))
-    if key.kind == ATTENTION:
-        return max(0, min(count, units - limits.min_heads))
-    size = group_size(limits.group, arch, key.stage)
-    floor = min(units, math.ceil(limits.min_width / size))
-    kept = max(units - count, floor)
+    count = min(wanted, _part(limits.max_share, units.count))
+    if units.group.numbered:
+        return max(0, min(count, units.count - limits.min_heads))
+    floor = min(units.count, math.ceil(limits.min_width / units.size))
+    kept = max(units.count - count, floor)
     if limits.align > 1 and kept:
-        step = limits.align // math.gcd(limits.align, size)  # groups in a smallest aligned width
-        kept = min(units, math.ceil(kept / step) * step)
-    return units - kept
+        step = limits.align // math.gcd(limits.align, units.size)  # bundles in a smallest aligned width
+        kept = min(units.count, math.ceil(kept / step) * step)
+    return units.count - kept
 
 
-def apply_plan(arch: Architecture, plan: Plan, group: str) -> Architecture:
+def apply_plan(arch: Architecture, plan: Plan) -> Architecture:
     """The architecture after a plan: which dense heads are left and how many hidden channels."""
-    blocks: dict[tuple[int, int], BlockShape] = {}
+    left = {}
     for key, gone in plan.remove.items():
-        position = (key.stage, key.block)
-        block = blocks.get(position, arch.block(*position))
-        if key.kind == ATTENTION:
-            lost = set(gone)
-            heads = tuple(head for unit, head in enumerate(block.heads) if unit not in lost)
-            blocks[position] = BlockShape(heads, block.hidden)
+        kept, lost = arch.left[key], set(gone)
+        if isinstance(kept, int):
+            left[key] = kept - len(gone) * plan.size(key)
         else:
-            blocks[position] = BlockShape(block.heads, block.hidden - len(gone) * group_size(group, arch, key.stage))
-    return arch.with_blocks(blocks)
+            left[key] = tuple(unit for position, unit in enumerate(kept) if position // plan.size(key) not in lost)
+    return arch.with_left(left)
 
 
-def within_budget(plan: Plan, arch: Architecture, limits: Limits, *, min_parameters: float, min_macs: float) -> Plan:
+def within_budget(
+    plan: Plan, arch: Architecture, table: Table, limits: Limits, *, min_parameters: float, min_macs: float
+) -> Plan:
     """The part of a plan that does not go below a share of the dense parameters or MACs.
 
     Units go in the order of the most negative score for the MACs they save, over all sublayers, until the next
@@ -122,50 +129,42 @@ def within_budget(plan: Plan, arch: Architecture, limits: Limits, *, min_paramet
     least = min_parameters * cost.parameters(dense), min_macs * cost.macs(dense).linear
     taken: dict[SublayerKey, list[int]] = {key: [] for key in plan.remove}
     left = [float(cost.parameters(arch)), float(cost.macs(arch).linear)]
-    for key, unit, saved in _by_saving(plan, arch, limits.group):
+    for key, unit, saved in _by_saving(plan, arch, table):
         if left[0] - saved[0] >= least[0] and left[1] - saved[1] >= least[1]:
             taken[key].append(unit)
             left = [left[0] - saved[0], left[1] - saved[1]]
-    return trimmed(Plan({key: tuple(sorted(units)) for key, units in taken.items()}, plan.scores), arch, limits)
+    return trimmed(plan.less(taken), table, limits)
 
 
-def trimmed(plan: Plan, arch: Architecture, limits: Limits) -> Plan:
+def trimmed(plan: Plan, table: Table, limits: Limits) -> Plan:
     """A part of some plan, less the units that must stay so that the limits (alignment) hold again."""
     remove = {}
     for key, units in plan.remove.items():
-        count, chosen = _allowed(len(units), len(plan.scores[key]), key, arch, limits), set(units)
-        remove[key] = tuple(sorted([unit for unit in lowest_first(plan.scores[key]) if unit in chosen][:count]))
-    return Plan(remove, plan.scores)
+        count, chosen = _allowed(len(units), table[key], limits), set(units)
+        remove[key] = [unit for unit in lowest_first(plan.scores[key]) if unit in chosen][:count]
+    return plan.less(remove)
 
 
-def _by_saving(plan: Plan, arch: Architecture, group: str) -> Iterable[tuple[SublayerKey, int, tuple[float, float]]]:
+def _by_saving(plan: Plan, arch: Architecture, table: Table) -> Iterable[tuple[SublayerKey, int, tuple[float, float]]]:
     """(sublayer, unit, (parameters, MACs) saved), the lowest rank within the sublayer per saved MAC first.
 
     Ranks, not raw scores: criteria differ in scale from sublayer to sublayer (an L1 norm grows with the width).
     """
     entries = []
     for key, units in plan.remove.items():
-        saved = unit_saving(arch, key, group)
-        order = [unit for unit in lowest_first(plan.scores[key]) if unit in set(units)]
+        each, chosen = unit_saving(arch, table[key]), set(units)
+        order = [unit for unit in lowest_first(plan.scores[key]) if unit in chosen]
         for rank, unit in enumerate(order):
-            if rank + 1 == len(plan.scores[key]):
-                # the last unit takes the output bias and, with `skip`, the norm along
-                saved = saved[0] + arch.stages[key.stage].width * (3 if arch.removed == "skip" else 1), saved[1]
-            entries.append(((rank + 1) / len(plan.scores[key]) / max(saved[1], 1.0), key, unit, saved))
+            last = rank + 1 == len(plan.scores[key])
+            saved = unit_saving(arch, table[key], last=True) if last else each
+            entries.append(((rank + 1) / len(plan.scores[key]) / max(each[1], 1.0), key, unit, saved))
     return [(key, unit, saved) for _, key, unit, saved in sorted(entries, key=lambda entry: entry[:3])]
 
 
-def unit_saving(arch: Architecture, key: SublayerKey, group: str) -> tuple[float, float]:
-    """(parameters, linear MACs) that go with one unit of a sublayer."""
-    shape, block = arch.stages[key.stage], arch.block(key.stage, key.block)
-    if key.kind == ATTENTION:
-        smaller = BlockShape(block.heads[:-1] if len(block.heads) > 1 else block.heads, block.hidden)
-        bigger = BlockShape((*smaller.heads, shape.dense_heads), block.hidden)
-    else:
-        size = group_size(group, arch, key.stage)
-        smaller, bigger = BlockShape(block.heads, size), BlockShape(block.heads, 2 * size)
-    parameters = sum(cost.block_parameters(arch, key.stage, bigger)) - sum(
-        cost.block_parameters(arch, key.stage, smaller)
+def unit_saving(arch: Architecture, units: Bundles, *, last: bool = False) -> tuple[float, float]:
+    """(parameters, linear MACs) that go with a unit of a sublayer; the last one takes what all units share along."""
+    more, less = (
+        arch.spec.sublayer_cost(units.group.key, count * units.size, arch.removed)
+        for count in ((1, 0) if last else (2, 1))
     )
-    more, less = cost.block_macs(arch, key.stage, bigger), cost.block_macs(arch, key.stage, smaller)
-    return float(parameters), float(more[0] + more[1] - less[0] - less[1])
+    return float(more.parameters - less.parameters), float(more.linear - less.linear)

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.fusion import MultimodalModel
+from fedskew.model.groups import SublayerKey
 from fedskew.pruning.criteria import Summary, skewness
+from fedskew.pruning.norms import to_picture
 from fedskew.pruning.observe import Observation, observe
 from fedskew.pruning.score import images_at_once
-from fedskew.pruning.units import ATTENTION, SublayerKey
+from fedskew.pruning.units import bundles
 
 OWN, OTHER, DISC = "own", "other", "disc"
 MASKS = (OWN, OTHER, DISC)
@@ -59,7 +61,7 @@ def control_masks(masks: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def measure_focus(
-    model: MultimodalSwin, images: Tensor, masks: Mapping[str, Tensor], *, reading: str
+    model: MultimodalModel, images: Tensor, masks: Mapping[str, Tensor], *, reading: str
 ) -> dict[SublayerKey, UnitFocus]:
     """Skewness of every unit, and its focus on every image by every kind of mask, from one forward pass.
 
@@ -77,28 +79,19 @@ def measure_focus(
     def look(seen: Observation, part: Tensor) -> None:
         new = skewness(seen, reading=reading)
         summaries[seen.key] = summaries[seen.key].merged(new) if seen.key in summaries else new
-        side = model.architecture.resolution(seen.key.stage)
-        block = model.block(seen.key.stage, seen.key.block)
-        norms = to_tokens(seen.norms, side, block.shift_size[0] if seen.key.kind == ATTENTION else 0)
-        inside = nn.functional.adaptive_avg_pool2d(stacked[part], side)  # [b, kinds, H, W]
+        probe = table[seen.key].group.probe
+        norms = to_picture(seen.norms, probe)  # [b, H, W, units]
+        inside = nn.functional.adaptive_avg_pool2d(stacked[part], probe.side)  # [b, kinds, H, W]
         focus.setdefault(seen.key, []).append(focus_of(norms, inside)[usable[part]])
 
+    table = bundles(model.architecture, "ratio")
     for part in torch.arange(len(images)).split(images_at_once(images)):
-        observe(model, images[part], partial(look, part=part), stages=range(len(model.architecture.stages)))
+        observe(model, images[part], partial(look, part=part), table)
     found = {}
     for key, summary in summaries.items():
         values = torch.cat(focus[key])  # [usable images, kinds, units]
         found[key] = UnitFocus(summary.scores(), {kind: values[:, i] for i, kind in enumerate(masks)})
     return found
-
-
-def to_tokens(norms: Tensor, side: int, shift: int) -> Tensor:
-    """[B, windows, window², units] back to tokens [B, side, side, units]; undoes padding and the cyclic shift."""
-    window = round(norms.shape[2] ** 0.5)
-    rows = round(norms.shape[1] ** 0.5)
-    grid = norms.unflatten(2, (window, window)).unflatten(1, (rows, rows))  # [B, rows, cols, W, W, U]
-    tokens = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :side, :side]
-    return torch.roll(tokens, (shift, shift), (1, 2)) if shift else tokens
 
 
 def focus_of(norms: Tensor, inside: Tensor) -> Tensor:

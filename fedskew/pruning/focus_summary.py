@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.focus import DISC, OTHER, OWN, UnitFocus
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles

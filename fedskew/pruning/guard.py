@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedskew.model.groups import SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
-from fedskew.pruning.units import SublayerKey
 
 TRIES = 6  # halvings: the share of units that stays removed is found to within 1/64
 
@@ -42,7 +42,7 @@ def guard(
     if not plan.units or (after := judge(plan)) >= before - tolerance:
         return GuardResult(plan, 0, before, after if plan.units else before)
     order = removal_order(plan)
-    good, bad, best = 0, len(order), (Plan(dict.fromkeys(plan.remove, ()), plan.scores), before)
+    good, bad, best = 0, len(order), (plan.less(dict.fromkeys(plan.remove, ())), before)
     for _ in range(TRIES):
         middle = (good + bad) // 2
         if middle == good:
@@ -71,4 +71,4 @@ def first_units(plan: Plan, order: list[tuple[SublayerKey, int]], count: int) ->
     remove: dict[SublayerKey, list[int]] = {key: [] for key in plan.remove}
     for key, unit in order[:count]:
         remove[key].append(unit)
-    return Plan({key: tuple(sorted(units)) for key, units in remove.items()}, plan.scores)
+    return plan.less(remove)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedskew.config.schema import PruneConfig
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.fusion import MultimodalModel
+from fedskew.model.groups import SublayerKey
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.criteria import Criterion, Summary, make_criterion
 from fedskew.pruning.observe import Observation, observe
-from fedskew.pruning.units import ATTENTION, SublayerKey
+from fedskew.pruning.units import Table
 
 PIXELS_AT_ONCE = 2**20  # of a chunk; in Swin-T's first stage they make 100 MB of hidden activations
 FEW_VALUES = 16  # of fewer, the sign of a skewness is mostly chance
@@ -42,16 +43,11 @@ class Scoring:
             self._criteria.append(make_criterion("skewness", reading=reading, seed=seed))
         self._seen: dict[SublayerKey, dict[int, list[Summary]]] = {}
 
-    def wants(self, key: SublayerKey) -> bool:
-        """Whether the configuration prunes this kind of sublayer."""
-        return self._config.heads if key.kind == ATTENTION else self._config.mlp
-
     def look(self, seen: Observation, half: int) -> None:
         """Take in one chunk's observation of a sublayer."""
-        if self.wants(seen.key):
-            halves = self._seen.setdefault(seen.key, {})
-            old = halves.get(half) or [None] * len(self._criteria)
-            halves[half] = [_extended(*pair, seen) for pair in zip(old, self._criteria, strict=True)]
+        halves = self._seen.setdefault(seen.key, {})
+        old = halves.get(half) or [None] * len(self._criteria)
+        halves[half] = [_extended(*pair, seen) for pair in zip(old, self._criteria, strict=True)]
 
     @property
     def seen(self) -> Iterable[SublayerKey]:
@@ -108,18 +104,12 @@ def scoring_chunks(images: Tensor, views: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def score_units(
-    model: MultimodalSwin, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
+    model: MultimodalModel, images: Tensor, config: PruneConfig, table: Table, seed: int
 ) -> dict[SublayerKey, SublayerScores]:
-    """Scores of every unit of the given stages, all from the same model: one forward pass a view.
-
-    Sublayers that the configuration leaves alone, or that are gone, are not scored.
-    """
+    """Scores of every unit in a table, all from the same model: one forward pass a view."""
     scoring = Scoring(config, seed)
     for half, chunk in scoring_chunks(images, config.views):
-        observe(
-            model, chunk, lambda seen, half=half: scoring.look(seen, half), stages=stages,
-            mlp_activation=config.mlp_activation, mlp_group=config.mlp_group,
-        )  # fmt: skip
+        observe(model, chunk, lambda seen, half=half: scoring.look(seen, half), table, activation=config.mlp_activation)
     return {key: scoring.scores(key) for key in scoring.seen}
 
 

@@ -9,17 +9,18 @@ from functools import partial
 
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.config.schema import PruneConfig
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel, build
+from fedskew.model.groups import ATTENTION, SublayerKey
 from fedskew.pruning.blockwise import plan_blockwise
 from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
 from fedskew.pruning.guard import guard
 from fedskew.pruning.score import SublayerScores, score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.units import SublayerKey
+from fedskew.pruning.units import Table, bundles
 
-Judge = Callable[[MultimodalSwin], float]
+Judge = Callable[[MultimodalModel], float]
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,40 @@ class StepResult:
     scored: Mapping[SublayerKey, SublayerScores] = field(default_factory=dict)
 
 
-def propose(model: MultimodalSwin, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int) -> Proposal:
+def propose(
+    model: MultimodalModel, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
+) -> Proposal:
     """What a step would remove, before it is removed (floors, alignment and budgets kept).
 
     A budget is kept by giving up a part of what the rule wants, whatever the order of scoring: the lowest ranks per
     saved MAC over all sublayers go, not the first blocks.
     """
-    arch, limits = model.architecture, limits_of(config)
+    arch, limits, table = model.architecture, limits_of(config), table_of(model.architecture, config, stages)
     if config.order == "block":
-        scored, plan = plan_blockwise(model, images, config, limits, stages, seed)
+        scored, plan = plan_blockwise(model, images, config, limits, table, seed)
     else:
-        scored = score_units(model, images, config, stages, seed)
+        scored = score_units(model, images, config, table, seed)
         like = {key: found.reference for key, found in scored.items() if found.reference is not None}
         scores = {key: found.scores for key, found in scored.items()}
-        plan = decide(scores, arch, limits, rule=config.rule, share=config.share, like=like or None)
-    plan = within_budget(plan, arch, limits, min_parameters=config.min_parameters, min_macs=config.min_macs)
+        plan = decide(scores, table, limits, rule=config.rule, share=config.share, like=like or None)
+    plan = within_budget(plan, arch, table, limits, min_parameters=config.min_parameters, min_macs=config.min_macs)
     return Proposal(plan, scored)
 
 
 def limits_of(config: PruneConfig) -> Limits:
     """The limits that a configuration sets."""
-    return Limits(config.max_share, config.min_heads, config.min_width, config.align, config.mlp_group)
+    return Limits(config.max_share, config.min_heads, config.min_width, config.align)
+
+
+def table_of(arch: Architecture, config: PruneConfig, stages: tuple[int, ...]) -> Table:
+    """The units of some stages that a configuration prunes and that are left; raises as `bundles`."""
+    wanted = {True: config.heads, False: config.mlp}
+    return bundles(arch, config.mlp_group,
+                   (key for key in arch.groups if key.stage in stages and wanted[key.kind == ATTENTION]))  # fmt: skip
 
 
 def prune_step(
-    model: MultimodalSwin,
+    model: MultimodalModel,
     images: Tensor,
     config: PruneConfig,
     *,
@@ -95,12 +105,12 @@ def prune_step(
         device = images.device
 
         def accuracy(candidate: Plan) -> float:
-            smaller, shape = slice_model(state, arch, candidate, config.mlp_group)
+            smaller, shape = slice_model(state, arch, candidate)
             return judge(build(shape, smaller).to(device))
 
-        fit = partial(trimmed, arch=arch, limits=limits_of(config))
+        fit = partial(trimmed, table=table_of(arch, config, stages), limits=limits_of(config))
         result = guard(plan, accuracy, judge(model), config.guard, trim=fit)
         plan, given_back = result.plan, result.given_back
-    state, arch = slice_model(state, arch, plan, config.mlp_group)
+    state, arch = slice_model(state, arch, plan)
     return StepResult(state, arch, plan, given_back, scoring, time.perf_counter() - start, stages,
                       proposal.scored)  # fmt: skip

@@ -1,54 +1,71 @@
-"""The prunable units of a model: attention heads and groups of MLP channels, by (stage, block, sublayer)."""
+"""The units that are scored and removed: attention heads, and MLP channels in bundles (`prune.mlp-group`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedskew.architecture import Architecture
-
-ATTENTION, MLP = "attention", "mlp"
-
-
-@dataclass(frozen=True, order=True)
-class SublayerKey:
-    """One prunable sublayer."""
-
-    stage: int
-    block: int
-    kind: str  # ATTENTION or MLP
+from fedskew.model.architecture import Architecture
+from fedskew.model.groups import PrunableGroup, SublayerKey
 
 
-def group_size(setting: str, arch: Architecture, stage: int) -> int:
-    """Channels in an MLP group of a stage.
+@dataclass(frozen=True)
+class Bundles:
+    """What is left of a sublayer, in the units that are scored.
+
+    Attributes:
+        size: heads or channels in a unit.
+        count: units left.
+    """
+
+    group: PrunableGroup
+    size: int
+    count: int
+
+
+def bundle_size(setting: str, group: PrunableGroup) -> int:
+    """Heads or channels in a unit: a head is one of its own.
 
     `ratio`: r = C/d channels, so the dense MLP has d groups (default reading); `width`: d channels, r groups;
     or a number.
 
     Raises:
-        ValueError: the number does not divide the stage's dense hidden width.
+        ValueError: the number does not divide the sublayer's dense hidden width.
     """
-    shape = arch.stages[stage]
-    size = {"ratio": max(1, shape.dense_hidden // shape.width), "width": shape.width}.get(setting) or int(setting)
-    if shape.dense_hidden % size:
+    if group.numbered:
+        return 1
+    size = {"ratio": max(1, group.units // group.width), "width": group.width}.get(setting) or int(setting)
+    if group.units % size:
         raise ValueError(
-            f"prune.mlp-group {setting} does not divide the hidden width {shape.dense_hidden} of stage {stage}"
+            f"prune.mlp-group {setting} does not divide the hidden width {group.units} of stage {group.key.stage}"
         )
     return size
 
 
-def unit_count(arch: Architecture, key: SublayerKey, group: str) -> int:
-    """Units that a sublayer has left.
+def bundles(arch: Architecture, setting: str, keys: Iterable[SublayerKey] | None = None) -> dict[SublayerKey, Bundles]:
+    """The units of sublayers (None: of all) that have any left, in the order of the forward pass.
 
     Raises:
-        ValueError: the hidden width that is left is no multiple of the group size (another reading pruned it).
+        ValueError: the channels that are left are no whole units (another reading pruned them).
     """
-    block = arch.block(key.stage, key.block)
-    if key.kind == ATTENTION:
-        return len(block.heads)
-    size = group_size(group, arch, key.stage)
-    if block.hidden % size:
-        raise ValueError(
-            f"stage {key.stage}, block {key.block} has {block.hidden} hidden channels left, no multiple of the group "
-            f"size {size}: this model was pruned with another prune.mlp-group or prune.align"
-        )
-    return block.hidden // size
+    wanted = None if keys is None else set(keys)
+    found = {}
+    for key, group in arch.groups.items():
+        if arch.units[key] and (wanted is None or key in wanted):
+            size = bundle_size(setting, group)
+            if arch.units[key] % size:
+                raise ValueError(
+                    f"stage {key.stage}, block {key.block} has {arch.units[key]} hidden channels left, no multiple of "
+                    f"the group size {size}: this model was pruned with another prune.mlp-group or prune.align"
+                )
+            found[key] = Bundles(group, size, arch.units[key] // size)
+    return found
+
+
+def check_bundles(arch: Architecture, setting: str) -> None:
+    """Raise `ValueError` where a setting of `prune.mlp-group` does not fit an architecture's dense widths."""
+    for group in arch.groups.values():
+        bundle_size(setting, group)
+
+
+Table = Mapping[SublayerKey, Bundles]

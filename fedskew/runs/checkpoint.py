@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedskew.architecture import Architecture
+from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.pretrained import file_sha256
 from fedskew.runs.modelfile import ModelFileError, read_model

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fedskew.architecture import Architecture
 from fedskew.config import load_config
 from fedskew.config.load import from_mapping
 from fedskew.config.schema import Config, ConfigError, TrainConfig
@@ -19,7 +18,8 @@ from fedskew.data.prepare import DataSet, batches, open_data, split_hash, split_
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
-from fedskew.model.swin import MultimodalSwin
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel
 from fedskew.runs.atomic import write_bytes
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
 from fedskew.runs.judging import best_record
@@ -158,7 +158,7 @@ def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture,
 
 
 def predict_images(
-    model: MultimodalSwin,
+    model: MultimodalModel,
     data: DataSet,
     indices: np.ndarray,
     config: TrainConfig,

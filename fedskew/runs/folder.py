@@ -31,8 +31,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.architecture import Architecture
 from fedskew.metrics import Predictions
+from fedskew.model.architecture import Architecture
 from fedskew.runs.atomic import link, sync_directory, write_bytes, write_json
 from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
 from fedskew.runs.modelfile import encode_model

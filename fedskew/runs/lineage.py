@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import fedskew
-from fedskew.architecture import Architecture
 from fedskew.config.schema import Config
 from fedskew.data.preprocessing import training_preprocessing
+from fedskew.model.architecture import Architecture
 
 FORMAT = 1
 SPLIT_KEYS = ("clients", "test", "open", "split_by", "split_seed")  # of `data`: what decides who tests

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.architecture import Architecture, ArchitectureError
 from fedskew.data.preprocessing import Preprocessing, preprocessing_from
 from fedskew.data.samples import DataError
-from fedskew.model.swin import MultimodalSwin, build
+from fedskew.model.architecture import Architecture
+from fedskew.model.bounds import ArchitectureError
+from fedskew.model.codec import architecture_from_json
+from fedskew.model.fusion import MultimodalModel, build
 
 ARCHITECTURE, ABOUT = "fedskew-architecture", "fedskew-about"
 MAX_ABOUT_BYTES = 100_000
@@ -59,7 +61,7 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if ARCHITECTURE not in metadata:
                 raise ModelFileError(f"{path} is not a fedskew model: its metadata holds no architecture")
-            arch = Architecture.from_json(metadata[ARCHITECTURE])
+            arch = architecture_from_json(metadata[ARCHITECTURE])
             return arch, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ArchitectureError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
@@ -97,7 +99,7 @@ def read_preprocessing(path: Path) -> Preprocessing | None:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def load_model(path: Path) -> MultimodalSwin:
+def load_model(path: Path) -> MultimodalModel:
     """The model of a file, in evaluation mode.
 
     Raises:

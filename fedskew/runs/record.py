@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedskew.architecture import Architecture
 from fedskew.model import cost
+from fedskew.model.architecture import Architecture
+from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
-from fedskew.pruning.units import ATTENTION, MLP, SublayerKey
 
 # What became of a site in a round's training phase.
 IN = "in"  # its update is in the new global model
@@ -130,21 +130,21 @@ def sign_rows(tables: Mapping[tuple[int, str], SignTable]) -> list[dict[str, Any
 
 def _blocks(before: Architecture, after: Architecture, step: StepResult | None) -> list[dict[str, Any]]:
     rows = []
-    for stage, block in after.positions():
-        old, new = before.block(stage, block), after.block(stage, block)
+    for stage, block in after.blocks:
+        heads, channels = SublayerKey(stage, block, ATTENTION), SublayerKey(stage, block, MLP)
         row: dict[str, Any] = {
             "stage": stage,
             "block": block,
-            "heads_before": len(old.heads),
-            "heads_after": len(new.heads),
-            "hidden_before": old.hidden,
-            "hidden_after": new.hidden,
+            "heads_before": before.units[heads],
+            "heads_after": after.units[heads],
+            "hidden_before": before.units[channels],
+            "hidden_after": after.units[channels],
         }
         if step:
-            for kind in (ATTENTION, MLP):
-                scores = step.plan.scores.get(SublayerKey(stage, block, kind))
+            for key in (heads, channels):
+                scores = step.plan.scores.get(key)
                 if scores is not None:
-                    row[f"{kind}_scores"] = [_short(score) for score in scores.tolist()]
+                    row[f"{key.kind}_scores"] = [_short(score) for score in scores.tolist()]
         rows.append(row)
     return rows
 

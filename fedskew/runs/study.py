@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from fedskew.config import Config, ConfigError, load_config
-from fedskew.model.families import dense_architecture
-from fedskew.pruning.units import group_size
+from fedskew.model.catalogue import dense_architecture
+from fedskew.pruning.units import check_bundles
 from fedskew.text import read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -230,11 +230,10 @@ def _check_model(config: Config) -> None:
     architecture = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.method == "none":
         return
-    for stage in range(len(architecture.stages)):
-        try:
-            group_size(config.prune.mlp_group, architecture, stage)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    try:
+        check_bundles(architecture, config.prune.mlp_group)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _rank(cell: _Cell, order: str, cell_index: int, seed_index: int) -> tuple[int, int, int]:

@@ -16,7 +16,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
 import fedskew
-from fedskew.architecture import ArchitectureError
 from fedskew.config.schema import ConfigError
 from fedskew.data.prepare import NodeData
 from fedskew.data.samples import DataError
@@ -37,6 +36,7 @@ from fedskew.federation.messages import (
     payload_bytes,
 )
 from fedskew.federation.weights import Layout, arrays_sha256, from_record, to_record
+from fedskew.model.bounds import ArchitectureError
 from fedskew.model.cost import parameters
 from fedskew.site.accounting import AccountingError, check_accountant, noise_in_words, noise_multiplier
 from fedskew.site.audit import (

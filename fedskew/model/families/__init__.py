@@ -1,0 +1,7 @@
+"""The families of encoders there are: one class each, see `model.groups.Spec`."""
+
+from fedskew.model.families.swin import SwinSpec
+from fedskew.model.families.vit import ViTSpec
+from fedskew.model.groups import Spec
+
+SPECS: dict[str, type[Spec]] = {spec.family: spec for spec in (SwinSpec, ViTSpec)}
