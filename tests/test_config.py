@@ -104,6 +104,10 @@ def test_a_wrong_type_is_named_and_nothing_is_converted_with_loss(text):
         "data.generated-images=10",
         "federation.rounds=0",
         "federation.rounds=-3",
+        "federation.max-weight-ratio=.inf",  # ended the run after its first round: no whole number is as large
+        "federation.norm-bound=.inf",
+        "federation.round-deadline=.inf",
+        "federation.malicious-nodes=-1",
         "prune.guard=.nan",
         "prune.guard=-2",
         "prune.batch-size=0",

@@ -5,10 +5,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from builders import lively_model, run_here, tiny_config
+from builders import MICRO, lively_model, run_here, tiny_config
 from flwr.app import Context, RecordDict
 
 from fedskew.config.schema import ModelConfig
+from fedskew.data.samples import DataError
 from fedskew.federation.client import REFUSED
 from fedskew.federation.local_grid import LOCAL_RUN_ID, LocalGrid
 from fedskew.federation.messages import (
@@ -148,6 +149,27 @@ def test_the_bound_holds_to_the_last_digits_for_millions_of_values(tmp_path):
     opened.admit(task)
     opened._protect(reply)
     assert norm_of(reply, model, arch=arch) == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"), [("", False), ("report-notes: false", False), ("report-notes: true", True), (None, True)]
+)
+def test_what_is_wrong_with_the_data_is_told_only_where_the_policy_lets_notes_out(tmp_path, policy, told):
+    """A line of a file that only root may read came back in an error of data."""
+    site = {"audit-log": str(tmp_path / "log")}
+    if policy is not None:
+        (tmp_path / "policy.yaml").write_text(policy)
+        site["policy"] = str(tmp_path / "policy.yaml")
+    arch = dense_architecture(ModelConfig(name=MICRO))
+    task = Task(1, 9, arch, tiny_config())
+    record = to_record(build(arch).state_dict())
+    message = LocalGrid(make_client_app(), 1).create_message(pack_task(task, record), "train", 1, "group")
+    opened = gate.Gate(message, Context(1, 1, site, RecordDict(), {}))
+    opened.admit(task)
+    said = opened.refuse(DataError("patients.csv, line 3: 'Jane Doe' is no age"))
+    assert ("Jane Doe" in said) == told
+    assert said.startswith("DataError; the site's policy keeps the details") != told
+    assert "Jane Doe" in read_entries(tmp_path / "log")[-1]["reason"], "the site itself is told in any case"
 
 
 def test_noise_is_added_and_recorded(site):

@@ -9,9 +9,11 @@ from builders import lively_model, run_here, tiny_config
 
 from fedskew.federation.local_grid import LocalGrid
 from fedskew.federation.messages import AUDIT_ENTRIES, AUDIT_SHA256, REPORT, Task, pack_task
+from fedskew.federation.server import FederatedRun
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import to_record
 from fedskew.model.catalogue import dense_architecture
+from fedskew.runs.resume import open_checkpoint
 from fedskew.site import ledger as books
 from fedskew.site.accounting import epsilon
 from fedskew.site.audit import AuditError, append_entry, last_hash, read_entries, verify_audit
@@ -189,6 +191,29 @@ def test_emptying_the_audit_log_does_not_start_max_rounds_again(ask):
     log.write_bytes(b"")
     assert "AuditError" in send("max-rounds: 1").error.reason
     assert "does not fit" in read_entries(log)[-1]["reason"]
+
+
+def test_a_task_that_comes_too_late_costs_no_training(ask, monkeypatch):
+    """The count under the lock decides; the one before it saves the hours."""
+    send, _ = ask
+    assert not send("max-rounds: 1").has_error()
+    monkeypatch.setattr("fedskew.federation.client.train", lambda *_, **__: pytest.fail("it was trained"))
+    assert "max-rounds of 1" in send("max-rounds: 1").error.reason
+
+
+def test_a_run_that_is_resumed_still_knows_where_an_audit_log_stood(generated, tmp_path):
+    site = {"data-dir": str(generated), "name": "a", "audit-log": str(tmp_path / "a.jsonl")}
+
+    def run(rounds, *saved):
+        settings = tiny_config(data={"clients": "own"}, federation={"rounds": rounds}, prune={"method": "none"},
+                               run={"output_dir": str(tmp_path), "name": "run"})  # fmt: skip
+        return FederatedRun(LocalGrid(make_client_app(), 1, node_configs={1: site}), settings, *saved).run()
+
+    folder = run(1)
+    for path in tmp_path.glob("a*.jsonl"):
+        path.unlink()  # both at once: the site cannot know
+    line = run(2, *open_checkpoint(folder.path)).records()[2]
+    assert "its audit log has 1 lines with this answer, and had 1 before" in line["notes"]["a"][-1]
 
 
 def test_a_budget_is_spent_by_the_answer_that_exceeds_it_not_by_the_one_that_meets_it():

@@ -68,7 +68,7 @@ def _all_commands(group: click.Group) -> list[click.Command]:
 def _present_name(word: str, known: set[str]) -> str:
     option, equals, value = word.partition("=")
     new = RENAMED.get(option, option)
-    return f"{new}{equals}{value}" if option not in known and new in known else word
+    return f"{new}{equals}{value}" if new in known else word
 
 
 app = typer.Typer(

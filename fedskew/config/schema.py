@@ -5,6 +5,7 @@ The YAML files in `conf/` and the `set="section.key=value"` overrides use the fi
 
 from __future__ import annotations
 
+import math
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -37,6 +38,8 @@ def check_value(value: Any, spec: Field[Any], key: str) -> None:
             raise ConfigError(f"{key} is {value}, expected at least {low}")
         if high is not None and not value <= high:
             raise ConfigError(f"{key} is {value}, expected at most {high}")
+        if value == math.inf:
+            raise ConfigError(f"{key} is {value}, expected a finite number")
 
 
 class Section:
