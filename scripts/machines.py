@@ -110,7 +110,8 @@ def _rights() -> list[str]:
 
 
 def make_base() -> None:
-    """An empty Debian, unless the engine has it."""
+    """An empty Debian, unless the engine has it. Raises `WalkError`, at once where there is no engine."""
+    docker("info")
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
         environment = os.environ | {"PACKAGES": EMPTY}
         done = subprocess.run(
