@@ -1,3 +1,3 @@
 """fedskew: federated training of a multimodal Swin Transformer that really shrinks while it learns."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from builders import IMAGES, run_here, tiny_config
+from builders import IMAGES, left, run_here, tiny_config
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,6 @@ from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import layout, to_record, vector_layout
 from fedskew.model.catalogue import dense_architecture
-from fedskew.model.codec import architecture_from_json
 from fedskew.model.fusion import build
 
 app = make_client_app()
@@ -284,10 +283,7 @@ def test_a_node_refuses_weights_that_do_not_fit(generated):
 
 def test_a_node_trains_whatever_architecture_it_is_sent(generated):
     config = tiny_config()
-    arch = dense_architecture(config.model)
-    narrow = json.loads(arch.to_json())
-    narrow["stages"][0]["blocks"] = [{"heads": [2], "hidden": 5}, {"heads": [], "hidden": 0}]
-    arch = architecture_from_json(json.dumps(narrow))
+    arch = left(left(dense_architecture(config.model), 0, 0, heads=(2,), hidden=5), 0, 1, heads=(), hidden=0)
     task = Task(1, 2, arch, config, frozen=(1,), not_uploaded=("encoder.layers.1.",))
     reply = ask(Message(pack_task(task, to_record(build(arch).state_dict())), dst_node_id=1, message_type="train"))
     kept = {name: spec for name, spec in layout(arch).items() if not name.startswith("encoder.layers.1.")}

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedskew.config.schema import ConfigError, ModelConfig
+from fedskew.federation.start_checks import check_settings
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.optimiser import parameter_groups
 from fedskew.model import cost
@@ -162,6 +163,12 @@ def test_a_model_of_no_family_is_refused_and_the_families_named(name, words):
     with pytest.raises(ConfigError) as error:
         dense_architecture(ModelConfig(name=name))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_what_is_one_stage_is_not_frozen_stage_by_stage():
+    with pytest.raises(ConfigError, match=r"prune\.freeze .* vit_micro_patch4_32 is one stage"):
+        check_settings(tiny_config(model={"name": "vit_micro_patch4_32"}, prune={"freeze": True}))
+    check_settings(tiny_config(model={"name": "vit_micro_patch4_32"}, prune={"freeze": True, "method": "none"}))
 
 
 def test_only_swins_have_another_stem():

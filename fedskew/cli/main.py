@@ -115,7 +115,7 @@ def common(
 
 
 def versions() -> str:
-    """`fedskew 0.1.0 (flwr 1.41.0, torch 2.15.0, timm 1.0.31, Python 3.11.7)`."""
+    """`fedskew 0.2.0 (flwr 1.41.0, torch 2.15.0, timm 1.0.31, Python 3.11.7)`."""
     parts = [f"{name} {_version(name)}" for name in ("flwr", "torch", "timm")]
     return f"fedskew {fedskew.__version__} ({', '.join(parts)}, Python {sys.version.split()[0]})"
 

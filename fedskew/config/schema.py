@@ -142,7 +142,9 @@ class MetadataColumn:
 class ModelConfig(Section):
     """The dense multimodal Swin that a run starts from (paper, section 4)."""
 
-    name: str = option("swin_tiny_patch4_window7_224", "a timm Swin v1 name, or one of fedskew's small ones")
+    name: str = option(
+        "swin_tiny_patch4_window7_224", "a timm Swin v1, ViT or DeiT name, or one of fedskew's small ones"
+    )
     image_size: int = option(0, "pixels a side; 0: the size of the named model", low=0, high=1024)
     image_weight: float = option(0.85, "weight of the pooled image feature (paper: 85 %)", low=0.0, high=1.0)
     sex_weight: float = option(0.05, "weight of the sex embedding", low=0.0, high=1.0)

@@ -26,7 +26,8 @@ def check_settings(config: Config) -> Architecture:
     """Refuse settings that would end the run later, on the server or on every node; returns the dense architecture.
 
     Raises:
-        ConfigError: the model's name or size, MLP groups that do not fit it, or a RandAugment policy that is none.
+        ConfigError: the model's name or size, MLP groups that do not fit it, stages that cannot be frozen one after
+            the other, or a RandAugment policy that is none.
         TrainingError: there is no such device.
     """
     arch = dense_architecture(config.model, removed=config.prune.removed)
@@ -35,6 +36,11 @@ def check_settings(config: Config) -> Architecture:
             check_bundles(arch, config.prune.mlp_group)
         except ValueError as error:
             raise ConfigError(f"{error}; expected ratio, width or a number that divides it") from None
+        if config.prune.freeze and arch.stages == 1:
+            raise ConfigError(
+                f"prune.freeze stops training stage by stage, and {config.model.name} is one stage: nothing but the "
+                "classifier would go on learning; switch prune.freeze off"
+            )
     _check_policy(config.train.rand_augment)
     pick_device(config.train.device)
     _warn_of_threads(config)
