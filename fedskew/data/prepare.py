@@ -22,6 +22,7 @@ from fedskew.architecture import Architecture
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
+from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import empty_classes, metadata_notes
@@ -46,6 +47,7 @@ class DataSet:
     Attributes:
         source_notes: how the data set was read, what it leaves out, what it does not tell.
         vocabularies: those of the model, by which the notes tell what it will not know.
+        warnings: what contradicts itself, with names of patients and lesions. Notes may leave a site, this never does.
     """
 
     samples: tuple[Sample, ...]
@@ -54,6 +56,7 @@ class DataSet:
     place: str
     source_notes: tuple[str, ...] = ()
     vocabularies: NamedVocabularies = HAM10000_VOCABULARIES
+    warnings: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -121,8 +124,9 @@ def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabu
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
     return DataSet(
-        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies
-    )
+        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies,
+        source.warnings,
+    )  # fmt: skip
 
 
 def split_server(data: DataSet, config: DataConfig) -> Split:
@@ -166,16 +170,23 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
 
 
 def describe_split(
-    data: DataSet, split: Split, parts: tuple[np.ndarray, ...], classes: Sequence[str] = ()
+    data: DataSet,
+    split: Split,
+    parts: tuple[np.ndarray, ...],
+    classes: Sequence[str] = (),
+    kind: str = "iid",
 ) -> dict[str, Any]:
     """The manifest of a split, with its hash, for the run folder.
 
     Args:
-        classes: of the model: those without images are among the `warnings`, as are duplicates.
+        classes: of the model: those without images are among the `warnings`, as are duplicates and contradictions.
+        kind: how the parts were made: where it is by site, who has images of several is told.
     """
     named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
     warnings = [
         *empty_classes(data.samples, data.usable, split.test, classes),
+        *data.warnings,
+        *(several_sites_lines(data.samples) if kind == "site" else []),
         *duplicate_lines(data.samples, data.duplicates, named),
     ]
     about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
@@ -245,7 +256,7 @@ def node_data(
 @lru_cache(maxsize=2)
 def _tell_the_site(data: DataSet) -> None:
     """Say in a node's own log, once a process, what is worth knowing of its data: its policy may keep it there."""
-    for line in (*data.notes, *duplicate_lines(data.samples, data.duplicates, {})):
+    for line in (*data.notes, *data.warnings, *duplicate_lines(data.samples, data.duplicates, {})):
         log.warning("%s: %s", data.place, line)
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from fedskew.data import class_folders, ham10000, isic, own_table
 from fedskew.data import manifest as manifests
 from fedskew.data.archives import FolderStore, Store, UnionStore, is_archive_name, open_store
+from fedskew.data.contradictions import contradiction_lines
 from fedskew.data.finder import IMAGE_SUFFIXES
 from fedskew.data.manifest import ManifestLayout, load_manifest
+from fedskew.data.names import with_one_spelling
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.tables import MAX_TABLE_BYTES
 
@@ -39,6 +41,7 @@ class DataSource:
         fingerprint: sha256 over the tables and over the name, size and stamp (CRC or modification time) of
             every image: changed content changes it, at the cost of no more than a listing.
         notes: what a person should know: how the table was read, what it leaves out, what it does not tell.
+        warnings: what contradicts itself, with names of patients and lesions: unlike notes, it never leaves a site.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class DataSource:
     fingerprint: str
     store: Store = field(repr=False)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def read(self, image: str) -> bytes:
         """The encoded image of `Sample.image`; DataError if it is absent, damaged or above 100 MiB."""
@@ -139,9 +143,12 @@ def _source(
     twice = [f"{image_id} stands in {count} rows" for image_id, count in counts.items() if count > 1]
     if twice:
         raise DataError(f"{path}: image id {_some(twice)}; every image must have exactly one row")
-    ordered = tuple(sorted(samples, key=lambda sample: sample.image_id))
+    named, warnings = with_one_spelling(samples)
+    ordered = tuple(sorted(named, key=lambda sample: sample.image_id))
+    warnings += contradiction_lines(ordered, lesions=bool(tables))
     missing = tuple(sample.image_id for sample in ordered if not sample.image)
-    return DataSource(path, ordered, description, missing, _fingerprint(store, ordered, tables), store, tuple(notes))
+    fingerprint = _fingerprint(store, ordered, tables)
+    return DataSource(path, ordered, description, missing, fingerprint, store, tuple(notes), tuple(warnings))
 
 
 def _with_images(store: Store, samples: Sequence[Sample]) -> list[Sample]:

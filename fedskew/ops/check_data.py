@@ -44,6 +44,10 @@ def check_data(path: Path, manifest: Path | None, classes: Sequence[str], *, mos
     lesions = len({sample.group for sample in source.samples})
     found = [ok("data", f"{source.path}: {source.description}; {count} images of {lesions} lesions or patients")]
     found += [warn("data", note, "nothing, if that is as it should be; docs/data.md") for note in source.notes]
+    found += [
+        warn("names", line, "an unseen patient must be unseen: mend the table; docs/data.md")
+        for line in source.warnings
+    ]
     return [*found, *_labels(source, classes), *_metadata(source.samples), *_images(source, most), *_cache(count)]
 
 
