@@ -91,8 +91,8 @@ def _identities(rows: Sequence[Row], layout: ManifestLayout) -> tuple[list[_Iden
               if who.lesion and len(patients.get(name_key(who.lesion), ())) > 1}  # fmt: skip
     notes = []
     if shared:
-        notes.append(f"{len(shared)} names of lesions occur with several patients (e.g. {min(shared.values())!r}): taken "
-                     "as numbers within each patient")  # fmt: skip
+        notes.append(f"{len(shared)} names of lesions occur with several patients (e.g. {min(shared.values())!r}): "
+                     "taken as numbers within each patient")  # fmt: skip
     if alone := sum(who == (None, None) for who in found):
         notes.append(f"{alone} of {len(rows)} images name neither patient nor lesion: each counts as its own")
     return found, notes
