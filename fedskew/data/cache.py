@@ -164,7 +164,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
         if sample.image:
             rows.setdefault(sample.image, []).append(row)
         else:
-            reasons[row] = "file not found"
+            reasons[row] = source.why_missing(sample.image_id)
     stride = size * size * 3
     contents = np.zeros((len(source.samples), CONTENT_BYTES), dtype=np.uint8)  # [N, 16]
     with open(scratch / _IMAGES, "wb") as out:

@@ -14,7 +14,7 @@ import yaml
 
 from fedskew.data import class_folders, ham10000, isic
 from fedskew.data.archives import Store, open_store
-from fedskew.data.finder import ImageFinder
+from fedskew.data.finder import ImageFinder, other_formats_note
 from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning
 from fedskew.data.samples import VOCABULARIES, DataError, as_number
 from fedskew.data.tables import Row, Table, header, read_table
@@ -51,6 +51,10 @@ def draft_manifest(path: Path) -> str:
         DataError: it needs no manifest, or holds neither a table that names images nor folders by class.
     """
     store = open_store(path)
+    return _draft(path, store) + "".join(f"# {note}\n" for note in other_formats_note(store.names()))
+
+
+def _draft(path: Path, store: Store) -> str:
     for name, layout in (("HAM10000", ham10000), ("an ISIC challenge", isic)):
         if layout.find_tables(store):
             raise DataError(f"{path} has the layout of {name}, which is read as it is: it needs no manifest")

@@ -25,7 +25,7 @@ from fedskew.data.cache import CachedImages, build_cache, forget_others, make_pr
 from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
-from fedskew.data.notes import empty_classes, metadata_notes
+from fedskew.data.notes import check_usable, empty_classes, metadata_notes, skipped_notes
 from fedskew.data.resident import resident_images
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
@@ -65,8 +65,9 @@ class DataSet:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What log and record should say of the data: how it was read, skipped images, metadata that are unknown."""
-        return (*self.source_notes, *self.skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
+        """What log and record should say of the data: how it was read, what is skipped, unknown metadata."""
+        skipped = skipped_notes(self.samples, self.cached.unreadable)
+        return (*self.source_notes, *skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
 
     @cached_property
     def duplicates(self) -> Groups:
@@ -101,7 +102,7 @@ def open_data(
         edge: pixels a side of the cached images that the model's are cut out of; 0: as training has it.
 
     Raises:
-        DataError: no data set there, or nothing readable in it.
+        DataError: no data set there, or more than half of its images are not there or cannot be read.
     """
     if directory:
         place = directory
@@ -122,7 +123,9 @@ def open_data(
 @lru_cache(maxsize=2)
 def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
+    check_usable(place, source.samples, [(image_id, source.why_missing(image_id)) for image_id in source.missing])
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
+    check_usable(place, source.samples, cached.unreadable)
     return DataSet(
         source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies,
         source.warnings,

@@ -108,7 +108,7 @@ def _images(source: DataSource, most: int) -> list[Finding]:
     keys = source.order()
     chosen = set(keys if not most or most >= len(keys) else keys[:: -(-len(keys) // most)])
     ids = {sample.image: sample.image_id for sample in source.samples}
-    bad, contents = [(image_id, "file not found") for image_id in source.missing], {}
+    bad, contents = [(image_id, source.why_missing(image_id)) for image_id in source.missing], {}
     for key, reason, content in _probed(source, [key for key in keys if key in chosen]):
         contents[key] = content
         if reason:
