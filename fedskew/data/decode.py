@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 Fit = Literal["squash", "crop"]
-# No other decoder is ever given hospital files: what is decoded may come from anywhere, and TIFF alone is a dozen codecs,
-# each with native code of its own. Other formats are recognised by their first bytes, to say so.
+# No other decoder is ever given hospital files: what is decoded may come from anywhere, and TIFF alone is a dozen
+# codecs, each with native code of its own. Other formats are recognised by their first bytes, to say so.
 FORMATS = ("JPEG", "PNG")
 _OTHER_FORMATS = {
     "TIFF": re.compile(rb"II\*\0|MM\0\*"),

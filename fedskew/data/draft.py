@@ -61,14 +61,14 @@ def _draft(path: Path, store: Store) -> str:
     found = _best_table(store)
     if found is not None:
         return _table_draft(found)
-    folders = class_folders.find(store, {}) if not class_folders.tables(store) else None
-    if folders is None:
+    folders = class_folders.drafted(store)
+    if not folders:
         raise DataError(
             f"{path}: no table (CSV, TSV) was found whose column names image files there, and no folders by class; put "
             "table and images into one folder, and save spreadsheets as CSV"
         )
     text = _HEAD + "# No table: the images lie in folders by class, which this maps to the run's classes.\n"
-    return text + _value_map("labels", Counter(sample.label for sample in folders[0]), DIAGNOSES, _UNDECIDED_LABEL)
+    return text + _value_map("labels", folders, DIAGNOSES, _UNDECIDED_LABEL)
 
 
 def _best_table(store: Store) -> _Found | None:
