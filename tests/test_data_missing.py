@@ -13,7 +13,7 @@ from fedskew.data.manifest import ManifestLayout
 from fedskew.data.prepare import open_data
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
-from fedskew.ops.check_data import check_data
+from fedskew.ops.check_data import Expected, check_data
 from fedskew.ops.findings import FAIL, WARN
 
 
@@ -39,7 +39,7 @@ def test_images_of_other_formats_are_counted_in_folders_by_class(tmp_path):
     path = folder(tmp_path / "d", PICTURES | OTHERS)
     assert NOTE in open_source(path).notes
     assert NOTE in opened(path, tmp_path).notes
-    (found,) = [line for line in check_data(path, None, ("mel", "nv")) if "image formats" in line.message]
+    (found,) = [line for line in check_data(path, None, Expected(("mel", "nv"))) if "image formats" in line.message]
     assert (found.status, found.message) == (WARN, NOTE)
     assert f"# {NOTE}" in draft_manifest(path).splitlines()
     with pytest.raises(DataError, match=r"3 files of other image formats are not read .* convert them to PNG"):
@@ -60,7 +60,7 @@ def test_an_image_of_the_table_in_another_format_is_named(tmp_path):
         "c.jpg": "c.tif is there, but no JPEG or PNG; convert it",
         "x/d.tif": "UnidentifiedImageError: TIFF and not JPEG or PNG; convert it to PNG",
     }
-    (found,) = [line for line in check_data(path, None, ("mel", "nv")) if line.subject == "images"]
+    (found,) = [line for line in check_data(path, None, Expected(("mel", "nv"))) if line.subject == "images"]
     assert found.status == FAIL
     assert "b (x/B.tif is there, but no JPEG or PNG; convert it)" in found.message
     ham = {"HAM10000_metadata.csv": f"{HEADER}\nL,I1,nv,,,,,\nL,I2,nv,,,,,\n".encode(), "I1.jpg": jpeg(1)}

@@ -11,7 +11,7 @@ from fedskew.data.manifest import ManifestLayout
 from fedskew.data.names import name_key, other_spellings
 from fedskew.data.prepare import describe_split, node_data, open_data, split_server
 from fedskew.data.sources import open_source
-from fedskew.ops.check_data import check_data
+from fedskew.ops.check_data import Expected, check_data
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,9 @@ def test_patients_of_several_sites_are_told_where_the_site_divides(tmp_path):
 
 def test_names_of_patients_are_told_at_the_site_and_stay_there(tmp_path):
     path = clinic(tmp_path)
-    found = [finding.message for finding in check_data(path, None, ("mel", "nv")) if finding.subject == "names"]
+    found = [
+        finding.message for finding in check_data(path, None, Expected(("mel", "nv"))) if finding.subject == "names"
+    ]
     assert found == list(open_source(path).warnings)
     assert len(found) == 4
     (path / "manifest.yaml").rename(tmp_path / "m.yaml")

@@ -176,7 +176,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
                 else:
                     out.seek(row * stride)
                     out.write(result.tobytes())
-                    contents[row] = np.frombuffer(_content_hash(result), dtype=np.uint8)
+                    contents[row] = np.frombuffer(content_hash(result), dtype=np.uint8)
         out.flush()
         os.fsync(out.fileno())
     contents.tofile(scratch / _CONTENTS)
@@ -214,7 +214,7 @@ def _decode_or_reason(content: bytes, size: int, fit: Fit) -> np.ndarray | str:
         return str(error)
 
 
-def _content_hash(pixels: np.ndarray) -> bytes:
+def content_hash(pixels: np.ndarray) -> bytes:
     """A hash of what the model sees: a copy saved again without loss, or stripped of its Exif, has the same."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=CONTENT_BYTES).digest()
 

@@ -145,9 +145,11 @@ def _depth_notes(samples: list[Sample], groups: Counter[str], level: int) -> lis
     """Which of several levels was taken for patients: nobody but a person knows whether that is right."""
     deep = next((sample for sample in samples if sample.image_id.count("/") > 2), None)
     if deep is not None:
-        return ["folders below those of the classes lie in each other: "
-                f"level {level + 1} below the class counts as the lesion or patient ({deep.lesion_id!r} of "
-                f"{deep.image_id}), {len(groups)} of them in all; if that is wrong, move the images or write a table"]  # fmt: skip
+        taken = (
+            f"level {level + 1} below the class counts as the lesion or patient ({deep.lesion_id!r} of {deep.image_id})"
+        )
+        return [f"folders below those of the classes lie in each other: {taken}, {len(groups)} of them in all; if that "
+                "is wrong, move the images or write a table"]  # fmt: skip
     if all(map(_DATE.fullmatch, groups)):
         return ["the folders below those of the classes are named by dates, which are no patients: who came again may "
                 "be both in training and test, and figures too good"]  # fmt: skip
