@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 def printable(text: str) -> str:
     """Text without anything that steers a terminal or turns lines around.
@@ -25,14 +27,30 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
-def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """`yaml.safe_load`, with one error for everything that is wrong.
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes the last of two equal keys without a word; the first would be lost, and nobody would know."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """See `yaml.SafeLoader`; an error if a key is there twice. Later, merged maps (`<<`) would look like that."""
+        node, lines = super().compose_mapping_node(anchor), dict[Any, int]()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if key in lines:
+                    text = f"{key!r} is there twice, in lines {lines[key]} and {line}; keep one of them"
+                    raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
+                lines[key] = line
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """`yaml.safe_load`, but a key may be there only once; with one error for everything that is wrong.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or nested so deeply that it cannot be read.
+        yaml.YAMLError: it is no YAML, holds a key twice, or is nested so deeply that it cannot be read.
     """
     try:
-        return yaml.load(text, loader)
+        return yaml.load(text, _UniqueKeys)
     except RecursionError:
         raise yaml.YAMLError("it is nested hundreds of levels deep, which no file needs") from None
     except ValueError as error:  # of PyYAML itself, as for the date 2026-13-45

@@ -94,3 +94,39 @@ def test_a_table_in_an_archive_beside_its_images_comes_before_folders(tmp_path):
     assert {s.label for s in open_source(path).samples} == {"one", "two"}
     zip_file(path / "meta.zip", {"HAM10000_metadata.csv": table})
     assert {s.label for s in open_source(path).samples} == {"mel", "nv"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "groups"),
+    [
+        (["mel/2019/P1/a.jpg", "nv/2020/P1/b.jpg", "nv/2020/P2/c.jpg"], ["P1", "P1", "P2"]),
+        (["mel/P1/2019-05/a.jpg", "mel/P1/2019-06/b.jpg", "nv/P2/2019-05/c.jpg"], ["P1", "P1", "P2"]),
+        (["mel/P1/left/a.jpg", "mel/P1/right/b.jpg", "nv/P2/left/c.jpg"], ["P1", "P1", "P2"]),
+        (["mel/2019/05/P1/a.jpg", "nv/2020/06/P1/b.jpg", "nv/2020/11/P2/c.jpg"], ["P1", "P1", "P2"]),
+        (["mel/01.02.2019/P1/a.jpg", "nv/03.02.2019/P1/b.jpg", "nv/03.02.2019/P2/c.jpg"], ["P1", "P1", "P2"]),
+        (["mel/05/a/a.jpg", "mel/05/b/b.jpg", "nv/06/a/c.jpg"], ["05", "05", "06"]),
+    ],
+)
+def test_of_several_levels_the_outermost_that_is_no_date_is_the_patient(tmp_path, paths, groups):
+    source = open_source(folder(tmp_path / "d", {path: jpeg(n) for n, path in enumerate(paths)}))
+    assert [sample.group for sample in source.samples] == groups
+    (note,) = [note for note in source.notes if "lie in each other" in note]
+    assert f"{len(set(groups))} of them in all" in note
+
+
+def test_folders_of_dates_alone_are_no_patients_and_that_is_said(tmp_path):
+    files = {"mel/2019/a.jpg": jpeg(1), "nv/2020/b.jpg": jpeg(2)}
+    notes = open_source(folder(tmp_path / "d", files)).notes
+    assert any("named by dates, which are no patients" in note for note in notes)
+    assert not any("named by dates" in note for note in open_source(folder(tmp_path / "e", PICTURES)).notes)
+
+
+@pytest.mark.parametrize("prefix", ["", "set/"])
+def test_one_folder_is_a_class_if_a_manifest_says_so(tmp_path, prefix):
+    files = {f"{prefix}Nevi/a.jpg": jpeg(1), f"{prefix}Nevi/P1/b.jpg": jpeg(2)}
+    path = folder(tmp_path / "d", files)
+    with pytest.raises(DataError, match="or in one that a manifest labels"):
+        open_source(path)
+    source = open_source(path, manifest=ManifestLayout(labels={"nevi": "nv"}))
+    assert [(s.image_id, s.label, s.group) for s in source.samples] == [
+        ("Nevi/P1/b.jpg", "nv", "P1"), ("Nevi/a.jpg", "nv", "Nevi/a.jpg")]  # fmt: skip

@@ -98,7 +98,8 @@ def shown_samples(source):
         told = [f"{key} {value if isinstance(value, str) else format(value, 'g')}"
                 for key, value in known.items() if value is not None]  # fmt: skip
         rows.append((sample.image_id, sample.label, f"with {sample.group}", ", ".join(told)))
-    return "\n".join([*aligned(rows), *(f"note: {note}" for note in source.notes)]) + "\n"
+    return "\n".join([*aligned(rows), *(f"note: {note}" for note in source.notes),
+                      *(f"warning: {line}" for line in source.warnings)]) + "\n"  # fmt: skip
 
 
 def shown_codes(source, config):

@@ -131,3 +131,52 @@ def test_ham10000s_own_table_tells_all_faults_too(tmp_path):
         open_source(folder(tmp_path / "d", {"HAM10000_metadata.csv": text.encode(), "ISIC_1.jpg": jpeg(1)}))
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()] == [
         "HAM10000_metadata.csv has 4 faults", "line 2", "line 3", "line 4", "line 5"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["45 J.", "45 Jahre", "45J", "45 years", "45 yrs.", "45,0 Jahre", "45 y/o"])
+def test_ages_with_their_unit(tmp_path, text):
+    found = table(tmp_path, f"i;age\na;{text}\n".encode())
+    assert found.rows[0].age("age") == 45
+    found.check()
+
+
+@pytest.mark.parametrize("text", ["45 Juni", "J.", "45 months", "45 M."])
+def test_ages_with_another_unit_are_none(tmp_path, text):
+    found = table(tmp_path, f"i;age\na;{text}\n".encode())
+    assert found.rows[0].age("age") is None
+    with pytest.raises(DataError, match="is not a number of years"):
+        found.check()
+
+
+def test_a_point_beside_decimal_commas_may_divide_thousands(tmp_path):
+    found = table(tmp_path, b"i;mm;g\na;7,5;1.234\nb;1.234;2.5\nc;0.125;x\nd;-2.500;1,234\n")
+    assert [row.number("mm") for row in found.rows[::2]] == [7.5, 0.125]
+    assert found.rows[0].number("g") == 1.234, "no value of this column has a decimal comma beyond doubt"
+    found.rows[1].number("mm"), found.rows[3].number("mm")
+    with pytest.raises(DataError) as error:
+        found.check()
+    assert str(error.value).splitlines()[1:] == [
+        "  line 3: '1.234' may be 1.234 or 1234: other values of mm have a decimal comma; write it with a decimal "
+        "comma or without the point",
+        "  line 5: '-2.500' may be -2.500 or -2500: other values of mm have a decimal comma; write it with a decimal "
+        "comma or without the point",
+    ]
+
+
+@pytest.mark.parametrize("header_line", ['bild;dx;"Groesse, in mm, max"', 'bild,dx,"a; b; c; d"', '"a,b,c,d"\tx\ty'])
+def test_separators_inside_a_quoted_name_do_not_win(tmp_path, header_line):
+    rows = {";": "1;2;3", ",": "1,2,3", "\t": "1\t2\t3"}
+    separator = next(mark for mark in ("\t", ";", ",") if mark in header_line.replace('"Groesse, in mm, max"', "")
+                     .replace('"a; b; c; d"', ""))  # fmt: skip
+    found = table(tmp_path, f"{header_line}\n{rows[separator]}\n".encode())
+    assert len(found.columns) == 3
+    assert list(found.rows[0].values.values()) == ["1", "2", "3"]
+
+
+def test_a_mark_of_utf8_before_other_bytes_points_to_the_manifests_encoding(tmp_path):
+    content = b"\xef\xbb\xbf" + GERMAN.encode("cp1252")
+    with pytest.raises(DataError, match=r"no text in utf-8-sig as the mark at its start says .*encoding: cp1252"):
+        table(tmp_path, content)
+    found = table(tmp_path, content, encoding="cp1252")
+    assert found.columns[0] == "bild"
+    assert found.rows[0].values["diagnose"] == "Nävus"

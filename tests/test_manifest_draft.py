@@ -103,6 +103,13 @@ def test_folders_by_class_get_their_labels(tmp_path):
     assert "  # x:  # 1 rows" in text
 
 
+def test_a_single_folder_gets_its_label(tmp_path):
+    path = folder(tmp_path / "d", {"nv/a.jpg": jpeg(1), "nv/b.jpg": jpeg(2)})
+    text = draft_manifest(path)
+    assert yaml.safe_load(text) == {"labels": {"nv": "nv"}}
+    assert len(open_source(path, manifest=parse_manifest(text, "draft")).samples) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

@@ -151,7 +151,7 @@ MISTAKES = {
     "--data-dir file": ("file is neither a folder nor a readable archive", ".zip"),
     "--data-dir no-images": ("not one image of its 1 rows", "put the images beside the table"),
     "--data-dir broken": ("broken: not one of 1 images can be read",),
-    "--data-dir few": ("few leaves 0 open and 2 test images", "raise data.open"),
+    "--data-dir few": ("few leaves 0 open and 2 test images of 4 groups that stay together", "raise data.open"),
     "--data-dir some": ("some is no data set", "manifest.yaml"),
     "--data-dir no-column": ("no-column", "HAM10000_metadata"),
     "--data-dir own": ("table.csv", "picture"),

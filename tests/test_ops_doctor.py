@@ -13,9 +13,8 @@ from tls_server import only, statuses
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
-from fedskew.data.samples import HAM10000_CLASSES
 from fedskew.ops import check_host
-from fedskew.ops.check_data import check_data
+from fedskew.ops.check_data import Expected, check_data
 from fedskew.ops.check_policy import check_audit, check_policy, check_spent
 from fedskew.ops.doctor import check_node_config
 from fedskew.ops.findings import FAIL, OK, WARN, exit_code, fail, ok, run_checks, to_json, to_lines, warn
@@ -42,7 +41,7 @@ def change(folder, **columns):
 
 
 def test_good_data(hospital):
-    found = check_data(hospital, None, HAM10000_CLASSES)
+    found = check_data(hospital, None, Expected())
     assert {finding.status for finding in found} == {OK}
     assert "160 images of" in only(found, "data").message
     assert only(found, "classes").message.startswith("akiec ")
@@ -51,7 +50,7 @@ def test_good_data(hospital):
 
 def test_labels_that_are_no_class_name_the_nearest(hospital):
     change(hospital, dx={"mel": "melanoma", "nv": "quux"})
-    found = only(check_data(hospital, None, HAM10000_CLASSES), "classes")
+    found = only(check_data(hospital, None, Expected()), "classes")
     assert found.status == FAIL
     assert "'melanoma' (" in found.message
     assert "nearest is 'mel'" in found.message
@@ -61,7 +60,7 @@ def test_labels_that_are_no_class_name_the_nearest(hospital):
 
 def test_metadata_that_is_missing_or_unknown(hospital):
     change(hospital, age="", sex={"female": "f"}, localization={"back": "lower leg"})
-    found = check_data(hospital, None, HAM10000_CLASSES)
+    found = check_data(hospital, None, Expected())
     assert only(found, "age").message == "no image has a value"
     assert "'f' (" in only(found, "sex").message
     assert "nearest is 'female'" in only(found, "sex").message
@@ -74,7 +73,7 @@ def test_unreadable_images_are_named(hospital):
     images[0].unlink()
     images[1].write_bytes(b"no image")
     images[2].write_bytes(images[2].read_bytes()[:500])
-    found = only(check_data(hospital, None, HAM10000_CLASSES), "images")
+    found = only(check_data(hospital, None, Expected()), "images")
     assert found.status == WARN
     assert "3 cannot be used" in found.message
     assert f"{images[0].stem} (file not found)" in found.message
@@ -82,18 +81,18 @@ def test_unreadable_images_are_named(hospital):
     assert "0x" not in found.message
     for image in images[3:20]:
         image.write_bytes(b"")
-    assert only(check_data(hospital, None, HAM10000_CLASSES), "images").status == FAIL
+    assert only(check_data(hospital, None, Expected()), "images").status == FAIL
 
 
 def test_decoding_can_be_limited(hospital):
-    assert "40 images decoded of 160" in only(check_data(hospital, None, HAM10000_CLASSES, most=40), "images").message
+    assert "40 images decoded of 160" in only(check_data(hospital, None, Expected(), most=40), "images").message
 
 
 def test_copies_and_notes_of_the_source_are_told(tmp_path):
     for name, colour in (("mel/a.png", 90), ("nv/b.png", 90), ("nv/c.png", 91)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20), (colour, 20, 30)).save(tmp_path / name)
-    found = check_data(tmp_path, None, ("mel", "nv"))
+    found = check_data(tmp_path, None, Expected(("mel", "nv")))
     lines = [finding.message for finding in found if finding.subject == "duplicates"]
     assert lines[0] == "duplicates by content: 1 of 3 images are copies of others: mel/a.png = nv/b.png"
     assert lines[1].startswith("duplicates across labels: 1 of 1")
@@ -103,10 +102,10 @@ def test_copies_and_notes_of_the_source_are_told(tmp_path):
 
 
 def test_no_data_at_all(tmp_path):
-    (found,) = check_data(tmp_path / "absent", None, HAM10000_CLASSES)
+    (found,) = check_data(tmp_path / "absent", None, Expected())
     assert found.status == FAIL
     assert "does not exist" in found.message
-    (found,) = check_data(tmp_path, tmp_path / "absent.yaml", HAM10000_CLASSES)
+    (found,) = check_data(tmp_path, tmp_path / "absent.yaml", Expected())
     assert "manifest" in found.message
 
 
@@ -281,3 +280,102 @@ def test_the_command_has_an_exit_code_for_scripts(tmp_path, hospital):
     found = runner.invoke(app, ["doctor", "site", "--node-config", f"data-dir='{hospital}' polcy='x'", "--images", "8"])
     assert "did you mean 'policy'?" in found.output
     assert "8 images decoded of 160" in found.output
+
+
+OWN = """\
+image,dx,skin,mm,room
+a.png,mel,i,5,x
+b.png,nv,ii,-1,x
+c.png,nv,vii,40,y
+"""
+OWN_MANIFEST = """\
+file: t.csv
+image: image
+label: dx
+labels: {mel: melanoma, nv: naevus}
+metadata:
+  skin_typ: skin
+  mm: {column: mm, numbers: true}
+  room: room
+"""
+OWN_CONFIG = """\
+model:
+  name: swin_micro_patch4_window4_32
+  classes: [melanoma, naevus]
+  metadata:
+    skin_type: {weight: 0.1, values: [i, ii]}
+    mm: {weight: 0.1, bins: [0, 10]}
+"""
+
+
+@pytest.fixture
+def own_metadata(tmp_path):
+    folder = tmp_path / "own data"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        Image.new("RGB", (20, 20), (90 + 20 * number, 20, 30)).save(folder / f"{name}.png")
+    (folder / "t.csv").write_text(OWN)
+    (folder / "manifest.yaml").write_text(OWN_MANIFEST)
+    (tmp_path / "run.yaml").write_text(OWN_CONFIG)
+    return folder
+
+
+def told_of(data, *words):
+    done = CliRunner().invoke(app, ["doctor", "site", "--json", "--data-dir", str(data), *map(str, words)])
+    assert done.exit_code in (0, 1), done.output
+    found = json.loads(done.stdout)["findings"]
+    return {subject: [f"{line['status']} {line['message']} → {line['remedy']}" for line in found
+                      if line["subject"] == subject] for subject in {line["subject"] for line in found}}  # fmt: skip
+
+
+def test_the_doctor_knows_the_classes_and_metadata_of_the_runs_configuration(own_metadata, tmp_path):
+    told = told_of(own_metadata, "--config", tmp_path / "run.yaml")
+    assert told["classes"] == ["ok melanoma 1, naevus 2 → "]
+    (skin,) = told["skin_type"]
+    assert skin.startswith("warn no image has a value")
+    assert "metadata: {skin_type: column}" in skin
+    assert "did you mean 'skin_type' by the manifest's 'skin_typ'?" in skin
+    (bins,) = told["mm"]
+    assert "'-1.0' (1 images) is not in the vocabulary and counts as unknown; it lies in none of the bins" in bins
+    (unused,) = told["metadata"]
+    assert "the run does not use the manifest's room, skin_typ" in unused
+    assert "the run sees skin_type, mm (model.metadata)" in unused
+    assert "sex" not in told, "which this run does not see"
+    mended = OWN_MANIFEST.replace("skin_typ:", "skin_type:").replace("  room: room\n", "")
+    (own_metadata / "manifest.yaml").write_text(mended)
+    told = told_of(own_metadata, "--config", tmp_path / "run.yaml", "--set", "model.classes=[mel,naevus]")
+    assert "'vii' (1 images) is not in the vocabulary" in told["skin_type"][0]
+    assert "metadata: skin_type: values: {vii: …} with one of i, ii" in told["skin_type"][0]
+    assert "metadata" not in told
+    assert "nearest is 'mel'" in told["classes"][0]
+
+
+def test_the_doctor_without_a_configuration_says_what_it_does_not_check(own_metadata):
+    told = told_of(own_metadata, "--classes", "melanoma,naevus")
+    (unchecked,) = told["metadata"]
+    assert "own columns are not checked: mm, room, skin_typ → give the run's settings" in unchecked
+    assert "no image has a value" in told["sex"][0]
+    assert told_of(own_metadata, "--preset", "demo")["classes"][0].startswith("FAIL labels that are no class")
+
+
+def test_the_doctor_compares_pixels_as_a_run_does(tmp_path):
+    (tmp_path / "mel").mkdir(), (tmp_path / "nv").mkdir()
+    picture = Image.effect_mandelbrot((300, 300), (-2, -1.5, 1, 1.5), 60).convert("RGB")
+    picture.save(tmp_path / "mel/a.png")
+    picture.save(tmp_path / "nv/b.png", compress_level=1)
+    other = picture.copy()
+    other.putpixel((150, 150), (255, 0, 0))
+    other.save(tmp_path / "nv/c.png")
+    assert (tmp_path / "mel/a.png").read_bytes() != (tmp_path / "nv/b.png").read_bytes()
+    found = check_data(tmp_path, None, Expected(("mel", "nv")))
+    lines = [finding.message for finding in found if finding.subject == "duplicates"]
+    assert lines[0] == "duplicates by content: 1 of 3 images are copies of others: mel/a.png = nv/b.png"
+
+
+def test_few_missing_images_are_a_warning_and_more_a_fault(hospital):
+    images = sorted(hospital.rglob("*.jpg"))
+    for image in images[:8]:
+        image.unlink()
+    assert exit_code(check_data(hospital, None, Expected())) == 0, "8 of 160 are 5 %"
+    images[8].unlink()
+    assert exit_code(check_data(hospital, None, Expected())) == 1

@@ -1,6 +1,7 @@
 """YAML that is nested without end is one clear error, whichever file it is in; a log line steers no terminal."""
 
 import logging
+import re
 
 import pytest
 import yaml
@@ -60,3 +61,40 @@ def test_a_line_of_a_log_steers_no_terminal():
     record = logging.LogRecord("x", logging.WARNING, "", 0, "site %s\nsecond\tline", ("\x1b]0;a\x07\u202e",), None)
     Lines(written.append).emit(record)
     assert written == ["warning: site \\x1b]0;a\\x07\\u202e\nsecond  line"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "'a' is there twice, in lines 1 and 3"),
+        ("labels:\n  Melanom: mel\n  Melanom: nv\n", "'Melanom' is there twice, in lines 2 and 3"),
+        ("a: [{b: 1,\n  b: 1}]\n", "'b' is there twice, in lines 1 and 2"),
+        ("labels: {x: mel, x: nv}\n", "'x' is there twice, in lines 1 and 1"),
+        ("a: 1\n'a': 1\n", "'a' is there twice"),
+        ("1: a\n1: b\n", "1 is there twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_lines(text, told):
+    """YAML takes the last: a second `Melanom: nv` turned 82 melanomas into nevi without a word."""
+    with pytest.raises(yaml.YAMLError, match=re.escape(told)):
+        read_yaml(text)
+
+
+def test_keys_may_be_shared_by_anchors_and_occur_in_several_maps():
+    text = "a: &x {k: 1}\nb: &y {<<: *x, k: 2}\nc: {<<: *y, k: 3}\n"
+    assert read_yaml(text) == {"a": {"k": 1}, "b": {"k": 2}, "c": {"k": 3}}
+
+
+@pytest.mark.parametrize("kind", list(READERS))
+def test_a_double_key_is_refused_wherever_a_person_writes_yaml(tmp_path, kind):
+    read, error = READERS[kind]
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {classes: [mel, nv]}\nfile: t.csv\nmodel: {name: swin_tiny}\n")
+    with pytest.raises(error, match="'model' is there twice, in lines 1 and 3"):
+        read(path)
+
+
+def test_a_key_in_both_spellings_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {batch_size: 8, batch-size: 16}\n")
+    with pytest.raises(ConfigError, match=r"train\.batch-size is there twice, as 'batch_size' too"):
+        load_config(file=tmp_path / "x.yaml")

@@ -39,6 +39,8 @@ def manifest(
         typer.echo(f"read with it: {len(source.samples)} images, {len(source.missing)} of them without a file")
         for note in source.notes:
             typer.echo(f"note: {note}")
+        for line in source.warnings:
+            typer.echo(f"warning: {line}")
     except DataError as error:
         typer.echo(f"still to be settled: {error}")
     elsewhere = f" --manifest {target}" if target != directory / MANIFEST_NAME else ""

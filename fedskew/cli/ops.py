@@ -9,15 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
+from fedskew.cli.vocabulary import ConfigFile, Settings
+
 doctor = typer.Typer(
-    no_args_is_help=True, help="Check a coordinator's or a site's machine; exit code 1 if anything fails."
+    no_args_is_help=True,
+    help="Check a coordinator's or a site's machine. Exit codes: 0 nothing fails (there may be warnings), 1 something "
+    "fails, 2 the command has to be mended.",
 )
 
 Roots = Annotated[Path | None, typer.Option("--root-certificates", help="The CA's certificate, ca.crt.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Plain text, for a demo on one machine.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder or archive with the data.")]
 Manifest = Annotated[Path | None, typer.Option(help="YAML that maps the columns and labels of an own table.")]
-Classes = Annotated[str, typer.Option(help="The run's classes, separated by commas (default: HAM10000's seven).")]
+Classes = Annotated[
+    str,
+    typer.Option(help="The run's classes, separated by commas (default: the configuration's, or HAM10000's seven)."),
+]
+RunsPreset = Annotated[
+    str, typer.Option(metavar="NAME|FILE", help="The run's preset: its classes and metadata.", show_default=False)
+]
 Images = Annotated[int, typer.Option(min=0, metavar="N", help="Decode no more images than this; 0: all.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON to standard output, for programs.")]
 
@@ -92,6 +102,9 @@ def doctor_site(
     policy: Annotated[Path | None, typer.Option(help="This site's policy file.")] = None,
     audit_log: Annotated[Path | None, typer.Option(help="This site's audit log.")] = None,
     classes: Classes = "",
+    preset: RunsPreset = "",
+    config: ConfigFile = "",
+    set_: Settings = None,
     images: Images = 0,
     json: AsJson = False,
 ) -> None:
@@ -99,10 +112,11 @@ def doctor_site(
     from fedskew.ops.doctor import diagnose_site
 
     given = {"data-dir": data_dir, "manifest": manifest, "policy": policy, "audit-log": audit_log}
-    config = _node_config(node_config) | {key: _absolute(path) for key, path in given.items() if path}
-    folder, manifest = (Path(str(config[key])) if config.get(key) else None for key in ("data-dir", "manifest"))
+    expected = _expected(classes, preset, config, set_)
+    node = _node_config(node_config) | {key: _absolute(path) for key, path in given.items() if path}
+    folder, manifest = (Path(str(node[key])) if node.get(key) else None for key in ("data-dir", "manifest"))
     endpoint = _endpoint(superlink, root_certificates, insecure)
-    _show(diagnose_site(endpoint, node_key, _data(folder, manifest, classes, images), config), json)
+    _show(diagnose_site(endpoint, node_key, _data(folder, manifest, expected, images), node), json)
 
 
 @doctor.command("coordinator", epilog="Example: fedskew doctor coordinator --public fl.example.org:8443")
@@ -118,6 +132,9 @@ def doctor_coordinator(
     manifest: Manifest = None,
     output_dir: Annotated[str, typer.Option(help="Where run folders are made.")] = "",
     classes: Classes = "",
+    preset: RunsPreset = "",
+    config: ConfigFile = "",
+    set_: Settings = None,
     images: Images = 0,
     json: AsJson = False,
 ) -> None:
@@ -130,7 +147,7 @@ def doctor_coordinator(
         _endpoint(superlink, root_certificates, insecure),
         outside,
         Server(server_cert, server_key, hosts),
-        _data(data_dir, manifest, classes, images),
+        _data(data_dir, manifest, _expected(classes, preset, config, set_), images),
         output_dir,
     )
     _show(found, json)
@@ -154,12 +171,28 @@ def _node_config(text: str) -> dict[str, Any]:
         _leave(ValueError(f"--node-config {text!r} cannot be read ({error}); quote texts: data-dir='/data/ham'"))
 
 
-def _data(folder: Path | None, manifest: Path | None, classes: str, images: int) -> Any:
-    from fedskew.data.samples import HAM10000_CLASSES
+def _data(folder: Path | None, manifest: Path | None, expected: Any, images: int) -> Any:
     from fedskew.ops.doctor import Data
 
+    return Data(folder, manifest, expected, images)
+
+
+def _expected(classes: str, preset: str, config: str, settings: list[str] | None) -> Any:
+    """What the run expects of the data, as its configuration says where one is given; `classes` come before it."""
+    from fedskew.cli.errors import clear_errors
+    from fedskew.ops.check_data import Expected
+
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    return Data(folder, manifest, names or HAM10000_CLASSES, images)
+    if not (preset or config or settings):
+        return Expected(names) if names else Expected()
+    with clear_errors():
+        from fedskew.config import load_config
+        from fedskew.data.batches import cache_size
+        from fedskew.model.families import dense_architecture
+
+        found = load_config(preset, file=config, overrides=" ".join(settings or []))
+        arch = dense_architecture(found.model)
+    return Expected(names or arch.classes, dict(arch.vocabularies), cache_size(arch.image_size), found.data.fit)
 
 
 def _show(findings: Any, as_json: bool) -> None:

@@ -201,6 +201,8 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")
+            if name != key and name in content:
+                raise ConfigError(f"{where}: {section}.{name} is there twice, as {key!r} too; keep one of them")
             values.setdefault(section, {})[known[name]] = value
             origin[f"{section}.{name}"] = where
 

@@ -164,7 +164,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
         if sample.image:
             rows.setdefault(sample.image, []).append(row)
         else:
-            reasons[row] = "file not found"
+            reasons[row] = source.why_missing(sample.image_id)
     stride = size * size * 3
     contents = np.zeros((len(source.samples), CONTENT_BYTES), dtype=np.uint8)  # [N, 16]
     with open(scratch / _IMAGES, "wb") as out:
@@ -176,7 +176,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
                 else:
                     out.seek(row * stride)
                     out.write(result.tobytes())
-                    contents[row] = np.frombuffer(_content_hash(result), dtype=np.uint8)
+                    contents[row] = np.frombuffer(content_hash(result), dtype=np.uint8)
         out.flush()
         os.fsync(out.fileno())
     contents.tofile(scratch / _CONTENTS)
@@ -214,7 +214,7 @@ def _decode_or_reason(content: bytes, size: int, fit: Fit) -> np.ndarray | str:
         return str(error)
 
 
-def _content_hash(pixels: np.ndarray) -> bytes:
+def content_hash(pixels: np.ndarray) -> bytes:
     """A hash of what the model sees: a copy saved again without loss, or stripped of its Exif, has the same."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=CONTENT_BYTES).digest()
 

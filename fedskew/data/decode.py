@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Fit = Literal["squash", "crop"]
-FORMATS = ("JPEG", "PNG")  # no other decoder is ever given hospital files
+# No other decoder is ever given hospital files: what is decoded may come from anywhere, and TIFF alone is a dozen
+# codecs, each with native code of its own. Other formats are recognised by their first bytes, to say so.
+FORMATS = ("JPEG", "PNG")
+_OTHER_FORMATS = {
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "BMP": re.compile(rb"BM"),
+    "GIF": re.compile(rb"GIF8"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP"),
+    "HEIC or AVIF": re.compile(rb"....ftyp", re.DOTALL),
+    "DICOM": re.compile(rb".{128}DICM", re.DOTALL),
+}
+_ADDRESS = re.compile(r" <_io\.[^>]*>")
 MAX_PIXELS = 80_000_000  # below Pillow's warning threshold; a dermatoscope has a tenth of it
 _OVERSAMPLING = 2  # the JPEG decoder may shrink to twice the final size; the rest is done with a better filter
 _ORIENTATION_TAG = 0x0112
@@ -47,8 +60,18 @@ def decode(content: bytes, size: int, fit: Fit) -> np.ndarray:
             return _scaled(image, size, fit)
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"UnidentifiedImageError: {_unidentified(content)}") from error
     except Exception as error:  # whatever a decoder makes of hostile bytes, it is this one image that is bad
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise UnreadableImage(f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}") from error
+
+
+def _unidentified(content: bytes) -> str:
+    """What bytes are that neither decoder knows."""
+    if not content:
+        return "empty file"
+    known = next((name for name, pattern in _OTHER_FORMATS.items() if pattern.match(content)), "")
+    return f"{known} and not {' or '.join(FORMATS)}; convert it to PNG" if known else f"no {' or '.join(FORMATS)}"
 
 
 def _scaled(image: Image.Image, size: int, fit: Fit) -> np.ndarray:

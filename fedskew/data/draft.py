@@ -14,7 +14,7 @@ import yaml
 
 from fedskew.data import class_folders, ham10000, isic
 from fedskew.data.archives import Store, open_store
-from fedskew.data.finder import ImageFinder
+from fedskew.data.finder import ImageFinder, other_formats_note
 from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning
 from fedskew.data.samples import VOCABULARIES, DataError, as_number
 from fedskew.data.tables import Row, Table, header, read_table
@@ -51,20 +51,24 @@ def draft_manifest(path: Path) -> str:
         DataError: it needs no manifest, or holds neither a table that names images nor folders by class.
     """
     store = open_store(path)
+    return _draft(path, store) + "".join(f"# {note}\n" for note in other_formats_note(store.names()))
+
+
+def _draft(path: Path, store: Store) -> str:
     for name, layout in (("HAM10000", ham10000), ("an ISIC challenge", isic)):
         if layout.find_tables(store):
             raise DataError(f"{path} has the layout of {name}, which is read as it is: it needs no manifest")
     found = _best_table(store)
     if found is not None:
         return _table_draft(found)
-    folders = class_folders.find(store, {}) if not class_folders.tables(store) else None
-    if folders is None:
+    folders = class_folders.drafted(store)
+    if not folders:
         raise DataError(
             f"{path}: no table (CSV, TSV) was found whose column names image files there, and no folders by class; put "
             "table and images into one folder, and save spreadsheets as CSV"
         )
     text = _HEAD + "# No table: the images lie in folders by class, which this maps to the run's classes.\n"
-    return text + _value_map("labels", Counter(sample.label for sample in folders[0]), DIAGNOSES, _UNDECIDED_LABEL)
+    return text + _value_map("labels", folders, DIAGNOSES, _UNDECIDED_LABEL)
 
 
 def _best_table(store: Store) -> _Found | None:

@@ -4,18 +4,47 @@ from __future__ import annotations
 
 import posixpath
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 
 from fedskew.data.archives import Store
 from fedskew.data.samples import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# images all the same, but of formats whose decoders are never given hospital files (`decode`): they are counted
+OTHER_SUFFIXES = (
+    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jfif", ".jpe", ".dcm",
+)  # fmt: skip
 
 
 def is_image(name: str) -> bool:
     """Whether a file is named like an image and is not the hidden half that macOS archives hold of each file."""
-    parts = name.split("/")
-    return name.lower().endswith(IMAGE_SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)
+
+
+def is_other_image(name: str) -> bool:
+    """Whether a file is named like an image of a format that is not read."""
+    return name.lower().endswith(OTHER_SUFFIXES) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def other_formats_note(names: Iterable[str]) -> list[str]:
+    """How many images of other formats are among the files, and in which folders there is nothing else."""
+    listed = list(names)
+    others = [name for name in listed if is_other_image(name)]
+    if not others:
+        return []
+    suffixes = Counter(name[name.rindex(".") :].lower() for name in others)
+    folders = Counter(name.rpartition("/")[0] for name in others)
+    read = {name.rpartition("/")[0] for name in listed if is_image(name)}
+    alone = [f"{folder} ({count})" for folder, count in sorted(folders.items()) if folder and folder not in read]
+    counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.items()))
+    nothing_else = f"; nothing else is in {', '.join(alone[:5])}{' …' if len(alone) > 5 else ''}" if alone else ""
+    return [f"{len(others)} files of other image formats are not read ({counts}){nothing_else}; convert them to PNG"]
 
 
 def folded(text: str) -> str:
@@ -72,6 +101,14 @@ class ImageFinder:
         for name in filter(is_image, self._store.names()):
             index.setdefault(folded(_stem(name) if stem else _base(name)), []).append(name)
         return index
+
+
+def other_format_of(store: Store, values: Iterable[str]) -> dict[str, str]:
+    """For what a table calls images: the file of that name in a format that is not read, where there is one."""
+    index = {folded(_stem(name)): name for name in reversed(store.names()) if is_other_image(name)}
+    wanted = {value: folded(_base(value.replace("\\", "/"))) for value in values}
+    found = {value: index.get(base) or index.get(base.rpartition(".")[0]) for value, base in wanted.items()}
+    return {value: name for value, name in found.items() if name}
 
 
 def _base(name: str) -> str:

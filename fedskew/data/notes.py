@@ -6,9 +6,43 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedskew.data.samples import METADATA_FIELDS, Sample, absent_metadata, unknown_values
+from fedskew.data.samples import METADATA_FIELDS, DataError, Sample, absent_metadata, unknown_values
 
+MOST_UNUSABLE = 0.5  # share of the images
 _SHOWN = 10  # foreign values of one column
+_FIRST = 5  # images that cannot be used
+
+
+def skipped_notes(samples: Sequence[Sample], unreadable: Sequence[tuple[str, str]]) -> list[str]:
+    """How many images were not found or cannot be read, and the first of both with the reason.
+
+    Args:
+        unreadable: `(image_id, reason)` of every image that cannot be used.
+    """
+    absent = {sample.image_id for sample in samples if not sample.image}
+    kinds = {"were not found": [entry for entry in unreadable if entry[0] in absent],
+             "cannot be read": [entry for entry in unreadable if entry[0] not in absent]}  # fmt: skip
+    return [f"{len(entries)} of {len(samples)} images {what} and are skipped; {_first(entries)}"
+            for what, entries in kinds.items() if entries]  # fmt: skip
+
+
+def check_usable(place: str, samples: Sequence[Sample], unusable: Sequence[tuple[str, str]]) -> None:
+    """Refuse data of which more than half cannot be used: what is left is chosen by a mistake, not by anybody.
+
+    Raises:
+        DataError: it is so; the message has both counts, the first images and the remedy.
+    """
+    if len(unusable) > MOST_UNUSABLE * len(samples):
+        raise DataError(
+            f"{place}: only {len(samples) - len(unusable)} of {len(samples)} images can be used; "
+            f"{'; '.join(skipped_notes(samples, unusable))}. Put the images where the table says, or take the rows "
+            "without an image out of it: a result on so small a rest would not be one on these data"
+        )
+
+
+def _first(entries: Sequence[tuple[str, str]]) -> str:
+    listed = "; ".join(f"{image_id}: {reason}" for image_id, reason in entries[:_FIRST])
+    return f"the first: {listed}" if len(entries) > _FIRST else listed
 
 
 def metadata_notes(samples: Sequence[Sample], vocabularies: Mapping[str, Sequence[str]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fedskew.data.archives import Store
 from fedskew.data.finder import ImageFinder, folded
 from fedskew.data.manifest import ManifestLayout, MetadataSource, ValueMap
+from fedskew.data.names import name_key
 from fedskew.data.samples import DataError, Sample, nearest_name
 from fedskew.data.tables import Row, Table, read_table
 
@@ -81,24 +82,25 @@ def _identities(rows: Sequence[Row], layout: ManifestLayout) -> tuple[list[_Iden
     if not (layout.patient or layout.lesion):
         return [_Identity(None, None)] * len(rows), [NO_LESIONS]
     told = [_Identity(row.text(_lower(layout.patient)), row.text(_lower(layout.lesion))) for row in rows]
-    patients: dict[str, set[str]] = {}
+    patients: dict[str, dict[str, str]] = {}  # of each lesion, by what the spellings of a name have in common
     for who in told:
         if who.lesion and who.patient:
-            patients.setdefault(who.lesion, set()).add(who.patient)
+            patients.setdefault(name_key(who.lesion), {}).setdefault(name_key(who.patient), who.patient)
     found = [_completed(row, who, patients) for row, who in zip(rows, told, strict=True)]
-    shared = [lesion for lesion, owners in patients.items() if len(owners) > 1]
+    shared = {name_key(who.lesion): who.lesion for who in reversed(told)
+              if who.lesion and len(patients.get(name_key(who.lesion), ())) > 1}  # fmt: skip
     notes = []
     if shared:
-        notes.append(f"{len(shared)} names of lesions occur with several patients (e.g. {shared[0]!r}): taken as "
-                     "numbers within each patient")  # fmt: skip
+        notes.append(f"{len(shared)} names of lesions occur with several patients (e.g. {min(shared.values())!r}): "
+                     "taken as numbers within each patient")  # fmt: skip
     if alone := sum(who == (None, None) for who in found):
         notes.append(f"{alone} of {len(rows)} images name neither patient nor lesion: each counts as its own")
     return found, notes
 
 
-def _completed(row: Row, who: _Identity, patients: Mapping[str, set[str]]) -> _Identity:
+def _completed(row: Row, who: _Identity, patients: Mapping[str, Mapping[str, str]]) -> _Identity:
     """The patient, where only the lesion is told; lesions that several patients share become `patient/lesion`."""
-    owners = sorted(patients.get(who.lesion or "", ()))
+    owners = sorted(patients.get(name_key(who.lesion or ""), {}).values())
     if who.patient is None and len(owners) > 1:
         row.fault(f"no patient, and lesion {who.lesion!r} is that of {' and of '.join(owners)}; fill in the patient")
         return who

@@ -21,9 +21,10 @@ import torch
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
+from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
-from fedskew.data.notes import empty_classes, metadata_notes
+from fedskew.data.notes import check_usable, empty_classes, metadata_notes, skipped_notes
 from fedskew.data.resident import resident_images
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
@@ -46,6 +47,7 @@ class DataSet:
     Attributes:
         source_notes: how the data set was read, what it leaves out, what it does not tell.
         vocabularies: those of the model, by which the notes tell what it will not know.
+        warnings: what contradicts itself, with names of patients and lesions. Notes may leave a site, this never does.
     """
 
     samples: tuple[Sample, ...]
@@ -54,6 +56,7 @@ class DataSet:
     place: str
     source_notes: tuple[str, ...] = ()
     vocabularies: NamedVocabularies = HAM10000_VOCABULARIES
+    warnings: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -62,8 +65,9 @@ class DataSet:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What log and record should say of the data: how it was read, skipped images, metadata that are unknown."""
-        return (*self.source_notes, *self.skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
+        """What log and record should say of the data: how it was read, what is skipped, unknown metadata."""
+        skipped = skipped_notes(self.samples, self.cached.unreadable)
+        return (*self.source_notes, *skipped, *metadata_notes(self.samples, dict(self.vocabularies)))
 
     @cached_property
     def duplicates(self) -> Groups:
@@ -98,7 +102,7 @@ def open_data(
         edge: pixels a side of the cached images that the model's are cut out of; 0: as training has it.
 
     Raises:
-        DataError: no data set there, or nothing readable in it.
+        DataError: no data set there, or more than half of its images are not there or cannot be read.
     """
     if directory:
         place = directory
@@ -119,10 +123,13 @@ def open_data(
 @lru_cache(maxsize=2)
 def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
+    check_usable(place, source.samples, [(image_id, source.why_missing(image_id)) for image_id in source.missing])
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))
+    check_usable(place, source.samples, cached.unreadable)
     return DataSet(
-        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies
-    )
+        source.samples, cached, np.flatnonzero(cached.readable), str(source.path), source.notes, vocabularies,
+        source.warnings,
+    )  # fmt: skip
 
 
 def split_server(data: DataSet, config: DataConfig) -> Split:
@@ -166,16 +173,23 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
 
 
 def describe_split(
-    data: DataSet, split: Split, parts: tuple[np.ndarray, ...], classes: Sequence[str] = ()
+    data: DataSet,
+    split: Split,
+    parts: tuple[np.ndarray, ...],
+    classes: Sequence[str] = (),
+    kind: str = "iid",
 ) -> dict[str, Any]:
     """The manifest of a split, with its hash, for the run folder.
 
     Args:
-        classes: of the model: those without images are among the `warnings`, as are duplicates.
+        classes: of the model: those without images are among the `warnings`, as are duplicates and contradictions.
+        kind: how the parts were made: where it is by site, who has images of several is told.
     """
     named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
     warnings = [
         *empty_classes(data.samples, data.usable, split.test, classes),
+        *data.warnings,
+        *(several_sites_lines(data.samples) if kind == "site" else []),
         *duplicate_lines(data.samples, data.duplicates, named),
     ]
     about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
@@ -245,7 +259,7 @@ def node_data(
 @lru_cache(maxsize=2)
 def _tell_the_site(data: DataSet) -> None:
     """Say in a node's own log, once a process, what is worth knowing of its data: its policy may keep it there."""
-    for line in (*data.notes, *duplicate_lines(data.samples, data.duplicates, {})):
+    for line in (*data.notes, *data.warnings, *duplicate_lines(data.samples, data.duplicates, {})):
         log.warning("%s: %s", data.place, line)
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedskew.data import class_folders, ham10000, isic, own_table
 from fedskew.data import manifest as manifests
 from fedskew.data.archives import FolderStore, Store, UnionStore, is_archive_name, open_store
-from fedskew.data.finder import IMAGE_SUFFIXES
+from fedskew.data.contradictions import contradiction_lines
+from fedskew.data.finder import IMAGE_SUFFIXES, other_format_of, other_formats_note
 from fedskew.data.manifest import ManifestLayout, load_manifest
+from fedskew.data.names import with_one_spelling
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.tables import MAX_TABLE_BYTES
 
@@ -36,9 +38,11 @@ class DataSource:
         samples: sorted by `image_id`, the same in every process.
         description: the layout that was found, for people.
         missing: ids of samples without an image file (their `image` is empty).
+        unread: of those, id → file of that name in a format that is not read, where there is one.
         fingerprint: sha256 over the tables and over the name, size and stamp (CRC or modification time) of
             every image: changed content changes it, at the cost of no more than a listing.
         notes: what a person should know: how the table was read, what it leaves out, what it does not tell.
+        warnings: what contradicts itself, with names of patients and lesions: unlike notes, it never leaves a site.
     """
 
     path: Path
@@ -48,6 +52,13 @@ class DataSource:
     fingerprint: str
     store: Store = field(repr=False)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def why_missing(self, image_id: str) -> str:
+        """Why one of `missing` has no image."""
+        other = self.unread.get(image_id)
+        return f"{other} is there, but no JPEG or PNG; convert it" if other else "file not found"
 
     def read(self, image: str) -> bytes:
         """The encoded image of `Sample.image`; DataError if it is absent, damaged or above 100 MiB."""
@@ -139,9 +150,14 @@ def _source(
     twice = [f"{image_id} stands in {count} rows" for image_id, count in counts.items() if count > 1]
     if twice:
         raise DataError(f"{path}: image id {_some(twice)}; every image must have exactly one row")
-    ordered = tuple(sorted(samples, key=lambda sample: sample.image_id))
+    named, warnings = with_one_spelling(samples)
+    ordered = tuple(sorted(named, key=lambda sample: sample.image_id))
+    warnings += contradiction_lines(ordered, lesions=bool(tables))
     missing = tuple(sample.image_id for sample in ordered if not sample.image)
-    return DataSource(path, ordered, description, missing, _fingerprint(store, ordered, tables), store, tuple(notes))
+    fingerprint = _fingerprint(store, ordered, tables)
+    told = (*notes, *other_formats_note(store.names()))
+    unread = other_format_of(store, missing)
+    return DataSource(path, ordered, description, missing, fingerprint, store, told, tuple(warnings), unread)
 
 
 def _with_images(store: Store, samples: Sequence[Sample]) -> list[Sample]:
@@ -190,7 +206,8 @@ def _nothing_found(path: Path, store: Store) -> str:
                   f"`fedskew manifest {path}` drafts one")  # fmt: skip
     return (f"{path} is no data set that is known. Looked for {manifests.LOOKED_FOR}; {ham10000.LOOKED_FOR}; "
             f"{isic.LOOKED_FOR}; {class_folders.LOOKED_FOR}; also one level deeper and in archives. "
-            f"Found {_some(store.names())}. {remedy} (docs/data.md)")  # fmt: skip
+            f"Found {_some(store.names())}. {' '.join(f'{note}. ' for note in other_formats_note(store.names()))}"
+            f"{remedy} (docs/data.md)")  # fmt: skip
 
 
 def _some(names: Sequence[str]) -> str:

@@ -24,6 +24,9 @@ SEPARATORS = ("\t", ",", ";")
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _EXCEL_HINT = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+_GERMAN_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")  # where the column has decimal commas
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d*")
+_YEARS = re.compile(r"(.*\d)\s*(j\.?|jahre?|y\.?|yrs?\.?|years?|yo|y/o)", re.IGNORECASE)  # an age with its unit
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Row:
     line: int
     values: dict[str, str]
     faults: Faults = field(repr=False, compare=False)
+    with_comma: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # columns with decimal commas
 
     def fault(self, text: str) -> None:
         """Note what is wrong with this line; `Table.check` raises it."""
@@ -59,7 +63,8 @@ class Row:
         value = self.text(column)
         if value is None:
             return None
-        years = self._as_number(value)
+        unit = _YEARS.fullmatch(value)
+        years = self._as_number(unit.group(1) if unit else value, column)
         if years is None or not 0 <= years <= MAX_AGE:
             self.fault(f"age {value!r} is not a number of years from 0 to {MAX_AGE:.0f}; "
                        "correct it, or leave it empty where it is not known")  # fmt: skip
@@ -69,12 +74,16 @@ class Row:
     def number(self, column: str) -> float | None:
         """A value as a number."""
         value = self.text(column)
-        number = None if value is None else self._as_number(value)
+        number = None if value is None else self._as_number(value, column)
         if value is not None and number is None:
             self.fault(f"{column} {value!r} is not a number; correct it, or leave it empty where it is not known")
         return number
 
-    def _as_number(self, value: str) -> float | None:
+    def _as_number(self, value: str, column: str | None) -> float | None:
+        if column in self.with_comma and _GERMAN_THOUSANDS.fullmatch(value):
+            self.fault(f"{value!r} may be {value} or {value.replace('.', '')}: other values of {column} have a decimal "
+                       "comma; write it with a decimal comma or without the point")  # fmt: skip
+            return 0.0
         if _THOUSANDS.fullmatch(value):
             self.fault(f"{value!r} may be {value.replace(',', '.')} or {value.replace(',', '')}: "
                        "write it with a decimal point or without the comma")  # fmt: skip
@@ -136,7 +145,8 @@ def read_table(store: Store, name: str, separator: str | None = None, encoding: 
     if len(set(columns)) != len(columns):
         raise DataError(f"{name} in {store.path} names a column twice: {', '.join(columns)}")
     faults = Faults(name)
-    rows = [row for line, values in records[1:] if (row := _row(faults, line, columns, values)) is not None]
+    with_comma = _decimal_commas(columns, [values for _, values in records[1:]])
+    rows = [row for line, values in records[1:] if (row := _row(faults, line, columns, values, with_comma)) is not None]
     return Table(name, columns, tuple(rows), encoding, faults)
 
 
@@ -153,14 +163,18 @@ def header(store: Store, name: str) -> tuple[str, ...]:
 
 def _decoded(content: bytes, encoding: str | None, name: str) -> tuple[str, str]:
     """Text and the name of its encoding."""
-    if encoding is None:
-        encoding = _marked(content) or _guessed(content)
+    marked, given = _marked(content), encoding is not None
+    encoding = encoding or marked or _guessed(content)
+    if given and content.startswith(codecs.BOM_UTF8):
+        content = content.removeprefix(codecs.BOM_UTF8)  # whoever gives the encoding knows that it lies
     try:
         text = content.decode(encoding)
     except LookupError:
         raise DataError(f"{name}: encoding {encoding!r} is unknown; usual ones are utf-8, cp1252, utf-16") from None
     except UnicodeError as error:
-        raise DataError(f"{name} is no text in {encoding} ({error}); save it as CSV in UTF-8") from error
+        why = " as the mark at its start says" if marked and not given else ""
+        raise DataError(f"{name} is no text in {encoding}{why} ({error}); save it as CSV in UTF-8, or give its true "
+                        "encoding in the manifest, as encoding: cp1252") from error  # fmt: skip
     if "\0" in text:
         raise DataError(f"{name} is no text: it holds zero bytes; save the table as CSV in UTF-8")
     return text, {"utf-8-sig": "utf-8"}.get(encoding, encoding)
@@ -193,9 +207,15 @@ def _records(text: str, separator: str | None) -> Iterator[tuple[int, list[str]]
 
 
 def _separator(text: str) -> str:
-    """What the header line has most columns with; quoted separators do not count."""
+    """What the header line has most columns with. Quoted separators do not count, and what cuts a quoted text apart,
+    which leaves quotes inside of values, is none."""
     first = next(iter(text.lstrip("\r\n").splitlines()), "")
-    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+
+    def fit(separator: str) -> tuple[bool, int]:
+        columns = next(csv.reader([first], delimiter=separator), [])
+        return not any('"' in column for column in columns), len(columns)
+
+    return max(SEPARATORS, key=fit)
 
 
 def _columns(values: Sequence[str]) -> tuple[str, ...]:
@@ -206,10 +226,21 @@ def _columns(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _row(faults: Faults, line: int, columns: Sequence[str], values: Sequence[str]) -> Row | None:
+def _decimal_commas(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> frozenset[str]:
+    """The columns in which a number has a decimal comma beyond doubt, so that a point may divide thousands."""
+    return frozenset(
+        column for position, column in enumerate(columns)
+        if any(_DECIMAL_COMMA.fullmatch(row[position]) and not _THOUSANDS.fullmatch(row[position])
+               for row in rows if len(row) > position)
+    )  # fmt: skip
+
+
+def _row(
+    faults: Faults, line: int, columns: Sequence[str], values: Sequence[str], with_comma: frozenset[str]
+) -> Row | None:
     if not any(values[len(columns) :]):
         values = values[: len(columns)]
     if len(values) != len(columns):
         faults.add(line, f"{len(values)} values for {len(columns)} columns; check the separator and the quotes")
         return None
-    return Row(line, dict(zip(columns, values, strict=True)), faults)
+    return Row(line, dict(zip(columns, values, strict=True)), faults, with_comma)

@@ -170,7 +170,7 @@ class FederatedRun:
             if recorded:
                 check_nodes(self.folder.path, nodes)
         parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
-        return describe_split(self.data, self.split, parts, self.config.model.classes) | {
+        return describe_split(self.data, self.split, parts, self.config.model.classes, self.config.data.partition) | {
             "nodes": nodes or None,
             "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
             "split_hash": self.split_hash,

@@ -14,6 +14,7 @@ from fedskew.config.schema import Config, ConfigError
 from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
+from fedskew.data.units import unit_of
 from fedskew.federation.client import count_classes, local_seed, training_batches
 from fedskew.learning.freezing import freeze_stages
 from fedskew.metrics import Predictions, classification_metrics
@@ -73,9 +74,11 @@ class ServerModel:
     def __init__(self, config: Config, data: DataSet, split: Split) -> None:
         encode_labels([data.samples[i] for i in data.usable], config.model.classes)  # refuses any other
         if not len(split.open) or not len(split.test):
+            groups = len({unit_of(data.samples[i], split.unit) for i in data.usable})
             raise DataError(
-                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images; both are "
-                "needed: use more data, or raise data.open and data.test"
+                f"{data.place} leaves {len(split.open)} open and {len(split.test)} test images of "
+                f"{groups} groups that stay together ({split.unit}s); both are needed: use more data, raise data.open "
+                "and data.test, or see whether the lesions or patients are the right ones (docs/data.md)"
             )
         self.config, self._data, self._split = config, data, split
         self.training, self.held_back = divide_open(data, split, config.data)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedskew.data.samples import HAM10000_CLASSES
-from fedskew.ops.check_data import check_data, count_images
+from fedskew.ops.check_data import Expected, check_data, count_images
 from fedskew.ops.check_host import check_commands, check_cuda, check_disk, check_memory, check_versions
 from fedskew.ops.check_network import Endpoint, check_superlink
 from fedskew.ops.check_node import check_node_key, check_nodes, check_registered
@@ -31,7 +30,7 @@ class Data:
 
     folder: Path | None = None
     manifest: Path | None = None
-    classes: tuple[str, ...] = HAM10000_CLASSES
+    expected: Expected = field(default_factory=Expected)
     images: int = 0
 
 
@@ -140,7 +139,7 @@ def _key(superlink: Endpoint | None, node_key: Path | None, *, connected: bool) 
 def _data(data: Data) -> list[Finding]:
     if data.folder is None:
         return [_not_given("data", "--data-dir FOLDER")]
-    check = partial(check_data, data.folder, data.manifest, data.classes, most=data.images)
+    check = partial(check_data, data.folder, data.manifest, data.expected, most=data.images)
     return run_checks([("data", check)])
 
 

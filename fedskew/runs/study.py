@@ -121,22 +121,9 @@ def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
     return Study(path, tuple(cell.name for cell in cells if cell is not None), runs)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes the last of two equal keys silently; two cells of one name would be one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"there is no study {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
