@@ -104,7 +104,7 @@ def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path):
 
 
 def test_a_run_below_its_quorum_has_its_own_exit_code(generated, tmp_path):
-    settings = f"{TINY} federation.quorum=3 federation.max-missed-rounds=1"
+    settings = f"{TINY} federation.quorum=2 federation.fraction=0.5 federation.max-missed-rounds=1"
     done = fedskew("simulate", "--nodes", 2, "--name", "mine", "--set", settings, cwd=tmp_path)
     assert done.returncode == ExitCode.STOPPED, done.stderr
     assert "stopped early: " in done.stdout

@@ -30,7 +30,7 @@ from fedskew.console import in_terminal
 from fedskew.errors import ExitCode
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
-from fedskew.runs.report import summary_text
+from fedskew.runs.report import learned_nothing, summary_text
 
 TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
 FLOWER_LOG = "flower.log"  # in the folder of a run that failed: all that Flower said
@@ -184,6 +184,9 @@ def finished(
     if summary.get("stopped"):
         terminal.next_step(f"fedskew {command} --resume {shown(folder)}")
         return ExitCode.STOPPED
+    if learned_nothing(summary):
+        terminal.message("fedskew: the run has failed: no round's training was taken")
+        return ExitCode.FAILED
     terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
     return ExitCode.OK
 

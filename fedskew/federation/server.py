@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedskew.architecture import Architecture
 from fedskew.config import Config, to_yaml
+from fedskew.config.combinations import idle_settings
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.federation.companions import cut
@@ -126,6 +127,8 @@ class FederatedRun:
             log.info(line)
         for line in manifest["warnings"]:
             log.warning("data: %s", line)
+        for line in idle_settings(self.config):
+            log.warning("%s", line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
         state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
@@ -258,7 +261,7 @@ class FederatedRun:
         self.progress["seconds"] += note.seconds
         held_back = found.held_back if found else None
         judgement = judge(self.config, held_back if source_of(self.config) == HELD_BACK else note.validation)
-        is_best = improves(self.progress["best"], judgement, note.number)
+        is_best = improves(self.progress["best"], judgement, note.number, kept_model=note.kept_model)
         if is_best:
             self.progress["best"] = {"round": note.number, **judgement}
         more = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS} | {

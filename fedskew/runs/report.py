@@ -160,9 +160,41 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "client_failures": sum(record["clients_failed"] for record in records),
         "rounds_below_quorum": sum(record["kept_model"] and not record.get("rolled_back") for record in records),
         "rounds_rolled_back": sum(bool(record.get("rolled_back")) for record in records),
+        "pruning_steps": sum(_has_step(record) for record in records),
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
+
+
+def _has_step(record: Mapping[str, Any]) -> bool:
+    """Whether units were scored after a round: their scores are on record."""
+    return any(key.endswith("_scores") for block in record.get("blocks", ()) for key in block)
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """What a person must know who takes a run's result for what its name says; a line for each."""
+    lines, rounds = [], summary["rounds"]
+    for count, what in ((summary.get("rounds_rolled_back"), "rolled back (federation.rollback)"),
+                        (summary.get("rounds_below_quorum"), "below quorum (too few usable replies)")):  # fmt: skip
+        if count:
+            lines.append(f"{count} of {_count(rounds, 'round')} {what}: the model before was kept")
+    if learned_nothing(summary):
+        lines.append("no round's training was taken: the model is still the one that the run began with")
+    if summary["method"] != "none" and summary["final"]["parameters"] == summary["dense"]["parameters"]:
+        steps = summary.get("pruning_steps")
+        how = "" if steps is None else f" in {_count(steps, 'step')}" if steps else ": there was no pruning step"
+        lines.append(f"pruning by {summary['method']} removed nothing{how}: this is the dense model")
+    return lines
+
+
+def learned_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether a run of some rounds kept the model that it began with in all of them."""
+    kept = summary.get("rounds_rolled_back", 0) + summary.get("rounds_below_quorum", 0)
+    return 0 < summary["rounds"] == kept
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -199,8 +231,9 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     ]
     rows[4:4] = _recall_rows(final)
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {summary['rounds']} rounds ({about}):", *_aligned(rows)]
-    lines += _wrapped(f"best round: {_about_best(summary['best'])}")
+    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
+    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
+    lines += _wrapped(f"best round: {_about_best(summary)}")
     if summary.get("stopped"):
         lines += _wrapped(f"stopped early: {summary['stopped']}")
     lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
@@ -234,8 +267,10 @@ def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     return [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
 
 
-def _about_best(best: Mapping[str, Any]) -> str:
-    chosen = best["chosen_by"]
+def _about_best(summary: Mapping[str, Any]) -> str:
+    best, chosen = summary["best"], summary["best"]["chosen_by"]
+    if chosen is None and learned_nothing(summary):
+        return "none, as none was taken: best/ is the model that the run began with"
     if chosen is None:
         return "none could be judged, so best/ is the last"
     return (
