@@ -58,9 +58,9 @@ def test_every_preset_is_without_contradictions_and_idle_settings(preset):
         ({"prune": {"share": 0.6}}, ["prune.share=0.6 has no effect: prune.rule is sign"]),
         ({"prune": {"share": 0.6, "rule": "share"}}, []),
         ({"prune": {"share": 0.6, "method": "none"}}, []),
-        ({"prune": {"first_round": 3}}, ["nothing will be pruned: the first pruning step is that of round 3"]),
+        ({"prune": {"first_round": 3}}, ["nothing will be pruned: prune.first-round is 3"]),
         ({"prune": {"first_round": 2}}, []),
-        ({"prune": {"last_round": 3}}, ["prune.last-round=3 has no effect: the run has 2 rounds"]),
+        ({"prune": {"last_round": 3}}, ["prune.last-round=3 has no effect: federation.rounds is 2"]),
         ({"prune": {"last_round": 2}}, []),
     ],
 )

@@ -50,24 +50,15 @@ def idle_settings(config: Config) -> Iterator[str]:
     """
     data, prune, rounds = config.data, config.prune, config.federation.rounds
     if data.clients == "partition" and data.partition != "dirichlet" and data.alpha != type(data).alpha:
-        yield (
-            f"data.alpha={data.alpha:g} has no effect: data.partition is {data.partition}. Set "
-            "data.partition=dirichlet if the nodes are to have skewed shares of the classes"
-        )
+        yield f"data.alpha={data.alpha:g} has no effect: data.partition is {data.partition}, not dirichlet"
     if prune.method == "none":
         return
     if prune.rule != "share" and prune.share != type(prune).share:
-        yield (
-            f"prune.share={prune.share:g} has no effect: prune.rule is {prune.rule}. Set prune.rule=share if so many "
-            "units are to go in a step"
-        )
+        yield f"prune.share={prune.share:g} has no effect: prune.rule is {prune.rule}, not share"
     if not steps_until(prune, rounds):
-        yield (
-            f"nothing will be pruned: the first pruning step is that of round {prune.first_round} (prune.first-round), "
-            f"and the run has {rounds} (federation.rounds)"
-        )
+        yield f"nothing will be pruned: prune.first-round is {prune.first_round}, federation.rounds {rounds}"
     elif prune.last_round > rounds:
-        yield f"prune.last-round={prune.last_round} has no effect: the run has {rounds} rounds (federation.rounds)"
+        yield f"prune.last-round={prune.last_round} has no effect: federation.rounds is {rounds}"
 
 
 def check_data_given(data: DataConfig) -> None:

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
+from fedskew.model.pretrained import file_sha256
 from fedskew.runs.compare import Comparison, RunResult
-from fedskew.runs.folder import SPLIT
-from fedskew.runs.predictions import PredictionsError, read_predictions
+from fedskew.runs.folder import MODEL, SPLIT
+from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
 from fedskew.runs.starts import read_changes
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",
@@ -73,7 +74,24 @@ def _predictions(run: RunResult) -> Predictions:
             f"the predictions in {run.model} are of round {found.round_number}, its metrics of round "
             f"{run.record['round']}; resume the run, or wait until it has finished this round"
         )
+    if not _is_of_model(found, run):
+        raise PairingError(
+            f"the predictions in {run.model} are not those of its model: make them anew with fedskew evaluate "
+            f"{run.path}{' --best' if run.model != run.path else ''} --predictions {run.model / PREDICTIONS}"
+        )
     return found
+
+
+def _is_of_model(found: Predictions, run: RunResult) -> bool:
+    """Whether predictions are a run's own: by the hash of its model's file, else by the accuracy on record.
+
+    Committed records hold no model, and predictions of earlier versions no hash.
+    """
+    file = run.model / MODEL
+    if found.model and file.is_file():
+        return found.model == file_sha256(file)
+    accuracy = run.record.get("accuracy")
+    return accuracy is None or abs(accuracy_of(found) - accuracy) <= SAME_ACCURACY
 
 
 def _title(metric: str, predictions: Predictions) -> str:

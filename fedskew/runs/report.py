@@ -22,6 +22,7 @@ COLUMNS = (  # of that table: name, width, rank; those of rank 0 are always ther
     ("params M", 8, 1), ("params", 6, 0), ("MACs M", 7, 2), ("MACs", 4, 0), ("MB down/up", 10, 0), ("nodes", 5, 0),
     ("time", 6, 0), ("left", 6, 0), ("judged", 6, 0),
 )  # fmt: skip
+NOTES = 20  # of the data, at most
 COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
 
 
@@ -49,7 +50,7 @@ def head_lines(config: Config, data: DataSet, split: Split, nodes: int, held_bac
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
     ]
-    lines += [f"data: {note}" for note in data.notes[:20]]
+    lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]
 
 
@@ -256,9 +257,18 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
         ("calibration error", _figure(found["expected_calibration_error"]), ""),
     ]
     skipped = f", {found['skipped']} unreadable" if found["skipped"] else ""
-    images = "all images" if found["split"] == "all" else "test images of its split"
-    lines = [found["model"], f"{found['data']}: {found['examples']} {images}{skipped}", *_aligned(rows)]
+    lines = [found["model"], f"{found['data']}: {found['examples']} {_images_of(found)}{skipped}"]
+    lines += [part for line in found.get("warnings", ()) for part in _wrapped(f"WARNING: {line}")]
+    lines += [part for note in found.get("notes", ())[:NOTES] for part in _wrapped(f"data: {note}")]
+    lines += _aligned(rows)
     return "\n".join([*lines, f"{found['parameters'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.1f} M MACs"])
+
+
+def _images_of(found: Mapping[str, Any]) -> str:
+    if found["split"] == "all":
+        return "all images"
+    same = {True: "the run's split", False: "another split than the run's", None: "a split by its settings"}
+    return f"test images of {same[found.get('split_as_in_run')]}"
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
