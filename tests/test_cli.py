@@ -145,10 +145,10 @@ def test_compare_prints_the_table(dense_run, finished_run):
     result = call("compare", dense_run.path, finished_run.path, "--markdown")
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert lines[0].startswith("|  | none s0")
+    assert lines[0].startswith("|  | dense s0")
     share = finished_run.records()[-1]["parameters"] / dense_run.records()[-1]["parameters"]
     assert f"({share:.1%})" in result.output
-    assert "| difference to none s0 (round 2) | skewness s0 (round 2) |" in lines
+    assert "| difference to dense s0 (round 2) | skewness s0 (round 2) |" in lines
     assert "no difference seen" in result.output
     assert result.stdout.startswith("|")
     assert "differ" not in result.stderr, "same split, nodes, seed and rounds"
@@ -169,8 +169,11 @@ def test_compare_warns_beside_the_table_not_in_it(dense_run, finished_run, here)
     (here / "other" / "metrics.jsonl").write_text("\n".join(records) + "\n")
     result = call("compare", dense_run.path, here / "other", "--markdown")
     assert result.exit_code == 0
-    assert "fedskew: the finished rounds differ: none s0 (round 2): 2, skewness s0 (round 1): 1" in result.stderr
-    assert "fedskew: no paired differences between none s0 (round 2) and skewness s0 (round 1): " in result.stderr
+    said = " ".join(result.stderr.split())
+    assert "fedskew: the finished rounds differ: dense s0 (round 2): 2, skewness s0 (round 1): 1" in said
+    assert "fedskew: skewness s0 (round 1) is unfinished: 1 of 2 rounds" in said
+    assert "fedskew: no paired differences between dense s0 (round 2) and skewness s0 (round 1): " in said
+    assert all(len(line) <= 80 for line in result.stderr.splitlines() if str(here) not in line)
     assert "fedskew:" not in result.stdout
 
 

@@ -442,3 +442,15 @@ def test_a_checkpoint_that_says_another_round_than_its_name_is_damaged(folder, c
 def test_what_is_recorded_is_the_resolved_configuration(finished_run):
     config = resume_config(finished_run.path)
     assert replace(config, run=replace(config.run, output_dir="")) == tiny_config()
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_a_link_leaves_no_temporary_file_even_where_both_are_one_file(tmp_path, already):
+    """POSIX renames nothing where both names are the same file, and leaves the temporary one."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"model")
+    target.write_bytes(b"older")
+    for _ in range(2 if already else 1):
+        atomic.link(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    assert target.read_bytes() == b"model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -104,6 +105,19 @@ def _by_site(samples: Sequence[Sample], classes: Classes, nodes: int) -> list[li
         divisible = [site for site in sites if clients[site] < len(sites[site])]
         clients[max(divisible, key=lambda site: image_count(sites[site]) / clients[site])] += 1
     return [part for site in sites for part in _deal(sites[site], clients[site])]
+
+
+def sites_of(samples: Sequence[Sample], parts: Sequence[np.ndarray]) -> list[list[str]]:
+    """For each part the sites that its images come from, by name.
+
+    A lesion of two sites is with one of them: what a part has of others in this way is no site of it.
+    """
+    counts = [Counter(str(samples[int(index)].site) for index in part) for part in parts]
+    most = {site: max(count[site] for count in counts) for site in {*itertools.chain(*counts)}}
+    return [
+        sorted(site for site, number in count.items() if number * 2 >= most[site] or number * 2 >= count.total())
+        for count in counts
+    ]
 
 
 def _sites(samples: Sequence[Sample], groups: Sequence[Group]) -> dict[str, list[Group]]:
