@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -19,6 +18,7 @@ from fedskew.data.units import (
     image_count,
     majority,
     to_indices,
+    unit_of,
 )  # fmt: skip
 
 PartitionKind = Literal["iid", "dirichlet", "site"]
@@ -107,17 +107,15 @@ def _by_site(samples: Sequence[Sample], classes: Classes, nodes: int) -> list[li
     return [part for site in sites for part in _deal(sites[site], clients[site])]
 
 
-def sites_of(samples: Sequence[Sample], parts: Sequence[np.ndarray]) -> list[list[str]]:
-    """For each part the sites that its images come from, by name.
-
-    A lesion of two sites is with one of them: what a part has of others in this way is no site of it.
-    """
-    counts = [Counter(str(samples[int(index)].site) for index in part) for part in parts]
-    most = {site: max(count[site] for count in counts) for site in {*itertools.chain(*counts)}}
-    return [
-        sorted(site for site, number in count.items() if number * 2 >= most[site] or number * 2 >= count.total())
-        for count in counts
-    ]
+def sites_of(samples: Sequence[Sample], parts: Sequence[np.ndarray], unit: Unit) -> list[list[str]]:
+    """For each part the names of the sites that it holds; a lesion of two is that of more of its images."""
+    found = []
+    for part in parts:
+        units: dict[str, list[str]] = {}
+        for index in part:
+            units.setdefault(unit_of(samples[int(index)], unit), []).append(str(samples[int(index)].site))
+        found.append(sorted({majority(sites) for sites in units.values()}))
+    return found
 
 
 def _sites(samples: Sequence[Sample], groups: Sequence[Group]) -> dict[str, list[Group]]:

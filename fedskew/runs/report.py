@@ -41,17 +41,52 @@ def quiet_flower() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def head_lines(config: Config, data: DataSet, split: Split, nodes: int, held_back: int) -> list[str]:
-    """What a run is of, on what data, and what its rounds are judged by."""
+def head_lines(
+    config: Config,
+    data: DataSet,
+    split: Split,
+    nodes: int,
+    held_back: int,
+    *,
+    sites: Sequence[Sequence[str]] = (),
+    unused: int = 0,
+) -> list[str]:
+    """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
+        *part_lines(config, sites, unused),
     ]
     lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]
+
+
+def part_lines(config: Config, sites: Sequence[Sequence[str]], unused: int) -> Iterator[str]:
+    """What a person must know of the nodes' parts, a line for each: which site is where, and images without a use.
+
+    Args:
+        sites: names of the sites at each node, where data are shared by site; else empty.
+        unused: images that nodes hold out for validation although they do not evaluate.
+    """
+    if sites:
+        yield "sites: " + ", ".join(f"partition-{i} = {' + '.join(names)}" for i, names in enumerate(sites))
+        count = len({name for names in sites for name in names})
+        if count != len(sites):
+            how = "sites are divided among several" if count < len(sites) else "sites are merged at one"
+            yield (
+                f"WARNING: {len(sites)} nodes, but the data have {count} sites: {how}. For a node a site give "
+                f"--nodes {count}"
+            )
+    idle = config.data.validation > 0 and not config.federation.evaluate_clients
+    if unused or (idle and config.data.clients == "own"):
+        images = f"{unused} of the nodes' images" if unused else "some of each node's images"
+        yield (
+            f"{images} are held out for validation (data.validation={config.data.validation:g}) and unused: nodes do "
+            "not evaluate (federation.evaluate-clients=false). data.validation=0 trains on them too"
+        )
 
 
 def _wrapped(line: str) -> list[str]:
