@@ -20,8 +20,9 @@ from fedskew.cli.flower import RunRequest, flower_command, flower_home, register
 from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.data.samples import DataError
+from fedskew.errors import ExitCode
 from fedskew.federation.settings import config_from_run
-from fedskew.runs.folder import RunFolderError
+from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.predictions import read_predictions
 from fedskew.training import TrainingError
 
@@ -295,3 +296,48 @@ def test_the_command_of_a_preset_loads_that_preset(here):
     paper = load_config("paper")
     assert (config.run.name, config.run.output_dir) == ("name", "/out")
     assert (config.prune, config.train, config.federation) == (paper.prune, paper.train, paper.federation)
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """`fedskew options | head -1` ended with 1 where `head` was faster."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "fedskew", "options"]
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr, "BrokenPipe" in done.stderr) == (0, False, False)
+
+
+def test_a_misspelt_command_is_suggested_once():
+    assert call("rnu").stderr.count("Did you mean 'run'?") == 1
+
+
+def test_a_setting_that_nothing_matches_has_a_remedy():
+    done = call("options", "zzz")
+    assert done.exit_code == 2
+    assert "no setting matches 'zzz'; `fedskew options` lists all of them" in done.stderr
+
+
+def test_weights_are_not_fetched_for_a_run_without_data(here, monkeypatch):
+    monkeypatch.setattr("fedskew.federation.server.initial_model", lambda *_: pytest.fail("weights were fetched"))
+    for words in ((), ("--data-dir", "nowhere")):
+        done = call("simulate", "--preset", "ham10000", *words)
+        assert done.exit_code == 2, done.output
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_disk_that_is_full_in_the_middle_is_a_failed_run(here, generated, monkeypatch, early):
+    """It ended with the exit code of a command that has to be mended, and nothing done."""
+    real = RunFolder.finish_round
+
+    def full(folder, number, *words, **more):
+        if number == (0 if early else 1):
+            raise RunFolderError("round 1 could not be saved: the disk is full")
+        real(folder, number, *words, **more)
+
+    monkeypatch.setattr(RunFolder, "finish_round", full)
+    settings = f"model.name={MICRO} data.generated-images=160 data.open=0.2 federation.rounds=1 run.name=mine"
+    done = call("simulate", "--nodes", "2", "--set", settings)
+    assert done.exit_code == (ExitCode.USER if early else ExitCode.FAILED)
+    assert "the disk is full" in done.stderr
+    assert ("next: fedskew simulate --resume runs/mine" in done.stderr) is not early

@@ -102,7 +102,7 @@ MISTAKES = {
     "--set run.name=run --output-dir .": ("run is there already", "resume=", "another run.name"),
     # types, bounds, choices
     "--set train.lr=fast": ("train.lr must be a number", "'fast'"),
-    "--set train.flips=3": ("train.flips must be a bool", "3"),
+    "--set train.flips=3": ("train.flips must be true or false", "3"),
     "--set federation.rounds=2.5": ("federation.rounds must be a", "2.5"),
     "--set train.lr=7": ("train.lr is 7.0", "at most 1"),
     "--set train.lr=.nan": ("train.lr is nan", "at least 0"),

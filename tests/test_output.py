@@ -90,13 +90,14 @@ def test_a_terminal_gets_a_status_line_and_the_width_that_it_has(generated, tmp_
         assert len(line) <= 110 or "run folder" in line
 
 
-def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path, number):
     command = [*SIMULATE[:-1], f"{TINY} federation.rounds=500"]
     process = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)  # fmt: skip
     while not process.stdout.readline().lstrip().startswith("1/500"):
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED, err
     assert err.splitlines()[-1] == "next: fedskew simulate --resume runs/mine"

@@ -46,7 +46,10 @@ class Terminal:
 
     def _write(self, text: str, stream: Any) -> None:
         self.status.clear()
-        print(printable_lines(text), file=stream, flush=True)
+        try:
+            print(printable_lines(text), file=stream, flush=True)
+        except BrokenPipeError:  # whoever read it, `head` for one, has seen enough: nothing has failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shown(path: Path) -> str:
