@@ -20,8 +20,9 @@ from fedskew.cli.flower import RunRequest, flower_command, flower_home, register
 from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.data.samples import DataError
+from fedskew.errors import ExitCode
 from fedskew.federation.settings import config_from_run
-from fedskew.runs.folder import RunFolderError
+from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.predictions import read_predictions
 from fedskew.training import TrainingError
 
@@ -145,10 +146,10 @@ def test_compare_prints_the_table(dense_run, finished_run):
     result = call("compare", dense_run.path, finished_run.path, "--markdown")
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert lines[0].startswith("|  | none s0")
+    assert lines[0].startswith("|  | dense s0")
     share = finished_run.records()[-1]["parameters"] / dense_run.records()[-1]["parameters"]
     assert f"({share:.1%})" in result.output
-    assert "| difference to none s0 (round 2) | skewness s0 (round 2) |" in lines
+    assert "| difference to dense s0 (round 2) | skewness s0 (round 2) |" in lines
     assert "no difference seen" in result.output
     assert result.stdout.startswith("|")
     assert "differ" not in result.stderr, "same split, nodes, seed and rounds"
@@ -169,8 +170,11 @@ def test_compare_warns_beside_the_table_not_in_it(dense_run, finished_run, here)
     (here / "other" / "metrics.jsonl").write_text("\n".join(records) + "\n")
     result = call("compare", dense_run.path, here / "other", "--markdown")
     assert result.exit_code == 0
-    assert "fedskew: the finished rounds differ: none s0 (round 2): 2, skewness s0 (round 1): 1" in result.stderr
-    assert "fedskew: no paired differences between none s0 (round 2) and skewness s0 (round 1): " in result.stderr
+    said = " ".join(result.stderr.split())
+    assert "fedskew: the finished rounds differ: dense s0 (round 2): 2, skewness s0 (round 1): 1" in said
+    assert "fedskew: skewness s0 (round 1) is unfinished: 1 of 2 rounds" in said
+    assert "fedskew: no paired differences between dense s0 (round 2) and skewness s0 (round 1): " in said
+    assert all(len(line) <= 80 for line in result.stderr.splitlines() if str(here) not in line)
     assert "fedskew:" not in result.stdout
 
 
@@ -292,3 +296,48 @@ def test_the_command_of_a_preset_loads_that_preset(here):
     paper = load_config("paper")
     assert (config.run.name, config.run.output_dir) == ("name", "/out")
     assert (config.prune, config.train, config.federation) == (paper.prune, paper.train, paper.federation)
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """`fedskew options | head -1` ended with 1 where `head` was faster."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "fedskew", "options"]
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr, "BrokenPipe" in done.stderr) == (0, False, False)
+
+
+def test_a_misspelt_command_is_suggested_once():
+    assert call("rnu").stderr.count("Did you mean 'run'?") == 1
+
+
+def test_a_setting_that_nothing_matches_has_a_remedy():
+    done = call("options", "zzz")
+    assert done.exit_code == 2
+    assert "no setting matches 'zzz'; `fedskew options` lists all of them" in done.stderr
+
+
+def test_weights_are_not_fetched_for_a_run_without_data(here, monkeypatch):
+    monkeypatch.setattr("fedskew.federation.server.initial_model", lambda *_: pytest.fail("weights were fetched"))
+    for words in ((), ("--data-dir", "nowhere")):
+        done = call("simulate", "--preset", "ham10000", *words)
+        assert done.exit_code == 2, done.output
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_disk_that_is_full_in_the_middle_is_a_failed_run(here, generated, monkeypatch, early):
+    """It ended with the exit code of a command that has to be mended, and nothing done."""
+    real = RunFolder.finish_round
+
+    def full(folder, number, *words, **more):
+        if number == (0 if early else 1):
+            raise RunFolderError("round 1 could not be saved: the disk is full")
+        real(folder, number, *words, **more)
+
+    monkeypatch.setattr(RunFolder, "finish_round", full)
+    settings = f"model.name={MICRO} data.generated-images=160 data.open=0.2 federation.rounds=1 run.name=mine"
+    done = call("simulate", "--nodes", "2", "--set", settings)
+    assert done.exit_code == (ExitCode.USER if early else ExitCode.FAILED)
+    assert "the disk is full" in done.stderr
+    assert ("next: fedskew simulate --resume runs/mine" in done.stderr) is not early

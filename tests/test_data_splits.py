@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedskew.data.partitions import sites_of
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.splits import (
     check_disjoint,
@@ -157,6 +158,15 @@ def test_a_smaller_alpha_is_more_skewed():
 def test_parts_by_site():
     parts = divide("site", 4)
     assert [{SAMPLES[i].site for i in part} for part in parts] == [{"a"}, {"b"}, {"c"}, {"d"}]
+
+
+def test_the_sites_of_every_part_are_known():
+    assert sites_of(SAMPLES, divide("site", 4), "lesion") == [["a"], ["b"], ["c"], ["d"]]
+    assert sorted(sites_of(SAMPLES, divide("site", 3), "lesion")) == [["a"], ["b"], ["c", "d"]]
+    samples = list(make([("nv", 3, "a"), ("nv", 1, "b"), ("mel", 1, "b")]))
+    samples[0] = Sample(**{**samples[0].__dict__, "site": "b"})
+    assert sites_of(samples, [np.arange(3), np.arange(3, 5)], "lesion") == [["a"], ["b"]]
+    assert sites_of(samples, [np.arange(3), np.arange(3, 5)], "image") == [["a", "b"], ["b"]]
 
 
 def test_fewer_clients_than_sites_merge_the_smallest():

@@ -172,7 +172,10 @@ def test_a_failed_run_fails_though_flower_exits_with_zero(flwr):
     assert "RuntimeError: the raylet did not start" in err, "the first cause"
     assert not any("Traceback" in line for line in err)
     assert f"fedskew: the run failed; what it saved is in {flwr.place}" in err
-    assert err[-2:] == ["next: fedskew run --resume runs/mine", "      less runs/mine/flower.log"]
+    assert err[-3:] == [
+        "next: fedskew run --resume runs/mine", "      fedskew simulate --resume runs/mine",
+        "      less runs/mine/flower.log",
+    ]  # fmt: skip
     kept = (flwr.place / "flower.log").read_text().splitlines()
     assert "Traceback (most recent call last):" in kept, "all that Flower said, as its SuperLink is gone"
     assert "\x1b" not in "".join(kept)
@@ -184,6 +187,7 @@ def test_an_error_that_the_run_explains_needs_no_traceback(flwr):
     assert done.exit_code == ExitCode.FAILED
     assert "error: /data is empty" in done.stderr
     assert "raylet" not in done.stderr
+    assert "fedskew simulate" not in done.stderr
     assert "it left nothing behind" in done.stderr
 
 
@@ -251,6 +255,8 @@ def test_a_ray_that_never_starts_is_given_up(flwr):
     done = run()
     assert done.exit_code == ExitCode.FAILED
     assert flwr.calls == follow.TRIES
+    assert "`fedskew simulate` runs the same federation in one process, without it" in done.stderr
+    assert done.stderr.splitlines()[-1] == "next: fedskew simulate, with the same options"
 
 
 def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatch):

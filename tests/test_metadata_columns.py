@@ -123,7 +123,7 @@ def test_the_configuration_is_read_written_and_sent(tmp_path):
         ("{skin: {values: [a, A]}}", "must be different texts"),
         ("{skin: {values: [unknown, a]}}", "must be different texts"),
         ("{skin: {values: ['']}}", "must be different texts"),
-        ("{skin: {values: [true, a]}}", "skin.values must be a str, found True"),
+        ("{skin: {values: [true, a]}}", "skin.values must be a text, found True"),
         ("{skin: {values: ['1', 2+]}}", "read as bins of a number"),
         ("{age: {values: [young, old]}}", "number of years: give bins"),
     ],

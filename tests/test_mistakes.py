@@ -102,7 +102,7 @@ MISTAKES = {
     "--set run.name=run --output-dir .": ("run is there already", "resume=", "another run.name"),
     # types, bounds, choices
     "--set train.lr=fast": ("train.lr must be a number", "'fast'"),
-    "--set train.flips=3": ("train.flips must be a bool", "3"),
+    "--set train.flips=3": ("train.flips must be true or false", "3"),
     "--set federation.rounds=2.5": ("federation.rounds must be a", "2.5"),
     "--set train.lr=7": ("train.lr is 7.0", "at most 1"),
     "--set train.lr=.nan": ("train.lr is nan", "at least 0"),
@@ -145,7 +145,8 @@ MISTAKES = {
     "--output-dir file/deeper": ("no run folder can be made in", "file is no folder", "run.output-dir"),
     "--set data.cache-dir=HERE/file": ("image cache in", "set data.cache-dir"),
     # data
-    "--preset ham10000-small": ("no data set given", "data.dir"),
+    "--preset ham10000-small": ("no data set given: give --data-dir DIR", "data.dir"),
+    "run --preset ham10000-small": ("no data set given: give --data-dir DIR", "data.dir"),
     "--data-dir nowhere": ("nowhere does not exist", "give the path of a data set"),
     "--data-dir empty": ("empty is empty", "give the path of a data set"),
     "--data-dir file": ("file is neither a folder nor a readable archive", ".zip"),
@@ -159,9 +160,14 @@ MISTAKES = {
     "--set model.classes=[nv,mel]": ("label 'bcc' is not one of the classes nv, mel", "manifest"),
     # nodes
     "--nodes 0": ("'--nodes': 0", "x>=1"),
+    "--nodes 2 --set federation.quorum=3": ("federation.quorum is 3, and 2 nodes", "--nodes 3", "quorum=2 or less"),
+    "run --nodes 2 --set federation.min-nodes=3": ("federation.min-nodes is 3, and 2 nodes", "min-nodes=2 or less"),
+    "--resume run --set federation.quorum=4": ("federation.quorum is 4, and 3 nodes", "quorum=3 or less"),
     "--nodes 1000": ("1000 clients, but only", "use at most"),
     "--preset hospitals": ("data.clients=own", "set data.clients=partition", "docs/deployment.md"),
     # resuming
+    "--resume run --preset demo": ("--preset demo", "goes on with its own configuration", "Leave --preset out"),
+    "run --resume run --preset demo": ("--preset demo", "goes on with its own configuration", "Leave --preset out"),
     "--resume nowhere": ("nowhere", "no run folder there", "give the absolute path"),
     "--resume some": ("some", "no run folder there", "config.yaml is missing"),
     "--resume run --nodes 2": ("--nodes 2", "was begun with 3 nodes", "leave --nodes out"),
@@ -175,10 +181,14 @@ MISTAKES = {
     "--resume run --data-dir few --set federation.rounds=3": ("data.source was 'generated', is 'folder'",),
     # before a SuperLink is started
     "run --preset dmo": ("unknown preset 'dmo'", "did you mean demo?"),
+    "run --set prune.method=random": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
+    "--set prune.method=l1-norm": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
+    "--set prune.first-round=2 --set prune.last-round=1": ("prune.first-round is 2", "Set prune.last-round=0"),
+    "run --set train.device=cuda": ("train.device is cuda", "set train.device=auto or cpu"),
     "run --set train.ler=1": ("unknown key train.ler", "did you mean train.lr?"),
     "run --set run.name=run --output-dir .": ("run is there already", "another run.name"),
 }  # fmt: skip
-NOT_HERE = {"--set train.device=cuda": torch.cuda.is_available()}
+NOT_HERE = dict.fromkeys(("--set train.device=cuda", "run --set train.device=cuda"), torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

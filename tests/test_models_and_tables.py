@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 
 from fedskew.config import to_yaml
 from fedskew.metrics import Predictions
-from fedskew.runs.compare import comparison, read_run, read_runs, run_labels, to_console, to_markdown
+from fedskew.runs.compare import comparison, read_run, read_runs, run_labels, to_console, to_data, to_markdown
 from fedskew.runs.evaluation import evaluate_run
+from fedskew.runs.fairness import different_settings, warnings_of
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.modelfile import ModelFileError, encode_model, load_model
-from fedskew.runs.pairing import paired_comparison, warnings_of
+from fedskew.runs.pairing import paired_comparison
 from fedskew.runs.plot import plot_runs
 from fedskew.runs.predictions import encode_predictions, read_predictions
 
@@ -53,7 +54,7 @@ def test_a_model_file_whose_parts_do_not_belong_together_is_refused(tmp_path):
 
 def test_compare_gives_values_and_percentages_of_the_first_run(dense_run, finished_run):
     table = comparison([read_run(dense_run.path), read_run(finished_run.path)])
-    assert table.header == ("", "none s0 (round 2)", "skewness s0 (round 2)")
+    assert table.header == ("", "dense s0 (round 2)", "skewness s0 (round 2)")
     rows = {row[0]: row[1:] for row in table.rows}
     dense, pruned = dense_run.records()[-1], finished_run.records()[-1]
     share = pruned["parameters"] / dense["parameters"]
@@ -131,8 +132,9 @@ def folder_of(tmp_path):
     def make(name, *, seed=0, rounds=2, nodes=3, recall=None, labels=(0, 1, 1, 0), right=4, config=True, last=None):
         folder = tmp_path / name
         folder.mkdir(parents=True)
+        accuracy = min(1.0, right / (4 if labels is None else len(labels)))
         lines = [
-            {"round": number, "accuracy": right / 4, "recall": recall or {"nv": 1.0, "mel": 0.5}, "macs": 2e9,
+            {"round": number, "accuracy": accuracy, "recall": recall or {"nv": 1.0, "mel": 0.5}, "macs": 2e9,
              "memory_bytes": 2**21, "support": {"nv": 2, "mel": 2},
              "nodes": {f"node-{i}": {} for i in range(nodes if number else 0)}, "failed": {}}
             for number in range(rounds + 1)
@@ -230,6 +232,40 @@ def test_what_makes_a_comparison_unfair_is_named(folder_of):
     assert lines[0].endswith("skewness s0 (round 2): 3, skewness s7 (round 3): 5")
     lines = warnings_of(read_runs([plain, folder_of("bare", config=False, labels=None)]))
     assert lines == [], "what a folder does not tell is not said to differ"
+
+
+def test_every_setting_that_differs_is_named_with_both_values(folder_of):
+    """Runs of another learning rate, augmentation or aggregation were compared without a word."""
+    first, second, dense = (folder_of(name) for name in ("first", "second", "dense"))
+    changed = {"train": {"lr": 0.5, "threads": 2}, "prune": {"share": 0.7}, "run": {"name": "x", "threads": 2}}
+    (second / "config.yaml").write_text(to_yaml(tiny_config(**changed, data={"dir": "/elsewhere"})))
+    (dense / "config.yaml").write_text(to_yaml(tiny_config(prune={"method": "none", "share": 0.1})))
+    runs = read_runs([first, second])
+    assert different_settings(runs) == {"train.lr": [0.001, 0.5], "prune.share": [0.3, 0.7]}
+    lines = warnings_of(runs)
+    assert lines[0] == "the settings differ (skewness s0, first (round 2) | skewness s0, second (round 2)):"
+    assert lines[1:] == ["  train.lr: 0.001 | 0.5", "  prune.share: 0.3 | 0.7"]
+    assert different_settings(read_runs([first, dense])) == {}, "a run without pruning has no setting of it"
+    three = different_settings(read_runs([first, second, dense]))
+    assert three == {"train.lr": [0.001, 0.5, 0.001], "prune.share": [0.3, 0.7, None]}
+
+
+def test_a_run_that_is_unfinished_or_kept_old_models_is_named(folder_of):
+    whole = folder_of("whole")
+    (whole / "config.yaml").write_text(to_yaml(tiny_config(federation={"rounds": 2})))
+    early = folder_of("early", last={"kept_model": True, "rolled_back": "its loss"})
+    (early / "config.yaml").write_text(to_yaml(tiny_config(federation={"rounds": 40})))
+    below = folder_of("below", last={"kept_model": True, "rolled_back": None})
+    names = [f"skewness s0, {name} (round 2)" for name in ("early", "below")]
+    runs = read_runs([whole, early, below])
+    assert warnings_of(runs) == [
+        f"{names[0]} is unfinished: 2 of 40 rounds",
+        f"{names[0]}: 1 of 2 rounds rolled back, the model before was kept",
+        f"{names[1]}: 1 of 2 rounds below quorum, the model before was kept",
+    ]
+    told = to_data(runs)["runs"]
+    assert [(run["finished_rounds"], run["rounds"]) for run in told] == [(2, 2), (2, 40), (2, 2)]
+    assert [(run["rounds_rolled_back"], run["rounds_below_quorum"]) for run in told] == [(0, 0), (1, 0), (0, 1)]
 
 
 def test_the_test_set_is_known_from_the_split_where_there_are_no_predictions(folder_of):

@@ -90,13 +90,14 @@ def test_a_terminal_gets_a_status_line_and_the_width_that_it_has(generated, tmp_
         assert len(line) <= 110 or "run folder" in line
 
 
-def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path, number):
     command = [*SIMULATE[:-1], f"{TINY} federation.rounds=500"]
     process = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)  # fmt: skip
     while not process.stdout.readline().lstrip().startswith("1/500"):
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED, err
     assert err.splitlines()[-1] == "next: fedskew simulate --resume runs/mine"
@@ -104,7 +105,7 @@ def test_an_interrupted_run_says_how_to_go_on(generated, tmp_path):
 
 
 def test_a_run_below_its_quorum_has_its_own_exit_code(generated, tmp_path):
-    settings = f"{TINY} federation.quorum=3 federation.max-missed-rounds=1"
+    settings = f"{TINY} federation.quorum=2 federation.fraction=0.5 federation.max-missed-rounds=1"
     done = fedskew("simulate", "--nodes", 2, "--name", "mine", "--set", settings, cwd=tmp_path)
     assert done.returncode == ExitCode.STOPPED, done.stderr
     assert "stopped early: " in done.stdout

@@ -25,8 +25,8 @@ from fedskew.federation.settings import config_from_run, run_on
 from fedskew.federation.simulation import make_client_app, simulate
 from fedskew.learning.optimiser import learning_rate
 from fedskew.runs.compare import read_runs
+from fedskew.runs.fairness import warnings_of
 from fedskew.runs.folder import RunFolder, RunFolderError
-from fedskew.runs.pairing import warnings_of
 from fedskew.runs.resume import differences, is_finished, node_count, open_checkpoint, resume_config
 from fedskew.runs.starts import check_split, read_changes, read_split, recorded_nodes, samples_hash
 

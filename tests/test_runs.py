@@ -466,3 +466,15 @@ def test_a_state_of_other_types_whose_hashes_were_put_right_is_damaged_too(folde
     file.write_text(json.dumps(state | {"sha256": digest(state)}))
     assert folder.latest().round_number == 0
     assert "round-0001 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_a_link_leaves_no_temporary_file_even_where_both_are_one_file(tmp_path, already):
+    """POSIX renames nothing where both names are the same file, and leaves the temporary one."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"model")
+    target.write_bytes(b"older")
+    for _ in range(2 if already else 1):
+        atomic.link(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    assert target.read_bytes() == b"model"

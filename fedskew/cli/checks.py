@@ -5,21 +5,48 @@ from __future__ import annotations
 import os
 
 from fedskew.cli.flower import SIMULATION, RunRequest
-from fedskew.config import Config
+from fedskew.config import Config, ConfigError
+from fedskew.config.combinations import check_combination, check_data_given
 
 
 class MachineError(RuntimeError):
     """A request that this machine cannot serve; names the option and the remedy."""
 
 
-def check_simulated(config: Config) -> None:
-    """Raise `MachineError` if every node is to read data of its own, which simulated ones have not."""
+def check_simulated(config: Config, nodes: int) -> None:
+    """Refuse what no simulation of so many nodes can do.
+
+    Raises:
+        MachineError: every node is to read data of its own, which simulated ones have not.
+        ConfigError: more nodes are to take part than there are.
+    """
     if config.data.clients == "own":
         raise MachineError(
             f"preset {config.preset} has data.clients=own: every node reads the data-dir of its own configuration, and "
             "simulated nodes have none. Let them share one data set, with --set data.clients=partition and --data-dir, "
             "or run on the SuperLink of your sites: fedskew run --connection NAME (docs/deployment.md)"
         )
+    for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
+        if count > nodes:
+            raise ConfigError(
+                f"federation.{key} is {count}, and {nodes} nodes are simulated: give --nodes {count} or more, "
+                f"or --set federation.{key}={nodes} or less"
+            )
+
+
+def check_start(config: Config) -> None:
+    """Refuse in this process what the server would only refuse once a SuperLink was started for it.
+
+    Raises:
+        ConfigError: see `check_combination` and `check_data_given`.
+        TrainingError: there is no such device here.
+    """
+    check_combination(config)
+    check_data_given(config.data)
+    if config.train.device == "cuda":
+        from fedskew.training import pick_device
+
+        pick_device(config.train.device)
 
 
 def check_machine(request: RunRequest) -> None:

@@ -107,13 +107,18 @@ def named(values: Mapping[str, str], run_name: str) -> dict[str, str]:
 
 
 def config_of(values: Mapping[str, str]) -> Config:
-    """The configuration of a new run.
+    """The configuration of a new run, or the one to resume a run with.
 
     Raises:
-        ConfigError: see `load_config`.
+        ConfigError, RunFolderError: see `load_config` and `resume_config`.
     """
+    if values.get("resume"):
+        from fedskew.runs.resume import resume_config
+
+        return resume_config(Path(values["resume"]), file=values["config"], overrides=values["set"])
     config = load_config(values["preset"], file=values["config"], overrides=values["set"])
-    return replace(config, run=replace(config.run, output_dir=values["output-dir"]))
+    data = replace(config.data, dir=values["data-dir"], source="folder") if values.get("data-dir") else config.data
+    return replace(config, data=data, run=replace(config.run, output_dir=values["output-dir"]))
 
 
 def folder_of(values: Mapping[str, str]) -> Path:

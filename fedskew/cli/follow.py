@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedskew.cli.checks import check_machine
+from fedskew.cli.errors import is_debugging
 from fedskew.cli.flower import (
     SIMULATION,
     RunRequest,
@@ -27,12 +29,13 @@ from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
 from fedskew.console import in_terminal
-from fedskew.errors import ExitCode
+from fedskew.errors import ExitCode, is_ours
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
-from fedskew.runs.report import summary_text
+from fedskew.runs.report import learned_nothing, summary_text
 
 TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
+RAY = re.compile(r"\bray\.|\bRay\b|raylet|RAY_|" + re.escape(RAY_TOO_SLOW))
 FLOWER_LOG = "flower.log"  # in the folder of a run that failed: all that Flower said
 
 
@@ -184,6 +187,9 @@ def finished(
     if summary.get("stopped"):
         terminal.next_step(f"fedskew {command} --resume {shown(folder)}")
         return ExitCode.STOPPED
+    if learned_nothing(summary):
+        terminal.message("fedskew: the run has failed: no round's training was taken")
+        return ExitCode.FAILED
     terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
     return ExitCode.OK
 
@@ -199,7 +205,7 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
     """Run a federation in this process; the exit code.
 
     Raises:
-        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`.
+        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`; only where nothing of the run is kept.
     """
     from fedskew.federation.simulation import simulate
 
@@ -212,8 +218,14 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
 
     terminal.status.show(PREPARING)
     try:
-        with in_terminal(terminal.result, message, terminal.status):
+        with Interrupts(), in_terminal(terminal.result, message, terminal.status):
             path = simulate(values, nodes).path
+    except (ValueError, RuntimeError) as error:
+        if not is_ours(error) or is_debugging() or not any(path.is_dir() for path in folder):
+            raise
+        terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
+        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         terminal.message("fedskew: interrupted; finished rounds are kept")
         terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder if path.is_dir()))
@@ -232,11 +244,22 @@ def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:
         + (f"what it saved is in {stream.folder}" if kept else "it left nothing behind")
     )
     again = [f"fedskew run --resume {folder}"] if kept else []
+    if connection == SIMULATION and not stream.error and _ray_failed(stream):
+        terminal.message(
+            "fedskew: Ray, on which Flower simulates nodes, has failed; `fedskew simulate` runs the same federation "
+            "in one process, without it"
+        )
+        again += [f"fedskew simulate --resume {folder}" if kept else "fedskew simulate, with the same options"]
     if connection != SIMULATION:
         look = [f"flwr log {stream.run_id} {connection} --show"] if stream.run_id else []
     else:
         look = [f"less {folder}/{FLOWER_LOG}"] if kept and stream.run_id else []
     terminal.next_step(*again, *look)
+
+
+def _ray_failed(stream: Stream) -> bool:
+    """Whether an exception in Flower's stream is Ray's; that others name it in passing says nothing."""
+    return any(RAY.search(line) for line in stream.exceptions)
 
 
 def _ask_to_stop(flower: FlowerCommands, run_id: str, terminal: Terminal) -> None:

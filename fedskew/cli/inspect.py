@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.cli.terminal import wrapped
-from fedskew.config import Config, load_config
+from fedskew.config import Config, ConfigError, load_config
+from fedskew.config.combinations import check_rule
 from fedskew.data.masks import read_masks
 from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.data.samples import DataError
@@ -25,9 +26,11 @@ from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, apply_plan
 from fedskew.pruning.focus import control_masks, measure_focus
 from fedskew.pruning.focus_summary import focus_summary
+from fedskew.pruning.schedule import stages_to_prune
 from fedskew.pruning.score import few_value_warnings, sign_tables
 from fedskew.pruning.step import propose
-from fedskew.runs.folder import CONFIG, MODEL, RunFolderError
+from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
+from fedskew.runs.judging import best_record
 from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
 
@@ -39,6 +42,7 @@ class PlanReport:
     Attributes:
         signs: rows of `runs.record.sign_rows`.
         images, views: that the scores come from.
+        schedule: which step the run itself takes next.
     """
 
     architecture: Architecture
@@ -47,6 +51,7 @@ class PlanReport:
     images: int
     views: int
     warnings: list[str]
+    schedule: str
 
 
 def run_config(run: Path, overrides: str = "", *, data: str = "", manifest: str = "") -> Config:
@@ -66,8 +71,17 @@ def run_config(run: Path, overrides: str = "", *, data: str = "", manifest: str 
 def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
     """What the next pruning step of a run's model would remove; nothing is changed.
 
-    All stages are scored, whatever the schedule.
+    All stages are scored, whatever the schedule, which the report tells.
+
+    Raises:
+        ConfigError: the run prunes nothing (`prune.method=none`), or by a rule that removes nothing.
     """
+    if config.prune.method == "none":
+        raise ConfigError(
+            f"{run} is a run without pruning (prune.method=none): no step would remove anything. See what a criterion "
+            "would remove with --set prune.method=skewness"
+        )
+    check_rule(config.prune)
     model = load_model(run / ("best" if best else "") / MODEL)
     opened = open_data(config.data, model.architecture.image_size)
     training, _ = divide_open(opened, split_server(opened, config.data), config.data)
@@ -77,7 +91,27 @@ def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
     return PlanReport(
         model.architecture, proposal.plan, sign_rows(sign_tables(proposal.scored)),
         len(scoring), config.prune.views, few_value_warnings(proposal.scored, config.prune.reading),
+        schedule_text(config, _round_of(run, best=best), model.architecture.stages),
     )  # fmt: skip
+
+
+def _round_of(run: Path, *, best: bool) -> int:
+    """The round that a run's model is of; 0 before there is any."""
+    records = RunFolder(run).records() if (run / METRICS).is_file() else []
+    record = best_record(records) if best else None
+    return int((record or records[-1])["round"]) if records else 0
+
+
+def schedule_text(config: Config, number: int, stages: int) -> str:
+    """What the schedule of a run has next after round `number`, which the plan of all stages is not bound by."""
+    last = config.federation.rounds
+    step = next((after for after in range(number + 1, last + 1) if stages_to_prune(config.prune, after, stages)), None)
+    head = "this plan scores all stages, whatever the schedule"
+    if step is None:
+        return f"{head}; the run itself takes no more step after round {number} of {last}"
+    names = ", ".join(str(stage) for stage in stages_to_prune(config.prune, step, stages))
+    own = f"the run's own next step is that after round {step} of {last}"
+    return f"{head}; {own}, in stages {names} (of 0 to {stages - 1})"
 
 
 def plan_text(report: PlanReport) -> str:
@@ -85,6 +119,7 @@ def plan_text(report: PlanReport) -> str:
     return "\n".join([
         plan_table(report.architecture, report.plan),
         sign_table(report.signs, report.images, report.views),
+        wrapped(report.schedule),
         *(wrapped(f"warning: {line}") for line in report.warnings),
     ])  # fmt: skip
 
@@ -108,7 +143,7 @@ def plan_data(report: PlanReport) -> dict[str, Any]:
     shares = {"parameters_left": cost.parameters(after) / cost.parameters(arch),
               "macs_left": cost.macs(after).linear / cost.macs(arch).linear}  # fmt: skip
     return {"units": plan.units, **shares, "blocks": blocks, "signs": report.signs, "images": report.images,
-            "views": report.views, "warnings": report.warnings}  # fmt: skip
+            "views": report.views, "warnings": report.warnings, "schedule": report.schedule}  # fmt: skip
 
 
 def _heads_that_go(arch: Architecture, plan: Plan, key: SublayerKey) -> list[int]:

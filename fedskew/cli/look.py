@@ -29,15 +29,18 @@ def compare(
     """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
     from fedskew.cli.terminal import Terminal, shown, wrapped
     from fedskew.runs import compare as comparing
-    from fedskew.runs import pairing
+    from fedskew.runs import fairness, pairing
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
         found = comparing.read_runs(runs, best=best)
         differences, reasons = pairing.paired(found)
-        warnings = [*pairing.warnings_of(found), *reasons]
+        warnings = [*fairness.warnings_of(found), *reasons]
         if as_json:
-            terminal.data(comparing.to_data(found) | {"differences": pairing.to_data(differences), "notes": warnings})
+            terminal.data(comparing.to_data(found) | {
+                "differences": pairing.to_data(differences), "different_settings": fairness.different_settings(found),
+                "notes": warnings,
+            })  # fmt: skip
             return
         table, paired = comparing.comparison(found), pairing.comparison_of(found, differences)
     limit = get_terminal_size().columns if sys.stdout.isatty() else None
@@ -47,7 +50,7 @@ def compare(
     parts += [render(paired), explain(pairing.LEGEND)] if paired else []
     terminal.result("\n\n".join(part.strip("\n") for part in parts))
     for line in warnings:
-        terminal.message(f"fedskew: {line}")
+        terminal.message(wrapped(line if line.startswith("  ") else f"fedskew: {line}", indent="    "))
     if not markdown:
         terminal.next_step(f"fedskew plot {' '.join(shown(run) for run in runs)} --out runs.png")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,7 +54,12 @@ class Group(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """See `click.Group`."""
-        name, command, rest = super().resolve_command(ctx, args)
+        try:
+            name, command, rest = super().resolve_command(ctx, args)
+        except click.UsageError as error:  # click and typer both say what was meant
+            if getattr(error, "possibilities", None):
+                error.message = re.sub(r" Did you mean .*\?$", "", error.message)
+            raise
         known = {option for parameter in (command.params if command else ()) for option in parameter.opts}
         return name, command, [_present_name(word, known) for word in rest]
 
@@ -89,7 +95,7 @@ COMMANDS = (
     (LOOK, records, "records runs/recipe docs/results/recipe"),
     (LOOK, look.plot, "plot runs/dense runs/pruned --out runs.png"),
     (LOOK, look.evaluate, "evaluate runs/pruned --best --json"),
-    (LOOK, look.plan, "plan runs/pruned --set prune.method=l1-norm"),
+    (LOOK, look.plan, "plan runs/pruned --set 'prune.method=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),

@@ -188,7 +188,7 @@ def _expected(classes: str, preset: str, config: str, settings: list[str] | None
     with clear_errors():
         from fedskew.config import load_config
         from fedskew.data.batches import cache_size
-        from fedskew.model.families import dense_architecture
+        from fedskew.model.catalogue import dense_architecture
 
         found = load_config(preset, file=config, overrides=" ".join(settings or []))
         arch = dense_architecture(found.model)

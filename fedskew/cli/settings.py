@@ -53,7 +53,8 @@ def matching(pattern: str) -> list[Setting]:
             keys.setdefault(section, []).append(key)
         section, dot, key = pattern.partition(".")
         near = suggestion(key if dot else pattern, section if dot else "", keys)
-        raise ConfigError(f"no setting matches {pattern!r}{near}")
+        remedy = near or "; `fedskew options` lists all of them, `fedskew options prune` those of a section"
+        raise ConfigError(f"no setting matches {pattern!r}{remedy}")
     return found
 
 

@@ -35,7 +35,7 @@ def setup() -> None:
 
 
 def run(
-    preset: Preset = "demo",
+    preset: Preset = "",
     data_dir: DataDir = "",
     manifest: Manifest = "",
     nodes: Nodes = None,
@@ -53,7 +53,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a federation with Flower: prints the `flwr run` command, runs it, shows the rounds and the result."""
-    from fedskew.cli.checks import check_simulated
+    from fedskew.cli.checks import check_simulated, check_start
     from fedskew.cli.flower import SIMULATION, RunRequest, config_of, nodes_of
     from fedskew.cli.follow import run_with_flower
     from fedskew.cli.terminal import Terminal
@@ -62,8 +62,11 @@ def run(
         settings = settings_text(set_, manifest=manifest, name=name)
         values = run_values(preset, config, settings, data_dir, output_dir, resume)
         request = RunRequest(values, nodes_of(values, nodes, connection), cpus, gpus, connection)
-        if connection == SIMULATION and not resume:
-            check_simulated(config_of(values))
+        if connection == SIMULATION:
+            configured = config_of(values)
+            check_simulated(configured, request.nodes)
+            if not (dry_run or resume):
+                check_start(configured)
         code = run_with_flower(
             request, Terminal(as_json=as_json), dry_run=dry_run, supervised=supervise, verbose=verbose, as_json=as_json
         )
@@ -71,7 +74,7 @@ def run(
 
 
 def simulate(
-    preset: Preset = "demo",
+    preset: Preset = "",
     data_dir: DataDir = "",
     manifest: Manifest = "",
     nodes: Nodes = None,
@@ -92,8 +95,7 @@ def simulate(
         settings = settings_text(set_, manifest=manifest, name=name)
         values = run_values(preset, config, settings, data_dir, output_dir, resume)
         count = nodes_of(values, nodes, SIMULATION)
-        if not resume:
-            check_simulated(config_of(values))
+        check_simulated(config_of(values), count)
         code = simulate_here(values, count, Terminal(as_json=as_json), as_json=as_json)
     raise typer.Exit(code)
 

@@ -46,7 +46,10 @@ class Terminal:
 
     def _write(self, text: str, stream: Any) -> None:
         self.status.clear()
-        print(printable_lines(text), file=stream, flush=True)
+        try:
+            print(printable_lines(text), file=stream, flush=True)
+        except BrokenPipeError:  # whoever read it, `head` for one, has seen enough: nothing has failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shown(path: Path) -> str:
@@ -58,6 +61,7 @@ def shown(path: Path) -> str:
     return shlex.quote(str(path) if near.startswith("..") else near)
 
 
-def wrapped(text: str) -> str:
-    """A paragraph in lines that the terminal has room for."""
-    return textwrap.fill(text, min(get_terminal_size().columns, 120), break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, *, indent: str = "") -> str:
+    """A paragraph in lines that the terminal has room for, those after the first indented."""
+    width = min(get_terminal_size().columns, 120)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_PRESET = "demo"
+
 
 def _preset_names(typed: str) -> list[str]:
     from fedskew.config.load import preset_names
@@ -19,8 +21,11 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_def
 Preset = Annotated[
     str,
     typer.Option(
-        metavar="NAME|FILE", help="Name of a preset in conf/, or path of a YAML file.", autocompletion=_preset_names
-    ),
+        metavar="NAME|FILE",
+        help="Name of a preset in conf/, or path of a YAML file.",
+        show_default=DEFAULT_PRESET,
+        autocompletion=_preset_names,
+    ),  # empty, so that one that was given can be told from the default
 ]
 ConfigFile = Annotated[
     str,
@@ -82,17 +87,23 @@ def run_values(preset: str, config: str, settings: str, data_dir: str, output_di
     """The run configuration of `run` and `simulate`: Flower's declared keys, paths absolute.
 
     Args:
+        preset: empty if none was given.
         settings: see `settings_text`.
 
     Raises:
-        ConfigError: see `load_config`.
+        ConfigError: see `load_config`, or a preset is given to a run that is resumed.
     """
-    from fedskew.config import load_config
+    from fedskew.config import ConfigError, load_config
     from fedskew.config.load import is_path
 
     values = {"config": absolute(config), "set": settings, "data-dir": absolute(data_dir)}
+    if resume and preset:
+        raise ConfigError(
+            f"--preset {preset} with --resume {resume}: a resumed run goes on with its own configuration, which a "
+            "preset cannot replace. Leave --preset out, or start a new run"
+        )
     if resume:
         return {"resume": absolute(resume), **values}
-    preset = absolute(preset) if is_path(preset) else preset
+    preset = absolute(preset) if is_path(preset) else preset or DEFAULT_PRESET
     configured = load_config(preset, file=values["config"], overrides=settings).run.output_dir
     return {"preset": preset, **values, "output-dir": absolute(output_dir or configured or "runs")}

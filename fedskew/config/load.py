@@ -20,6 +20,7 @@ from fedskew.config.schema import Config, ConfigError
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
 
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 RENAMED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
 
 
@@ -241,7 +242,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return str(value)  # prune.mlp-group=8
     if kind in (int, bool, str) and type(value) is kind:
         return value
-    raise ConfigError(f"{key} must be a {'number' if kind is float else kind.__name__}, found {value!r}")
+    raise ConfigError(f"{key} must be {TYPES[kind]}, found {value!r}")
 
 
 def _named_entries(value: Any, kind: Any, key: str) -> tuple[Any, ...]:

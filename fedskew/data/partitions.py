@@ -18,6 +18,7 @@ from fedskew.data.units import (
     image_count,
     majority,
     to_indices,
+    unit_of,
 )  # fmt: skip
 
 PartitionKind = Literal["iid", "dirichlet", "site"]
@@ -104,6 +105,17 @@ def _by_site(samples: Sequence[Sample], classes: Classes, nodes: int) -> list[li
         divisible = [site for site in sites if clients[site] < len(sites[site])]
         clients[max(divisible, key=lambda site: image_count(sites[site]) / clients[site])] += 1
     return [part for site in sites for part in _deal(sites[site], clients[site])]
+
+
+def sites_of(samples: Sequence[Sample], parts: Sequence[np.ndarray], unit: Unit) -> list[list[str]]:
+    """For each part the names of the sites that it holds; a lesion of two is that of more of its images."""
+    found = []
+    for part in parts:
+        units: dict[str, list[str]] = {}
+        for index in part:
+            units.setdefault(unit_of(samples[int(index)], unit), []).append(str(samples[int(index)].site))
+        found.append(sorted({majority(sites) for sites in units.values()}))
+    return found
 
 
 def _sites(samples: Sequence[Sample], groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedskew.config import Config, to_yaml
+from fedskew.config.combinations import idle_settings
 from fedskew.console import PROGRESS_FILE, RESULTS
+from fedskew.data.partitions import sites_of
 from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
+from fedskew.data.splits import train_validation
 from fedskew.federation.companions import cut
 from fedskew.federation.robust import check_effect
 from fedskew.federation.selection import sharing_nodes
@@ -123,10 +127,13 @@ class FederatedRun:
     def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
         nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
         log.info("run folder: %s", self.folder.path)
-        for line in head_lines(self.config, self.data, self.split, nodes, held_back):
+        sites, unused = manifest.get("sites", ()), manifest["unused_validation"]
+        for line in head_lines(self.config, self.data, self.split, nodes, held_back, sites=sites, unused=unused):
             log.info(line)
         for line in manifest["warnings"]:
             log.warning("data: %s", line)
+        for line in idle_settings(self.config):
+            log.warning("%s", line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
         state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
@@ -170,12 +177,28 @@ class FederatedRun:
             if recorded:
                 check_nodes(self.folder.path, nodes)
         parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
-        return describe_split(self.data, self.split, parts, self.config.model.classes, self.config.data.partition) | {
-            "nodes": nodes or None,
-            "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
-            "split_hash": self.split_hash,
-            "samples_hash": samples_hash(self.data.samples),
-        }
+        by_site = settings.partition == "site" and parts
+        sites = {"sites": sites_of(self.data.samples, parts, settings.split_by)} if by_site else {}
+        return (
+            describe_split(self.data, self.split, parts, self.config.model.classes, self.config.data.partition)
+            | sites
+            | {
+                "unused_validation": 0 if self.config.federation.evaluate_clients else self._held_out(parts),
+                "nodes": nodes or None,
+                "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
+                "split_hash": self.split_hash,
+                "samples_hash": samples_hash(self.data.samples),
+            }
+        )
+
+    def _held_out(self, parts: Sequence[np.ndarray]) -> int:
+        """How many images the nodes hold out for validation, as each of them will."""
+        settings = self.config.data
+        return sum(
+            len(train_validation(self.data.samples, part, validation=settings.validation, unit=settings.split_by,
+                                 seed=settings.split_seed)[1])
+            for part in parts
+        )  # fmt: skip
 
     def _take_up(self, manifest: dict[str, Any]) -> None:
         """Check that the data is what it was, then write down that it is, and with what changes."""
@@ -265,7 +288,7 @@ class FederatedRun:
         self.progress["seconds"] += note.seconds
         held_back = found.held_back if found else None
         judgement = judge(self.config, held_back if source_of(self.config) == HELD_BACK else note.validation)
-        is_best = improves(self.progress["best"], judgement, note.number)
+        is_best = improves(self.progress["best"], judgement, note.number, kept_model=note.kept_model)
         if is_best:
             self.progress["best"] = {"round": note.number, **judgement}
         more = {f"{name}_total": self.progress[f"{name}_total"] for name in SUMS} | {

@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+from fedskew.config.combinations import check_combination, check_data_given
 from fedskew.config.schema import Config, ConfigError
+from fedskew.data.archives import open_store
 from fedskew.data.augment import RandAugment
 from fedskew.data.samples import DataError
 from fedskew.model import cost
@@ -26,10 +28,16 @@ def check_settings(config: Config) -> Architecture:
     """Refuse settings that would end the run later, on the server or on every node; returns the dense architecture.
 
     Raises:
-        ConfigError: the model's name or size, MLP groups that do not fit it, stages that cannot be frozen one after
-            the other, or a RandAugment policy that is none.
+        ConfigError: settings that contradict each other, no data set, the model's name or size, MLP groups that do not
+            fit it, stages that cannot be frozen one after the other, or a RandAugment policy that is none.
+        DataError: there is nothing where the data set should be.
         TrainingError: there is no such device.
     """
+    check_combination(config)
+    check_data_given(config.data)
+    place = Path(config.data.dir).expanduser().absolute()
+    if config.data.source == "folder" and not place.exists():
+        open_store(place)  # says it, with what is near; before any weights are fetched
     arch = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.method != "none":
         try:

@@ -18,6 +18,7 @@ class Predictions:
         classes: class names in the order of the columns.
         probabilities: [N, classes] float32, rows sum to 1.
         round_number: the round after which the model was asked; -1 if it is no round of a run.
+        model: SHA-256 of the model's file; empty where that is not known.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -29,6 +30,7 @@ class Predictions:
     classes: tuple[str, ...]
     probabilities: np.ndarray
     round_number: int = -1
+    model: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.images)

@@ -41,7 +41,10 @@ def link(source: Path, target: Path) -> None:
     except OSError:  # not every file system has hard links
         write_bytes(target, source.read_bytes())
         return
-    os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # POSIX renames nothing where both are the same file already
 
 
 def sync_directory(path: Path) -> None:

@@ -53,6 +53,7 @@ class RunResult:
         path: the run folder.
         config: None if the folder holds none.
         rounds: finished rounds.
+        rolled_back, below_quorum: rounds that kept the model before them.
         nodes: how many nodes share the data, or, where each has its own, how many the records name.
         model: folder of the model of `record`, with its predictions.
     """
@@ -62,6 +63,8 @@ class RunResult:
     path: Path = Path()
     config: Config | None = None
     rounds: int = 0
+    rolled_back: int = 0
+    below_quorum: int = 0
     nodes: int = 0
     model: Path = Path()
 
@@ -95,6 +98,8 @@ def read_run(path: Path, *, best: bool = False, label: str = "") -> RunResult:
         path=path,
         config=_config(path),
         rounds=records[-1]["round"],
+        rolled_back=sum(bool(line.get("rolled_back")) for line in records),
+        below_quorum=sum(bool(line.get("kept_model") and not line.get("rolled_back")) for line in records),
         nodes=recorded_nodes(path) or len({name for line in records for name in (*line["nodes"], *line["failed"])}),
         model=path / "best" if best else path,
     )
@@ -120,7 +125,10 @@ def run_labels(paths: Sequence[Path]) -> list[str]:
 def run_label(path: Path) -> str:
     """Method and seed of a run, or the folder's name where its configuration is missing."""
     config = _config(path)
-    return f"{config.prune.method} s{config.run.seed}" if config else path.name
+    if config is None:
+        return path.name
+    method = "dense" if config.prune.method == "none" else config.prune.method
+    return f"{method} s{config.run.seed}"
 
 
 def _config(path: Path) -> Config | None:
@@ -184,6 +192,8 @@ def to_data(runs: Sequence[RunResult]) -> dict[str, Any]:
     return {
         "runs": [
             {"name": run.name, "folder": str(run.path), "finished_rounds": run.rounds, "nodes": run.nodes}
+            | {"rounds": run.config.federation.rounds if run.config else None}
+            | {"rounds_rolled_back": run.rolled_back, "rounds_below_quorum": run.below_quorum}
             | {key: run.record.get(key) for key in keys}
             for run in runs
         ]

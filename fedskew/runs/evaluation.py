@@ -20,12 +20,14 @@ from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
+from fedskew.model.pretrained import file_sha256
 from fedskew.runs.atomic import write_bytes
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
 from fedskew.runs.judging import best_record
 from fedskew.runs.lineage import SPLIT_KEYS
 from fedskew.runs.modelfile import ModelFileError, load_model, read_about, read_preprocessing
-from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.predictions import PredictionsError, check_target, encode_predictions
+from fedskew.runs.seen import run_split, seen_images
 from fedskew.training import pick_device, predict
 
 log = logging.getLogger("flwr.fedskew.runs")
@@ -59,41 +61,54 @@ def evaluate_run(
         run: a run folder (its last model, or its best), or a model file.
         data: folder or archive; None: what the run itself used.
         everything: every readable image; otherwise the test split that the run's settings make of this data.
-            `split_as_in_run` of the result says whether it is the split of the run.
+            `split_as_in_run` of the result says whether it is the split of the run, `seen_in_training` how many of
+            the images the run had in its training or open part (None: not known), `warnings` the same in words.
         predictions: where to write what the model says of each image, for `compare`.
 
     Raises:
         RunFolderError, ModelFileError, DataError: what is missing, where.
+        PredictionsError: they cannot be written there, or are not those of the run that lies there.
     """
     path = run if run.is_file() else run / ("best" if best else "") / MODEL
     if not path.is_file():
         raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
     if data is None and not ((path.parent.parent if best else path.parent) / CONFIG).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
+    own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
     setting = _setting(path, model.architecture, best=best, everything=everything)
     config, prepared = _of_data(setting, data, manifest), setting.preprocessing
     opened = open_data(
         config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
     )
-    split = None if everything else split_server(opened, config.data)
+    split = split_server(opened, config.data)
+    same = _same_split(setting.lineage, split_hash(opened, split))
+    if own and (everything or same is False):
+        raise PredictionsError(
+            f"{predictions} holds what the run's model says of the run's test set, and these are other images: give "
+            "--predictions another place"
+        )
     found = predict_images(
         model.to(pick_device(config.train.device)),
         opened,
-        opened.usable if split is None else split.test,
+        opened.usable if everything else split.test,
         config.train,
         batch_size=config.run.eval_batch_size,
         number=_round_of(path, best=best),
         statistics=prepared.statistics,
     )
     if predictions is not None:
-        write_bytes(predictions, encode_predictions(found))
+        write_bytes(predictions, encode_predictions(replace(found, model=file_sha256(path))))
     for line in setting.assumed:
         log.warning("%s: %s", path, line)
-    same = None if split is None else _same_split(setting.lineage, split_hash(opened, split))
+    seen = seen_images(
+        found.images.tolist(), run_split(path), same_split=same, everything=everything, test=len(split.test)
+    )
     return _result(path, opened, found, model.architecture, setting) | {
-        "split": "all" if split is None else "test",
-        "split_as_in_run": same,
+        "split": "all" if everything else "test",
+        "split_as_in_run": None if everything else same,
+        "seen_in_training": seen.trained,
+        "warnings": list(seen.warnings),
     }
 
 

@@ -22,6 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ class RunFolder:
         """
         files = {MODEL: encode_model(arch, weights, about)}
         if predictions is not None:
-            files[PREDICTIONS] = encode_predictions(predictions)
+            of_model = replace(predictions, model=hashlib.sha256(files[MODEL]).hexdigest())
+            files[PREDICTIONS] = encode_predictions(of_model)
         if companions:
             files[COMPANIONS] = save({name: tensor.contiguous() for name, tensor in companions.items()})
         record = record | {"model_bytes": len(files[MODEL])}

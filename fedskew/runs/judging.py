@@ -39,13 +39,16 @@ def judge(config: Config, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"source": source_of(config), "metric": metric, "value": (metrics or {}).get(metric)}
 
 
-def improves(best: Mapping[str, Any] | None, judgement: Mapping[str, Any], number: int) -> bool:
-    """Whether a round is better than the best so far. Round 0 never is: no node has taken part.
+def improves(
+    best: Mapping[str, Any] | None, judgement: Mapping[str, Any], number: int, *, kept_model: bool = False
+) -> bool:
+    """Whether a round is better than the best so far. Round 0 never is: no node has taken part; nor is one that kept
+    the model of the round before (`kept_model`): it made none.
 
     A round that is judged by something else than the best so far (earlier versions let a resumed run change that)
     replaces it: the values cannot be compared, and what is asked for now counts.
     """
-    if number == 0 or judgement["value"] is None:
+    if number == 0 or kept_model or judgement["value"] is None:
         return False
     if best is None or any(best[key] != judgement[key] for key in ("source", "metric")):
         return True

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
+from fedskew.model.pretrained import file_sha256
 from fedskew.runs.compare import Comparison, RunResult
-from fedskew.runs.folder import SPLIT
-from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import read_changes
+from fedskew.runs.folder import MODEL
+from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",
           "auroc_macro": "Macro AUROC"}  # fmt: skip
@@ -73,7 +71,24 @@ def _predictions(run: RunResult) -> Predictions:
             f"the predictions in {run.model} are of round {found.round_number}, its metrics of round "
             f"{run.record['round']}; resume the run, or wait until it has finished this round"
         )
+    if not _is_of_model(found, run):
+        raise PairingError(
+            f"the predictions in {run.model} are not those of its model: make them anew with fedskew evaluate "
+            f"{run.path}{' --best' if run.model != run.path else ''} --predictions {run.model / PREDICTIONS}"
+        )
     return found
+
+
+def _is_of_model(found: Predictions, run: RunResult) -> bool:
+    """Whether predictions are a run's own: by the hash of its model's file, else by the accuracy on record.
+
+    Committed records hold no model, and predictions of earlier versions no hash.
+    """
+    file = run.model / MODEL
+    if found.model and file.is_file():
+        return found.model == file_sha256(file)
+    accuracy = run.record.get("accuracy")
+    return accuracy is None or abs(accuracy_of(found) - accuracy) <= SAME_ACCURACY
 
 
 def _title(metric: str, predictions: Predictions) -> str:
@@ -89,44 +104,3 @@ def difference_text(difference: Difference) -> str:
     """`+0.013 [-0.010, +0.035], no difference seen`."""
     text = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     return text if difference.seen else f"{text}, no difference seen"
-
-
-def warnings_of(runs: Sequence[RunResult]) -> list[str]:
-    """One line for everything besides the method in which runs differ, so that they are no fair comparison."""
-    of_each: dict[str, Callable[[RunResult], Any]] = {
-        "test sets": _test_set,
-        "numbers of nodes": lambda run: run.nodes,
-        "ways to share the data": _partition,
-        "seeds": lambda run: run.config.run.seed if run.config else None,
-        "finished rounds": lambda run: run.rounds,
-    }
-    lines = []
-    for what, value in of_each.items():
-        known = {run.name: found for run in runs if (found := value(run)) is not None}
-        if len(set(known.values())) > 1:
-            lines.append(f"the {what} differ: {', '.join(f'{name}: {found}' for name, found in known.items())}")
-    for run in runs:
-        if changes := read_changes(run.path):
-            lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
-    return lines
-
-
-def _partition(run: RunResult) -> str | None:
-    """How the nodes share the data; None if each has its own, or it is not known."""
-    settings = run.config.data if run.config else None
-    if settings is None or settings.clients != "partition":
-        return None
-    how = f"{settings.partition}, alpha {settings.alpha:g}" if settings.partition == "dirichlet" else settings.partition
-    return f"{how}, by {settings.split_by}, validation {settings.validation:g}"
-
-
-def _test_set(run: RunResult) -> str | None:
-    """A short hash of a run's test images, from its predictions or its split; None if it has neither."""
-    split = run.path / SPLIT
-    try:
-        ids = read_predictions(run.model).images.tolist()
-    except PredictionsError:
-        if not split.is_file():
-            return None
-        ids = json.loads(split.read_text(encoding="utf-8"))["ids"]["test"]
-    return f"{len(ids)} images, {hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"

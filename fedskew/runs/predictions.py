@@ -1,20 +1,25 @@
 """`predictions.npz`: what a run's model says of each test image, for comparisons in pairs. No image is in it.
 
-NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities` and `round`; about 60 KB for
-1,700 images of seven classes. Written without a time stamp: the same predictions are the same bytes.
+NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities`, `round` and `model` (SHA-256
+of the model file, absent in those of earlier versions); about 60 KB for 1,700 images of seven classes. Written without
+a time stamp: the same predictions are the same bytes.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from fedskew.metrics.predictions import Predictions
+from fedskew.model.pretrained import file_sha256
+from fedskew.runs.checkpoint import MODEL, STATE
 
-PREDICTIONS = "predictions.npz"
+PREDICTIONS, METRICS = "predictions.npz", "metrics.jsonl"
+SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 
 class PredictionsError(RuntimeError):
@@ -32,8 +37,48 @@ def encode_predictions(predictions: Predictions) -> bytes:
         classes=np.array(predictions.classes),
         probabilities=predictions.probabilities.astype(np.float32),
         round=np.array(predictions.round_number),
+        **({"model": np.array(predictions.model)} if predictions.model else {}),
     )
     return target.getvalue()
+
+
+def accuracy_of(predictions: Predictions) -> float:
+    """The share of images whose likeliest class is their label."""
+    return float((predictions.probabilities.argmax(1) == predictions.labels).mean())
+
+
+def check_target(target: Path, model: Path) -> bool:
+    """Make sure, before a model is asked, that what it says can be written to a file and belongs there.
+
+    Args:
+        model: its file.
+
+    Returns:
+        Whether that is the place of the model's own predictions in a run folder.
+
+    Raises:
+        PredictionsError: a folder, a place that is not there or cannot be written, another kind of file, or a run's
+            own predictions that would become those of another model.
+    """
+    folder = target.absolute().parent
+    if target.is_dir():
+        raise PredictionsError(f"{target} is a folder; name a file in it, as {target / 'other-images.npz'}")
+    if not folder.is_dir():
+        raise PredictionsError(f"{target} cannot be written: there is no folder {folder}; make it, or name another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PredictionsError(f"{target} cannot be written: {folder} is not writable; name another place")
+    if target.suffix != ".npz":
+        raise PredictionsError(f"predictions are an .npz file, and {target} is named otherwise")
+    if (folder / STATE).is_file():
+        raise PredictionsError(f"{folder} is a checkpoint, which nothing may change; name another place")
+    if target.name != PREDICTIONS or not any((folder / name).is_file() for name in (MODEL, METRICS)):
+        return False
+    if not (folder / MODEL).is_file() or file_sha256(folder / MODEL) != file_sha256(model):
+        raise PredictionsError(
+            f"{target} is where the run in {folder} keeps what its own model says, and {model} is another: `compare` "
+            "would take it for that run's. Name another place, or evaluate that run itself"
+        )
+    return True
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -52,6 +97,7 @@ def read_predictions(path: Path) -> Predictions:
                 classes=tuple(str(name) for name in file["classes"]),
                 probabilities=file["probabilities"],
                 round_number=int(file["round"]),
+                model=str(file["model"]) if "model" in file else "",
             )
     except FileNotFoundError:
         raise PredictionsError(

@@ -23,6 +23,7 @@ COLUMNS = (  # of that table: name, width, rank; those of rank 0 are always ther
     ("params M", 8, 1), ("params", 6, 0), ("MACs M", 7, 2), ("MACs", 4, 0), ("MB down/up", 10, 0), ("nodes", 5, 0),
     ("time", 6, 0), ("left", 6, 0), ("judged", 6, 0),
 )  # fmt: skip
+NOTES = 20  # of the data, at most
 COST_KEYS = ("parameters", "macs", "macs_total", "memory_bytes", "model_bytes")
 
 
@@ -41,17 +42,52 @@ def quiet_flower() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def head_lines(config: Config, data: DataSet, split: Split, nodes: int, held_back: int) -> list[str]:
-    """What a run is of, on what data, and what its rounds are judged by."""
+def head_lines(
+    config: Config,
+    data: DataSet,
+    split: Split,
+    nodes: int,
+    held_back: int,
+    *,
+    sites: Sequence[Sequence[str]] = (),
+    unused: int = 0,
+) -> list[str]:
+    """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
+        *part_lines(config, sites, unused),
     ]
-    lines += [f"data: {note}" for note in data.notes[:20]]
+    lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]
+
+
+def part_lines(config: Config, sites: Sequence[Sequence[str]], unused: int) -> Iterator[str]:
+    """What a person must know of the nodes' parts, a line for each: which site is where, and images without a use.
+
+    Args:
+        sites: names of the sites at each node, where data are shared by site; else empty.
+        unused: images that nodes hold out for validation although they do not evaluate.
+    """
+    if sites:
+        yield "sites: " + ", ".join(f"partition-{i} = {' + '.join(names)}" for i, names in enumerate(sites))
+        count = len({name for names in sites for name in names})
+        if count != len(sites):
+            how = "sites are divided among several" if count < len(sites) else "sites are merged at one"
+            yield (
+                f"WARNING: {len(sites)} nodes, but the data have {count} sites: {how}. For a node a site give "
+                f"--nodes {count}"
+            )
+    idle = config.data.validation > 0 and not config.federation.evaluate_clients
+    if unused or (idle and config.data.clients == "own"):
+        images = f"{unused} of the nodes' images" if unused else "some of each node's images"
+        yield (
+            f"{images} are held out for validation (data.validation={config.data.validation:g}) and unused: nodes do "
+            "not evaluate (federation.evaluate-clients=false). data.validation=0 trains on them too"
+        )
 
 
 def _wrapped(line: str) -> list[str]:
@@ -162,6 +198,7 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "rounds_below_quorum": sum(record["kept_model"] and not record.get("rolled_back") for record in records),
         "rounds_rolled_back": sum(bool(record.get("rolled_back")) for record in records),
         "participation": _participation(records),
+        "pruning_steps": sum(_has_step(record) for record in records),
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
@@ -174,6 +211,37 @@ def _participation(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         site: {"rounds": sum(site in row for row in rounds), "in": sum(row.get(site) == IN for row in rounds)}
         for site in sorted({site for row in rounds for site in row})
     }
+
+
+def _has_step(record: Mapping[str, Any]) -> bool:
+    """Whether units were scored after a round: their scores are on record."""
+    return any(key.endswith("_scores") for block in record.get("blocks", ()) for key in block)
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """What a person must know who takes a run's result for what its name says; a line for each."""
+    lines, rounds = [], summary["rounds"]
+    for count, what in ((summary.get("rounds_rolled_back"), "rolled back (federation.rollback)"),
+                        (summary.get("rounds_below_quorum"), "below quorum (too few usable replies)")):  # fmt: skip
+        if count:
+            lines.append(f"{count} of {_count(rounds, 'round')} {what}: the model before was kept")
+    if learned_nothing(summary):
+        lines.append("no round's training was taken: the model is still the one that the run began with")
+    if summary["method"] != "none" and summary["final"]["parameters"] == summary["dense"]["parameters"]:
+        steps = summary.get("pruning_steps")
+        how = "" if steps is None else f" in {_count(steps, 'step')}" if steps else ": there was no pruning step"
+        lines.append(f"pruning by {summary['method']} removed nothing{how}: this is the dense model")
+    return lines
+
+
+def learned_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether a run of some rounds kept the model that it began with in all of them."""
+    kept = summary.get("rounds_rolled_back", 0) + summary.get("rounds_below_quorum", 0)
+    return 0 < summary["rounds"] == kept
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -210,8 +278,9 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     ]
     rows[4:4] = _recall_rows(final)
     about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {summary['rounds']} rounds ({about}):", *_aligned(rows)]
-    lines += _wrapped(f"best round: {_about_best(summary['best'])}")
+    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
+    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
+    lines += _wrapped(f"best round: {_about_best(summary)}")
     if left_out := _left_out(summary):
         lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
     if summary.get("stopped"):
@@ -243,9 +312,18 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
         ("calibration error", _figure(found["expected_calibration_error"]), ""),
     ]
     skipped = f", {found['skipped']} unreadable" if found["skipped"] else ""
-    images = "all images" if found["split"] == "all" else "test images of its split"
-    lines = [found["model"], f"{found['data']}: {found['examples']} {images}{skipped}", *_aligned(rows)]
+    lines = [found["model"], f"{found['data']}: {found['examples']} {_images_of(found)}{skipped}"]
+    lines += [part for line in found.get("warnings", ()) for part in _wrapped(f"WARNING: {line}")]
+    lines += [part for note in found.get("notes", ())[:NOTES] for part in _wrapped(f"data: {note}")]
+    lines += _aligned(rows)
     return "\n".join([*lines, f"{found['parameters'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.1f} M MACs"])
+
+
+def _images_of(found: Mapping[str, Any]) -> str:
+    if found["split"] == "all":
+        return "all images"
+    same = {True: "the run's split", False: "another split than the run's", None: "a split by its settings"}
+    return f"test images of {same[found.get('split_as_in_run')]}"
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -254,8 +332,10 @@ def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     return [f"  {name:<{width}}  {value:>11}  {note}".rstrip() for name, value, note in rows]
 
 
-def _about_best(best: Mapping[str, Any]) -> str:
-    chosen = best["chosen_by"]
+def _about_best(summary: Mapping[str, Any]) -> str:
+    best, chosen = summary["best"], summary["best"]["chosen_by"]
+    if chosen is None and learned_nothing(summary):
+        return "none, as none was taken: best/ is the model that the run began with"
     if chosen is None:
         return "none could be judged, so best/ is the last"
     return (

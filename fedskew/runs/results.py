@@ -15,12 +15,11 @@ import yaml
 from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, RunFolder
 from fedskew.runs.history import read_history
-from fedskew.runs.predictions import PREDICTIONS, read_predictions
+from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, accuracy_of, read_predictions
 from fedskew.runs.progress import read_summary
 from fedskew.text import read_yaml
 
 RUN_NAME = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)")
-SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 
 class ResultsError(RuntimeError):
@@ -44,7 +43,7 @@ class RunResult:
         if not (self.path / PREDICTIONS).is_file():
             return None
         found = read_predictions(self.path)
-        accuracy = float((found.probabilities.argmax(1) == found.labels).mean())
+        accuracy = accuracy_of(found)
         if abs(accuracy - self.record["accuracy"]) > SAME_ACCURACY:
             raise ResultsError(
                 f"{self.path / PREDICTIONS} has an accuracy of {accuracy:.4f}, the run's last round one of "

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from fedskew.config import Config, ConfigError, load_config
+from fedskew.config.combinations import check_combination
 from fedskew.model.catalogue import dense_architecture
 from fedskew.pruning.units import check_bundles
 from fedskew.text import read_yaml
@@ -214,6 +215,7 @@ def _configured(cell: _Cell, threads: int) -> Config:
 
 def _check_model(config: Config) -> None:
     """Refuse now what would end the run at its start."""
+    check_combination(config)
     architecture = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.method == "none":
         return
