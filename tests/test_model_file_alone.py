@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def test_pictures_are_prepared_as_the_document_says(tmp_path, fit):
     mean, deviation = (0.1, 0.2, 0.3), (0.5, 0.6, 0.9)
     prepared = Preprocessing(32, 40, fit, mean, deviation)
     arch = architecture(image_size=32, stages=2, depth=1, classes=2, multimodal=False)
-    arch = type(arch)(**{**vars(arch), "classes": ("mel", "nv")})
+    arch = replace(arch, classes=("mel", "nv"))
     model = lively_model(arch)
     path = tmp_path / "m.safetensors"
     path.write_bytes(encode_model(arch, model.state_dict(), {"preprocessing": prepared.to_mapping()}))

@@ -127,7 +127,7 @@ def test_all_that_is_wrong_is_said_at_once_by_cell(study):
         "cell words: must hold keys": "found [1]",
         "cell bad/name: a cell's name": "folder's name",
         "cell seed: run.seed cannot be set": "comes from seeds",
-        "cell model: model.name 'swin_huge'": "is no Swin",
+        "cell model: model.name 'swin_huge'": "is no name of a Swin v1",
         "cell group: prune.mlp-group 7": "does not divide",
         "cell data: its data set /nowhere/ham": "does not exist",
     }

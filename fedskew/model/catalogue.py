@@ -101,4 +101,4 @@ def _unknown(name: str) -> str:
             f"swin_tiny_patch4_window7_224, or {small}, which suit a CPU"
         )
     titles = " or ".join(known.title for known in KNOWN.values())
-    return f"is no name of a {titles} that is supported{f'; did you mean {near[0]}?' if near else ''}"
+    return f"is no name of a {titles}{f'; did you mean {near[0]}?' if near else ''}"

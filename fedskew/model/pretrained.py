@@ -112,7 +112,7 @@ def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str
         raise ConfigError(
             f"model.pretrained: {name} does not fit {model.architecture.name}: "
             f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
-            f"expected timm's weights of a {family.title} of that size"
+            f"expected the weights of a timm {family.title} of that size"
         )
     model.encoder.load_state_dict(found, strict=True)
     return tuple(found)
