@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test test-deployment test-docker lint format clean bench results lock sbom audit
+.PHONY: install demo test test-deployment test-docker test-guide lint format clean bench results lock sbom audit
 
 install: $(VENV)/.installed
 
@@ -33,7 +33,11 @@ test-deployment: install
 
 # The compose files on a Docker engine that is running: see tests/containers/start-engine.sh.
 test-docker: install
-	$(BIN)/python -m pytest -m docker --durations=0
+	$(BIN)/python -m pytest -m docker --durations=0 --ignore tests/test_docker_guide.py
+
+# docs/deployment.md, typed on three empty Debians with systemd: a quarter of an hour, on the same engine.
+test-guide: install
+	$(BIN)/python -m pytest -m docker --durations=0 tests/test_docker_guide.py
 
 lint: install
 	$(BIN)/ruff check .
