@@ -242,8 +242,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if kind in (int, bool, str) and type(value) is kind:
         return value
     if kind is str and isinstance(value, bool):
-        raise ConfigError(f"{key} must be a str, found {value!r}: YAML reads no, off, yes and on as false and true; put "
-                          "them in quotes, as \"no\"")  # fmt: skip
+        raise ConfigError(f"{key} must be a str, found {value!r}: YAML reads no, off, yes and on as false and true; "
+                          "put them in quotes, as \"no\"")  # fmt: skip
     raise ConfigError(f"{key} must be a {'number' if kind is float else kind.__name__}, found {value!r}")
 
 
