@@ -183,3 +183,26 @@ def test_no_patient_is_ever_in_two_parts(tmp_path, seed):
     half = len(rows) // 2
     with pytest.raises(DataError, match="lesion P"):
         check_disjoint(samples, range(half), range(half - 1, len(rows)), unit="lesion")
+
+
+# Links
+
+
+def test_a_link_back_is_no_second_folder_and_a_linked_file_no_second_image(tmp_path):
+    files = {"t.csv": b"i,dx\na,mel\nb.jpg,nv\n", "images/a.jpg": jpeg(1), "images/b.jpg": jpeg(2)}
+    path = folder(tmp_path / "d", files)
+    (path / "images/loop").symlink_to(path / "images")
+    (path / "more").mkdir()
+    (path / "more/b.jpg").symlink_to(path / "images/b.jpg")
+    source = open_source(path, manifest=ManifestLayout("t.csv", "i", "dx"))
+    assert [sample.image for sample in source.samples] == ["images/a.jpg", "images/b.jpg"]
+    (path / "more/b.jpg").unlink()
+    (path / "more/b.jpg").write_bytes(jpeg(2))
+    with pytest.raises(DataError, match=r"may be images/b\.jpg or more/b\.jpg"):
+        open_source(path, manifest=ManifestLayout("t.csv", "i", "dx"))
+
+
+def test_folders_by_class_do_not_count_a_loop(tmp_path):
+    path = folder(tmp_path / "d", {"mel/a.jpg": jpeg(1), "nv/b.jpg": jpeg(2)})
+    (path / "nv/loop").symlink_to(path)
+    assert [sample.image_id for sample in open_source(path).samples] == ["mel/a.jpg", "nv/b.jpg"]

@@ -179,3 +179,53 @@ def test_the_doctor_takes_the_manifest_of_the_node_configuration(tmp_path):
     found = json.loads(CliRunner().invoke(app, words).stdout)["findings"]
     about = [line["message"] for line in found if line["subject"] == "data"]
     assert about[0].startswith(f"{path}: manifest for t.csv; 2 images")
+
+
+# What a draft says of what it cannot use
+
+
+def drafted(tmp_path, table, names, **files):
+    files = {"t.csv": table.encode()} | {name: jpeg(n) for n, name in enumerate(names)} | files
+    return draft_manifest(folder(tmp_path / "d", files))
+
+
+def test_bins_of_years_are_kept_apart(tmp_path):
+    table = "image,dx,born\n" + "".join(f"{n},nv,{1960 + n}\n" for n in range(39))
+    text = drafted(tmp_path, table, [f"{n}.jpg" for n in range(39)])
+    assert "#     born: {weight: 0.05, bins: [0, 1968, 1975, 1983, 1990]}" in text
+
+
+@pytest.mark.parametrize("column", ["Fall-ID", "Fallnummer", "case_no", "OP-Nr.", "Befund-Nummer"])
+def test_names_of_cases_are_no_metadata_but_unused(tmp_path, column):
+    table = f"image,dx,Typ,{column}\n" + "".join(f"{n},nv,{n % 2},F{n % 8}\n" for n in range(24))
+    text = drafted(tmp_path, table, [f"{n}.jpg" for n in range(24)])
+    assert f"# not used: {column.lower()}" in text.splitlines()
+    assert "#   typ: {column: typ}" in text
+
+
+@pytest.mark.parametrize("column", ["Standort", "Einrichtung", "clinic"])
+def test_columns_that_name_the_site(column):
+    assert columns_by_name(["image", column]) == {"site": column}
+
+
+def test_files_and_rows_without_each_other_are_listed(tmp_path):
+    table = "image,dx\n" + "".join(f"{n},nv\n" for n in range(9))
+    text = drafted(tmp_path, table, ["0.jpg", "1.jpg", "x/a.jpg", "x/b.png"])
+    assert "# 7 rows name no image file that is there: 2, 3, 4, 5, 6, …" in text.splitlines()
+    assert "# 2 image files are in no row: x/a.jpg, x/b.png" in text.splitlines()
+    assert "in no row" not in drafted(tmp_path / "all", table, [f"{n}.jpg" for n in range(9)])
+
+
+def test_a_spreadsheet_is_to_be_saved_as_csv_first(tmp_path):
+    path = folder(tmp_path / "my data", {"Befunde.xlsx": b"PK", "1.jpg": jpeg(1)})
+    words = r"Spreadsheets are not read: save Befunde\.xlsx as CSV\. .* `fedskew manifest '.*/my data'` drafts one"
+    with pytest.raises(DataError, match=words):
+        open_source(path)
+    with pytest.raises(DataError, match=r"spreadsheets are not read: save Befunde\.xlsx as CSV; put"):
+        draft_manifest(path)
+
+
+def test_the_commands_that_are_suggested_can_be_copied_with_their_blanks(tmp_path):
+    path = folder(tmp_path / "my data", {"t.csv": b"i,dx\na,mel\n", "a.jpg": jpeg(1)})
+    done = run(path, "--out", tmp_path / "my own.yaml")
+    assert f"--data-dir '{path}' --manifest '{tmp_path}/my own.yaml'" in done.output

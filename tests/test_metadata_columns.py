@@ -233,3 +233,21 @@ def test_a_split_is_the_same_with_and_without_own_columns(clinic, tmp_path):
     plain = split_server(open_data(config.data, 32), config.data)
     own = split_server(open_data(config.data, 32, vocabularies=vocabularies(config.model)), config.data)
     assert plain.test.tolist() == own.test.tolist()
+
+
+def test_values_without_quotes_that_yaml_takes_for_truths(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("model:\n  metadata:\n    smoker: {values: [no, yes]}\n")
+    with pytest.raises(ConfigError, match=r"found False: YAML reads no, off, yes and on .* in quotes, as \"no\""):
+        load_config(file=path)
+
+
+def test_values_that_read_as_bins_are_refused_and_a_bin_is_known_by_its_name(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text('model:\n  metadata:\n    n: {values: ["1", "2", "3+"]}\n')
+    with pytest.raises(ConfigError, match="read as bins of a number; rename the last one"):
+        load_config(file=path)
+    samples = [Sample(str(n), str(n), "nv", None, None, None, None, "", None, (("n", value),))
+               for n, value in enumerate(("1", "3+", "2", "5", "0", 3.0, "4+"))]  # fmt: skip
+    codes = encode_metadata(samples, {"n": ("unknown", "1", "2", "3+")})[:, 0]
+    assert codes.tolist() == [1, 3, 2, 3, 0, 3, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,5 +44,5 @@ def manifest(
             typer.echo(f"warning: {line}")
     except DataError as error:
         typer.echo(f"still to be settled: {error}")
-    elsewhere = f" --manifest {target}" if target != directory / MANIFEST_NAME else ""
-    typer.echo(f"when it is right: fedskew doctor site --data-dir {directory}{elsewhere}")
+    elsewhere = f" --manifest {shlex.quote(str(target))}" if target != directory / MANIFEST_NAME else ""
+    typer.echo(f"when it is right: fedskew doctor site --data-dir {shlex.quote(str(directory))}{elsewhere}")

@@ -242,6 +242,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return str(value)  # prune.mlp-group=8
     if kind in (int, bool, str) and type(value) is kind:
         return value
+    if kind is str and isinstance(value, bool):
+        raise ConfigError(f"{key} must be {TYPES[kind]}, found {value!r}: YAML reads no, off, yes and on as false and "
+                          "true; put them in quotes, as \"no\"")  # fmt: skip
     raise ConfigError(f"{key} must be {TYPES[kind]}, found {value!r}")
 
 

@@ -79,6 +79,10 @@ class Store(ABC):
             raise DataError(f"{name} in {self.path} has {len(content)} bytes, not the {entry.size} it is listed with")
         return content
 
+    def is_same(self, one: str, other: str) -> bool:
+        """Whether two names are those of one and the same file, by a link."""
+        return one == other
+
     def order(self, names: Iterable[str]) -> list[str]:
         """The names in the order in which they are read fastest."""
         return sorted(names)
@@ -131,7 +135,7 @@ class FolderStore(Store):
 
     def __init__(self, path: Path) -> None:
         try:
-            found = list(_listed(path, "", MAX_FOLDER_DEPTH))
+            found = list(_listed(path, "", MAX_FOLDER_DEPTH, frozenset()))
         except OSError as error:
             raise DataError(f"folder {path} cannot be read: {error}") from error
         super().__init__(path, {name: entry for name, entry in found if entry is not None})
@@ -146,6 +150,10 @@ class FolderStore(Store):
         except OSError:
             return None  # the caller reports every file that is not there
         return _stat_entry(status) if stat.S_ISREG(status.st_mode) else None
+
+    def is_same(self, one: str, other: str) -> bool:
+        """As in `Store`: links lead to the same place."""
+        return os.path.realpath(self.path / one) == os.path.realpath(self.path / other)
 
     def _content(self, name: str, entry: Entry) -> bytes:
         with open(self.path / name, "rb") as file:
@@ -250,6 +258,10 @@ class UnionStore(Store):
         """As in the store that holds the file."""
         return self._owning(name).entry(name)
 
+    def is_same(self, one: str, other: str) -> bool:
+        """As in the store that holds both."""
+        return self._owning(one) is self._owning(other) and self._owning(one).is_same(one, other)
+
     def order(self, names: Iterable[str]) -> list[str]:
         """Store after store."""
         wanted = set(names)
@@ -263,8 +275,18 @@ class UnionStore(Store):
         return self._owner.get(name, self._stores[0])  # the folder also knows files that it does not list
 
 
-def _listed(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Entry | None]]:
-    """Every visible file below a folder, down to a depth; what lies deeper as its folder, without an entry."""
+def _listed(
+    folder: Path, prefix: str, depth: int, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, Entry | None]]:
+    """Every visible file below a folder, down to a depth; what lies deeper as its folder, without an entry.
+
+    Args:
+        above: device and number of the folders that this one lies in: a link back to one of them is a loop.
+    """
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -272,7 +294,7 @@ def _listed(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Entry 
             if entry.is_file():
                 yield prefix + entry.name, _stat_entry(entry.stat())
             elif entry.is_dir() and depth > 1:
-                yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
+                yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1, above | {identity})
             elif entry.is_dir():
                 yield f"{prefix}{entry.name}/", None
 

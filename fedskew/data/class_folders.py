@@ -18,7 +18,8 @@ from fedskew.data.own_table import NO_LESIONS, Lookup, dropped_note
 from fedskew.data.samples import DataError, Sample, nearest_name
 
 LOOKED_FOR = "images in at least two folders named by class (mel/a.jpg, nv/b.jpg), or in one that a manifest labels"
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xls", ".xlsx", ".ods")
+SPREADSHEETS = (".xls", ".xlsx", ".ods")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", *SPREADSHEETS)
 # folders of pictures whose table is missing, not of classes
 _NO_CLASS = re.compile(r"images?\b|part[_-]?\d|mask|segmentation|ham10000|isic", re.IGNORECASE)
 _DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}|\d\d?[-_.]\d\d?[-_.](19|20)?\d\d")
@@ -29,6 +30,11 @@ _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "va
 def tables(store: Store) -> list[str]:
     """Files that look like tables: where there are any, folders are not taken for classes."""
     return [name for name in store.names() if name.lower().endswith(TABLE_SUFFIXES)]
+
+
+def is_spreadsheet(name: str) -> bool:
+    """Whether a file is a table of a program's own format, which nobody reads here."""
+    return name.lower().endswith(SPREADSHEETS)
 
 
 def find(store: Store, labels: ValueMap | None = None) -> tuple[list[Sample], list[str]] | None:

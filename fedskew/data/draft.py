@@ -14,8 +14,8 @@ import yaml
 
 from fedskew.data import class_folders, ham10000, isic
 from fedskew.data.archives import Store, open_store
-from fedskew.data.finder import ImageFinder, other_formats_note
-from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning
+from fedskew.data.finder import ImageFinder, is_image, other_formats_note
+from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning, names_cases
 from fedskew.data.samples import VOCABULARIES, DataError, as_number
 from fedskew.data.tables import Row, Table, header, read_table
 
@@ -24,6 +24,7 @@ _TRIED = 300  # rows by which the image column is found
 _MOST_VALUES = 60  # of a diagnosis or body site; of another column that is words
 _MOST_WORDS = 20
 _BINS = 5
+_SHOWN = 5  # files in a comment
 _UNDECIDED_LABEL = "What is still a comment needs a class of the run, or null to leave such images out"
 _UNDECIDED_VALUE = "What stays a comment counts as unknown; values are"
 _HEAD = """\
@@ -60,15 +61,41 @@ def _draft(path: Path, store: Store) -> str:
             raise DataError(f"{path} has the layout of {name}, which is read as it is: it needs no manifest")
     found = _best_table(store)
     if found is not None:
-        return _table_draft(found)
+        return _table_draft(found) + _unmatched(store, found)
     folders = class_folders.drafted(store)
     if not folders:
         raise DataError(
-            f"{path}: no table (CSV, TSV) was found whose column names image files there, and no folders by class; put "
-            "table and images into one folder, and save spreadsheets as CSV"
+            f"{path}: no table (CSV, TSV) was found whose column names image files there, and no folders by class; "
+            f"{_spreadsheets(store)}put table and images into one folder, and run this again"
         )
     text = _HEAD + "# No table: the images lie in folders by class, which this maps to the run's classes.\n"
     return text + _value_map("labels", folders, DIAGNOSES, _UNDECIDED_LABEL)
+
+
+def _spreadsheets(store: Store) -> str:
+    found = [name for name in store.names() if class_folders.is_spreadsheet(name)]
+    return f"spreadsheets are not read: save {', '.join(found[:_SHOWN])} as CSV; " if found else ""
+
+
+def _unmatched(store: Store, found: _Found) -> str:
+    """Rows that name no file and files that no row names, as comments."""
+    finder, folder = ImageFinder(store), found.table.name.rpartition("/")[0]
+    keys = {row.values[found.image]: _key(finder, row.values[found.image], folder) for row in found.table.rows}
+    absent = [value for value, key in keys.items() if not key]
+    alone = sorted({name for name in store.names() if is_image(name)} - set(keys.values()))
+    return _comment(absent, "rows name no image file that is there") + _comment(alone, "image files are in no row")
+
+
+def _comment(names: Sequence[str], text: str) -> str:
+    listed = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return f"# {len(names)} {text}: {listed}\n" if names else ""
+
+
+def _key(finder: ImageFinder, value: str, folder: str) -> str:
+    try:
+        return finder.find(value, folder) if value else ""
+    except DataError:
+        return value  # several files of that name: reading the table tells
 
 
 def _best_table(store: Store) -> _Found | None:
@@ -88,17 +115,10 @@ def _best_table(store: Store) -> _Found | None:
 
 def _image_column(finder: ImageFinder, table: Table) -> _Found | None:
     folder = table.name.rpartition("/")[0]
-    counts = {column: sum(_is_found(finder, row.values[column], folder) for row in table.rows[:_TRIED])
+    counts = {column: sum(bool(_key(finder, row.values[column], folder)) for row in table.rows[:_TRIED])
               for column in table.columns}  # fmt: skip
     column = max(counts, key=lambda column: counts[column], default="")
     return _Found(table, column, counts[column]) if column and counts[column] else None
-
-
-def _is_found(finder: ImageFinder, value: str, folder: str) -> bool:
-    try:
-        return bool(value) and bool(finder.find(value, folder))
-    except DataError:
-        return True  # two files of that name: it is the image column all the same
 
 
 def _table_draft(found: _Found) -> str:
@@ -156,6 +176,9 @@ def _further(table: Table, columns: Sequence[str]) -> str:
     """Columns that a run could use as metadata, as comments: its configuration has to name them too."""
     manifest, config, unused = [], [], []
     for column in columns:
+        if names_cases(column):
+            unused.append(column)
+            continue
         counts = _counts(table.rows, column)
         numbers = [number for value in counts.elements() if (number := as_number(value)) is not None]
         name = identifier(column)
@@ -202,8 +225,11 @@ def _filled(table: Table, column: str) -> str:
 
 
 def _bins(numbers: Sequence[float]) -> str:
-    """Lower ends that hold about equally many values, rounded to two digits, the first at or below the smallest."""
-    ends = [float(f"{end:.2g}") for end in np.quantile(numbers, np.arange(_BINS) / _BINS)]
+    """Lower ends that hold about equally many values, the first at or below the smallest; rounded to two digits, or
+    to as many as it takes to keep them apart (years of birth)."""
+    exact = np.quantile(numbers, np.arange(_BINS) / _BINS)  # [_BINS]
+    rounded = ([float(f"{end:.{digits}g}") for end in exact] for digits in range(2, 17))
+    ends = next((r for r in rounded if len(set(r)) == len(set(exact))), exact.tolist())
     ends[0] = min(0.0, np.floor(min(numbers)))
     return json.dumps([int(end) if float(end).is_integer() else end for end in sorted(set(map(float, ends)))])
 

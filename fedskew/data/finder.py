@@ -81,9 +81,10 @@ class ImageFinder:
         found = self._by_name.get(folded(text), []) or self._by_stem.get(folded(text), [])
         exact = [name for name in found if text in (_base(name), _stem(name))]
         candidates = exact or found
-        if len(candidates) > 1:
+        other = next((name for name in candidates[1:] if not self._store.is_same(candidates[0], name)), "")
+        if other:
             raise DataError(
-                f"image {text!r} may be {candidates[0]} or {candidates[1]}; write the folder into the table, or remove "
+                f"image {text!r} may be {candidates[0]} or {other}; write the folder into the table, or remove "
                 "the one that is not meant"
             )
         return candidates[0] if candidates else ""

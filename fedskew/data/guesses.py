@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from fedskew.data.finder import folded
 
+_PLACES_DE = ("standort", "einrichtung", "zentrum", "praxis")
 # manifest key → words that a column's name may hold, the likeliest first
 COLUMNS: dict[str, tuple[str, ...]] = {
     "label": ("dx", "diagnosis", "diagnose", "label", "class", "klasse", "histology", "histologie", "befund", "target"),
@@ -16,7 +17,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "age": ("age", "alter", "lebensalter"),
     "sex": ("sex", "gender", "geschlecht"),
     "localization": ("localization", "localisation", "location", "lokalisation", "körperstelle", "anatom", "region"),
-    "site": ("site", "institution", "hospital", "clinic", "klinik", "centre", "center", "dataset", "station"),
+    "site": (
+        "site",
+        "institution",
+        "hospital",
+        "clinic",
+        "klinik",
+        "centre",
+        "center",
+        "dataset",
+        "station",
+        *_PLACES_DE,
+    ),
 }
 SEXES = {"female": ("f", "w", "female", "weiblich", "frau", "woman"), "male": ("m", "male", "männlich", "mann", "man")}
 PLACES = {
@@ -42,6 +54,16 @@ DIAGNOSES = {  # HAM10000's classes
     "nv": ("naevus", "nävus", "nevus", "naevi", "melanocytic nevus", "nv"),
     "vasc": ("angiom", "hämangiom", "haemangiom", "hemangioma", "vascular lesion", "vasc"),
 }
+
+
+# a column's word for what names a case and so tells a model nothing; also at the end of a word, as in Fallnummer
+_IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "nr", "no", "key", "barcode", "accession")
+_NUMBERS = ("nummer", "number", "schlüssel", "identifier")
+
+
+def names_cases(column: str) -> bool:
+    """Whether a column's name says that it holds names or numbers of cases."""
+    return any(word in _IDENTIFIERS or word.endswith(_NUMBERS) for word in words(column))
 
 
 def words(name: str) -> list[str]:

@@ -197,6 +197,8 @@ class _Encoder:
         if value is None:
             return 0
         if self._lower_ends is not None:
+            if (named := self._index.get(str(value).lower(), 0)) > 0:
+                return named  # a bin by its name, as 3+
             number = as_number(value)
             return 0 if number is None else bisect.bisect_right(self._lower_ends, number)
         return self._index.get((value if isinstance(value, str) else f"{value:g}").lower(), 0)

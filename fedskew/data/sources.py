@@ -7,6 +7,7 @@ source.samples[0], source.read(source.samples[0].image)
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -202,8 +203,11 @@ def _nothing_found(path: Path, store: Store) -> str:
     tables = class_folders.tables(store)
     remedy = "Give the path of the data set itself, or write a manifest.yaml"
     if tables:
-        remedy = (f"A manifest.yaml must say what the columns of {_some(tables)} mean: "
-                  f"`fedskew manifest {path}` drafts one")  # fmt: skip
+        unread = [name for name in tables if class_folders.is_spreadsheet(name)]
+        first = f"Spreadsheets are not read: save {_some(unread)} as CSV. " if unread else ""
+        readable = [name for name in tables if name not in unread] or ["the CSV"]
+        remedy = (f"{first}A manifest.yaml must say what the columns of {_some(readable)} mean: "
+                  f"`fedskew manifest {shlex.quote(str(path))}` drafts one")  # fmt: skip
     return (f"{path} is no data set that is known. Looked for {manifests.LOOKED_FOR}; {ham10000.LOOKED_FOR}; "
             f"{isic.LOOKED_FOR}; {class_folders.LOOKED_FOR}; also one level deeper and in archives. "
             f"Found {_some(store.names())}. {' '.join(f'{note}. ' for note in other_formats_note(store.names()))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def check_policy(
         return [fail("policy", str(error), "correct it; until then the site refuses every task")]
     found = [ok("policy", f"{path}: {'; '.join(summary(policy))}")]
     if stat.S_IMODE(path.stat().st_mode) & 0o022:
-        found.append(fail("policy", f"{path} can be changed by other accounts", f"chmod go-w {path}"))
+        found.append(fail("policy", f"{path} can be changed by other accounts", f"chmod go-w {shlex.quote(str(path))}"))
     if policy.allowed_runs is None and policy.app_hashes is None:
         remedy = "list allowed-runs, or pin the app: app-hashes (`fedskew bundle-hash` prints its hash)"
         found.append(warn("policy", "any app and any run of the coordinator is answered", remedy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import ssl
 import stat
 from collections.abc import Sequence
@@ -184,7 +185,13 @@ def private_mode(path: Path, subject: str) -> list[Finding]:
     """A finding if others than the owner may read a private file."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        return [fail(subject, f"{path} may be read by other accounts (mode {mode:04o})", f"chmod 600 {path}")]
+        return [
+            fail(
+                subject,
+                f"{path} may be read by other accounts (mode {mode:04o})",
+                f"chmod 600 {shlex.quote(str(path))}",
+            )
+        ]
     return []
 
 
