@@ -164,7 +164,7 @@ def test_an_installation_without_a_checkout_says_what_it_can_do(tmp_path):
     works = fedskew("options", "guard", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert works.stdout.startswith("data.held-back"), works.stderr
     planned = fedskew("simulate", "--preset", "dmo", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert "demo, ham10000" in planned.stderr, "its presets are there"
+    assert "demo, demo-vit, ham10000" in planned.stderr, "its presets are there"
 
 
 VALUES = {"preset": "demo", "set": "", "config": "", "data-dir": "", "output-dir": "/out"}
