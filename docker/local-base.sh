@@ -1,8 +1,8 @@
 #!/bin/bash
 # Make a base image without a registry of images: a Debian tree with Python, imported under a name for BASE_IMAGE.
 #   sudo docker/local-base.sh fedskew/python:3.11-bookworm
-# Needs debootstrap, a Debian mirror (MIRROR) and a running Docker engine. PACKAGES: other packages than Python's. Certificate authorities that this machine has
-# been given in /usr/local/share/ca-certificates (of a company's proxy, say) are trusted in the image as well.
+# Needs debootstrap, a Debian mirror (MIRROR) and a running Docker engine. PACKAGES: other packages than Python's.
+# Certificate authorities that this machine has been given in /usr/local/share/ca-certificates (of a company's proxy, say) are trusted in the image as well.
 set -euo pipefail
 name=${1:?usage: local-base.sh NAME:TAG}
 mirror=${MIRROR:-http://deb.debian.org/debian}
