@@ -209,7 +209,7 @@ def test_there_are_forty_of_them():
 # Mistakes of the machine, and what ends a run on its way to the first checkpoint.
 
 
-def simulated(*words: str) -> str:
+def simulated(*words: str, code: int = 2) -> str:
     return told(*words_of(" ".join(["simulate", *words])), code=code)
 
 
