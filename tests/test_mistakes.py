@@ -70,7 +70,7 @@ def contents(*roots: Path) -> dict[str, bytes | None]:
 
 
 def told(*words: str, code: int = 2) -> str:
-    """What is said, in one line; the exit code is that of a mistake, and there is no traceback."""
+    """What is said, in one line; the exit code is by default that of a mistake, and there is no traceback."""
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
     assert result.exit_code == code, f"{result.exit_code}: {result.output} {result.exception!r}"
     assert isinstance(result.exception, SystemExit), result.exception
@@ -284,7 +284,7 @@ def test_a_run_that_ends_after_its_first_checkpoint_keeps_it(here, monkeypatch):
         return real(self, *args, **known)
 
     monkeypatch.setattr(ServerModel, "evaluate", fail)
-    assert "enough" in simulated("--set run.name=kept", code=1)
+    assert "enough" in simulated("--set run.name=kept", code=1), "it had begun: a failed run, no mistake"
     lines = (here / "runs" / "kept" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0]
     monkeypatch.undo()
