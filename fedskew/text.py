@@ -27,7 +27,7 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML takes the last of two equal keys without a word; the first would be lost, and nobody would know."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
@@ -43,14 +43,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return node
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, loader: type[UniqueKeys] = UniqueKeys) -> Any:
     """`yaml.safe_load`, but a key may be there only once; with one error for everything that is wrong.
 
     Raises:
         yaml.YAMLError: it is no YAML, holds a key twice, or is nested so deeply that it cannot be read.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested hundreds of levels deep, which no file needs") from None
     except ValueError as error:  # of PyYAML itself, as for the date 2026-13-45

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import IMAGES
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
@@ -97,7 +98,7 @@ def test_the_notes_on_the_data_are_told_to_people_too(finished_run, generated, t
     broken.write_bytes(b"\xff\xd8 not an image")
     text = told(evaluate_run(finished_run.path, folder, everything=True))
     assert "data: sex 'mael' is not in the vocabulary" in text
-    assert f"data: skipped {broken.stem}" in text
+    assert f"data: 1 of {IMAGES} images cannot be read and are skipped; {broken.stem}" in text
     assert ", 1 unreadable" in text
 
 

@@ -25,7 +25,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import FAB_MAX_SIZE
 
 from fedskew.ops.bundle import BundleError
-from fedskew.text import printable, read_yaml
+from fedskew.text import UniqueKeys, printable, read_yaml
 
 MAX_BYTES, MAX_FILES = 64_000_000, 5000  # of all files of a bundle together, as they would lie on a disk
 PROJECT, CONTENT = "pyproject.toml", ".info/CONTENT"
@@ -66,7 +66,7 @@ class Review:
         return self.approved == self.offered
 
 
-class _WithoutAliases(yaml.SafeLoader):
+class _WithoutAliases(UniqueKeys):
     """YAML that is as large as its text: aliases of aliases stand for more than any memory holds, or for no end."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
