@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test test-deployment test-docker test-guide lint format clean bench results lock sbom audit
+.PHONY: install demo test test-deployment test-soak test-docker test-guide lint format clean bench results lock sbom audit
 
 install: $(VENV)/.installed
 
@@ -29,7 +29,11 @@ test: install
 # Real SuperLink and SuperNodes, minutes. As root, with nginx (and its stream module), iproute2 and nftables, every site is
 # a host of its own.
 test-deployment: install
-	$(BIN)/python -m pytest -m deployment -n 2 --dist worksteal --durations=0
+	$(BIN)/python -m pytest -m deployment -n 2 --dist worksteal --durations=0 --ignore tests/test_deployment_soak.py
+
+# Eight sites, twenty rounds and every fault at once: a quarter of an hour and more.
+test-soak: install
+	$(BIN)/python -m pytest -m deployment --durations=0 tests/test_deployment_soak.py
 
 # The compose files on a Docker engine that is running: see tests/containers/start-engine.sh.
 test-docker: install
