@@ -1,5 +1,5 @@
 """Flower ClientApp: a hospital's side. The work is in `fedskew.federation.client`."""
 
-from fedskew.federation.simulation import make_client_app
+from fedskew.apps import make_client_app
 
 app = make_client_app()

@@ -3,8 +3,8 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedskew.apps import run_on
 from fedskew.console import in_flower
-from fedskew.federation.settings import run_on
 
 app = ServerApp()
 

@@ -60,7 +60,7 @@ def prepared(app: Any, model: str, state: Path) -> tuple[Any, list[str]]:
     from safetensors.torch import load_file, save_file
 
     from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-    from fedskew.federation.local_grid import LocalGrid
+    from fedskew.federation.grids import LocalGrid
     from fedskew.federation.messages import Task, pack_task
     from fedskew.federation.weights import to_record
     from fedskew.model.catalogue import dense_architecture

@@ -17,11 +17,11 @@ from timing import finish, interleaved, median_ratio
 
 from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
 from fedskew.data.batches import Batch, ImageBatches
-from fedskew.data.prepare import batches, open_data
 from fedskew.federation.client import augmentation
+from fedskew.learning.datasets import batches, open_data
+from fedskew.learning.train import train
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
-from fedskew.training import train
 
 TARGET = 0.9
 CASES = (("swin_mini_patch4_window4_64", 32, 320), ("swin_small64_patch4_window4_64", 32, 128),

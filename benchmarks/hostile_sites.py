@@ -21,18 +21,17 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from timing import RESULTS
 
+from fedskew.apps import make_client_app
 from fedskew.config import Config, ConfigError
-from fedskew.data.prepare import open_data, split_hash, split_server
 from fedskew.federation.checks import MAX_EXAMPLES
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.folding import check_effect
+from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.messages import ARRAYS, CONFIG, EXAMPLES, METRICS, REPORT
-from fedskew.federation.robust import check_effect
 from fedskew.federation.seal import NONCE
-from fedskew.federation.server_model import ServerModel
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import arrays_sha256, to_record, to_state
+from fedskew.learning.datasets import open_data, split_hash, split_server
+from fedskew.learning.open_data import ServerModel
 from fedskew.model.catalogue import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import RunFolder

@@ -19,19 +19,18 @@ from flwr.app import ConfigRecord
 from timing import finish, interleaved, median_ratio
 from torch import Tensor
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-from fedskew.data.prepare import DataSet, batches, open_data, partitions, split_server, train_validation
 from fedskew.data.splits import Split
 from fedskew.federation.client import augmentation
-from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.server_model import ServerModel
-from fedskew.federation.simulation import make_client_app
+from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.strategy import SkewPruning
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record
+from fedskew.learning.datasets import DataSet, batches, open_data, partitions, split_server, train_validation
+from fedskew.learning.open_data import ServerModel
+from fedskew.learning.train import learning_rate, parameter_groups
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import build
-from fedskew.training import learning_rate, parameter_groups
 
 TARGET = 1.2
 NODES = 4

@@ -22,11 +22,10 @@ from flwr.serverapp.strategy import FedAvg
 from timing import finish
 
 from fedskew.config.schema import Config, ModelConfig, PruneConfig
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.messages import ARRAYS, CONFIG, EXAMPLES, METRICS
 from fedskew.federation.seal import seal
 from fedskew.federation.strategy import SkewPruning
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build

@@ -22,8 +22,8 @@ import torch
 from timing import finish
 
 from fedskew.config import Config, load_config
-from fedskew.data.prepare import batches, open_data, split_server
-from fedskew.federation.server_model import ServerModel
+from fedskew.learning.datasets import batches, open_data, split_server
+from fedskew.learning.open_data import ServerModel
 from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey

@@ -16,11 +16,11 @@ import torch
 from timing import finish, interleaved, median_ratio
 
 from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
-from fedskew.data.prepare import open_data
 from fedskew.federation.client import count_classes, training_batches
+from fedskew.learning.datasets import open_data
+from fedskew.learning.train import autocast, train
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
-from fedskew.training import autocast, train
 
 TARGET = 0.95
 CASES = (("swin_small64_patch4_window4_64", 32, 256), ("swin_small64_patch4_window4_64", 64, 256),

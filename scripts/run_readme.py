@@ -50,7 +50,7 @@ flwr() {{
 GENERATE = f"""
 python - <<'END'
 from pathlib import Path
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 generate(Path({DATA!r}), images={IMAGES}, seed=0)
 END
 """

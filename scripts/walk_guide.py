@@ -44,7 +44,7 @@ except OSError: print("closed")
 """
 FLEET_LOG = "/var/log/nginx/fleet.jsonl"
 GENERATE = (
-    "import pathlib, sys; from fedskew.data.synthetic import generate; "
+    "import pathlib, sys; from fedskew.demo.generator import generate; "
     "generate(pathlib.Path(sys.argv[1]), images=int(sys.argv[2]), seed=int(sys.argv[3]), size=(64, 48))"
 )
 

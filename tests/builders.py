@@ -6,6 +6,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import nn
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import (
     Config,
     DataConfig,
@@ -15,9 +16,8 @@ from fedskew.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.simulation import make_client_app
 from fedskew.model.architecture import Architecture, everything
 from fedskew.model.families.swin import SwinSpec, SwinStage
 from fedskew.model.families.vit import ViTSpec

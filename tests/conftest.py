@@ -12,9 +12,9 @@ import torch
 from builders import IMAGES, architecture, inputs, lively_model, run_here, tiny_config
 from hypothesis import HealthCheck, settings
 
-from fedskew.data.prepare import open_data
-from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.simulation import make_client_app
+from fedskew.apps import make_client_app
+from fedskew.federation.grids import LocalGrid
+from fedskew.learning.datasets import open_data
 
 settings.register_profile(
     "fedskew", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True

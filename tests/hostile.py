@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord
 
+from fedskew.apps import make_client_app
 from fedskew.federation.checks import MAX_EXAMPLES
-from fedskew.federation.simulation import make_client_app
 
 app = make_client_app()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fedskew.federation.simulation import simulate
+from fedskew.apps import simulate
 
 NODES = 3
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedskew.data.prepare import open_data
-from fedskew.data.synthetic import generate
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.apps import make_client_app
+from fedskew.demo.generator import generate
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import Task, pack_task
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import layout, to_record, vector_layout
+from fedskew.learning.datasets import open_data
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
 

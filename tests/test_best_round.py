@@ -8,12 +8,12 @@ import pytest
 from builders import run_here, tiny_config
 from flwr.app import MessageType, MetricRecord
 
+from fedskew.apps import make_client_app
 from fedskew.config import ConfigError
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.server_model import ServerModel
-from fedskew.federation.simulation import make_client_app
-from fedskew.runs.modelfile import read_model
+from fedskew.learning.open_data import ServerModel
+from fedskew.model.modelfile import read_model
 from fedskew.runs.predictions import read_predictions
 from fedskew.runs.report import round_heading, round_line
 from fedskew.runs.resume import open_checkpoint, resume_config

@@ -11,10 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedskew.config.schema import ConfigError, FederationConfig
-from fedskew.federation.bounds import limited_counts, limited_weights, reference_norms, too_large
+from fedskew.federation.aggregate import limited_counts, limited_weights, reference_norms, too_large
 from fedskew.federation.checks import MAX_EXAMPLES, Update
-from fedskew.federation.folding import SpooledFolding, make_folding
-from fedskew.federation.robust import check_effect, least_updates, robust_aggregate, without_effect
+from fedskew.federation.folding import (
+    SpooledFolding,
+    check_effect,
+    least_updates,
+    make_folding,
+    robust_aggregate,
+    without_effect,
+)
 
 HUGE = 1e30
 

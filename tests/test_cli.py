@@ -15,16 +15,16 @@ from builders import MICRO
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
+from fedskew.apps import config_from_run
 from fedskew.cli.errors import clear_errors
 from fedskew.cli.flower import RunRequest, flower_command, flower_home, register_connection
 from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.data.samples import DataError
 from fedskew.errors import ExitCode
-from fedskew.federation.settings import config_from_run
+from fedskew.learning.train import TrainingError
 from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.predictions import read_predictions
-from fedskew.training import TrainingError
 
 SETTINGS = [f"model.name={MICRO}", "data.generated-images=160", "data.open=0.2", "federation.rounds=1", "run.threads=1"]
 

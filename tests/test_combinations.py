@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from fedskew.cli.main import app
 from fedskew.config import ConfigError, load_config
-from fedskew.config.combinations import check_combination, idle_settings
 from fedskew.config.load import preset_names
 from fedskew.runs.report import learned_nothing, summary_text, warnings_of
-from fedskew.runs.study import StudyError, read_study
+from fedskew.runs.start_checks import check_combination, idle_settings
+from fedskew.sweeps.study import StudyError, read_study
 
 
 @pytest.mark.parametrize("method", ["l1-norm", "random"])

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.metrics import Predictions
-from fedskew.runs.committed import export_records, replace_paths, rounded, shortened
-from fedskew.runs.results import ResultsError, read_cells
-from fedskew.runs.table import cell_table
-from fedskew.runs.table_text import as_csv
+from fedskew.sweeps.committed import export_records, replace_paths, rounded, shortened
+from fedskew.sweeps.results import ResultsError, read_cells
+from fedskew.sweeps.table import cell_table
+from fedskew.sweeps.table_text import as_csv
 
 SETTINGS = {
     "data": {"dir": "/data/of me/HAM", "cache-dir": "/data", "source": "folder"},

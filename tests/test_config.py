@@ -10,10 +10,10 @@ from builders import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedskew.apps import config_from_run
 from fedskew.config import Config, ConfigError, load_config, to_yaml
 from fedskew.config.load import from_mapping, preset_names, to_mapping
 from fedskew.config.schema import DataConfig, MetadataColumn, ModelConfig, PruneConfig, TrainConfig
-from fedskew.federation.settings import config_from_run
 
 SECTIONS = [(field.name, field.default_factory) for field in dataclasses.fields(Config) if field.name != "preset"]
 

@@ -19,7 +19,7 @@ from fedskew.data import cache, decode
 from fedskew.data.cache import build_cache
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 
 
 @pytest.fixture(scope="module")

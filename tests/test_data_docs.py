@@ -13,10 +13,10 @@ from fedskew.config import load_config
 from fedskew.config.schema import DataConfig
 from fedskew.data.duplicates import duplicate_lines
 from fedskew.data.manifest import ManifestLayout, MetadataSource
-from fedskew.data.prepare import open_data
 from fedskew.data.samples import VOCABULARIES, DataError, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.tables import MISSING
+from fedskew.learning.datasets import open_data
 from fedskew.model.catalogue import vocabularies
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text(encoding="utf-8")

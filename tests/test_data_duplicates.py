@@ -10,8 +10,8 @@ from PIL import Image
 
 from fedskew.data.duplicates import duplicate_groups, duplicate_lines
 from fedskew.data.notes import empty_classes
-from fedskew.data.prepare import node_data, open_data
 from fedskew.data.samples import Sample
+from fedskew.learning.datasets import node_data, open_data
 
 
 def sample(name, label="nv", lesion=None, patient=None):

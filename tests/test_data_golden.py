@@ -13,7 +13,7 @@ from fedskew.data.samples import HAM10000_CLASSES, encode_labels, encode_metadat
 from fedskew.data.sources import open_source
 from fedskew.data.splits import partition, split_manifest, split_samples
 from fedskew.model.catalogue import dense_architecture
-from fedskew.runs.modelfile import encode_model
+from fedskew.model.modelfile import encode_model
 
 
 def digest(content):

@@ -10,9 +10,9 @@ from fedskew.config.schema import DataConfig
 from fedskew.data.decode import UnreadableImage, decode
 from fedskew.data.draft import draft_manifest
 from fedskew.data.manifest import ManifestLayout
-from fedskew.data.prepare import open_data
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
+from fedskew.learning.datasets import open_data
 from fedskew.ops.check_data import Expected, check_data
 from fedskew.ops.findings import FAIL, WARN
 

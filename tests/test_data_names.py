@@ -9,8 +9,8 @@ from fedskew.config.schema import DataConfig
 from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.manifest import ManifestLayout
 from fedskew.data.names import name_key, other_spellings
-from fedskew.data.prepare import describe_split, node_data, open_data, split_server
 from fedskew.data.sources import open_source
+from fedskew.learning.datasets import describe_split, node_data, open_data, split_server
 from fedskew.ops.check_data import Expected, check_data
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedskew.data.samples import HAM10000_CLASSES, DataError, encode_labels, unknown_values
 from fedskew.data.sources import open_source
-from fedskew.data.synthetic import COLUMNS, MASKS, generate
+from fedskew.demo.generator import COLUMNS, MASKS, generate
 
 IMAGES = 260
 

@@ -16,7 +16,7 @@ from containers.engine import Project, docker
 from containers.relay import relay
 from deployment.processes import free_port, wait_until
 
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 from fedskew.ops.credentials import make_credentials
 
 COORDINATOR, SITES, USER = "fl.example.org", ("site-a", "site-b"), 10001

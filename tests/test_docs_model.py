@@ -11,7 +11,7 @@ import torch
 from typer.main import get_command
 
 from fedskew.cli.main import app
-from fedskew.runs.modelfile import load_model
+from fedskew.model.modelfile import load_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "runs.md"
 

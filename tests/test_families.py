@@ -15,7 +15,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedskew.config.schema import ConfigError, ModelConfig
-from fedskew.federation.start_checks import check_settings
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.optimiser import parameter_groups
 from fedskew.model import cost
@@ -25,10 +24,11 @@ from fedskew.model.families import SPECS
 from fedskew.model.families.known import KNOWN
 from fedskew.model.fusion import build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.model.modelfile import load_model
 from fedskew.model.pretrained import load_pretrained
 from fedskew.pruning.observe import observe
 from fedskew.pruning.units import bundles
-from fedskew.runs.modelfile import load_model
+from fedskew.runs.start_checks import check_settings
 
 FAMILIES = pytest.mark.parametrize("family", [architecture, vit], ids=["swin", "vit"])
 

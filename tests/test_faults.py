@@ -13,11 +13,11 @@ import pytest
 from builders import tiny_config
 from flwr.app import Array, ArrayRecord, MetricRecord
 
-from fedskew.data import prepare
-from fedskew.data.synthetic import generate
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.apps import make_client_app
+from fedskew.demo.generator import generate
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.simulation import make_client_app
+from fedskew.learning import datasets as prepare
 from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.resume import new_folder, open_checkpoint
 

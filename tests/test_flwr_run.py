@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fedskew.apps import simulate
 from fedskew.cli.superlink import is_healthy
-from fedskew.federation.simulation import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (

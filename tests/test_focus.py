@@ -13,15 +13,15 @@ from timm.models.swin_transformer import window_partition
 
 import fedskew.pruning.score as score_module
 from fedskew.data.masks import read_masks
-from fedskew.data.prepare import open_data
 from fedskew.data.samples import DataError
+from fedskew.learning.datasets import open_data
 from fedskew.model.groups import ATTENTION, MLP, WINDOWS, Probe, SublayerKey
 from fedskew.pruning.criteria import skewness
-from fedskew.pruning.focus import UnitFocus, control_masks, focus_of, measure_focus
-from fedskew.pruning.focus_summary import focus_summary, stratified_probability
 from fedskew.pruning.norms import to_picture
 from fedskew.pruning.observe import observe
 from fedskew.pruning.units import bundles
+from fedskew.tools.lesion_attention import UnitFocus, control_masks, focus_of, measure_focus
+from fedskew.tools.lesion_summary import focus_summary, stratified_probability
 
 
 @pytest.mark.parametrize("shift", [0, 2])

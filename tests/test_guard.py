@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
-from fedskew.pruning.guard import TRIES, guard
+from fedskew.pruning.rollback import TRIES, guard
 from fedskew.pruning.step import prune_step
 
 FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)

@@ -12,9 +12,9 @@ from builders import run_here, tiny_config
 
 from fedskew.config.schema import ConfigError
 from fedskew.federation.acceptance import largest, objection, sent, taken
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.server_model import ServerModel
+from fedskew.learning.open_data import ServerModel
 from fedskew.model.finite import not_finite
 from fedskew.runs.checkpoint import read_checkpoint
 from fedskew.runs.folder import RunFolder, RunFolderError

@@ -3,7 +3,16 @@
 import pytest
 from builders import tiny_config
 
-from fedskew.runs.judging import HELD_BACK, VALIDATION, best_record, evaluated, improves, in_words, is_evaluated, judge
+from fedskew.learning.judging import (
+    HELD_BACK,
+    VALIDATION,
+    best_record,
+    evaluated,
+    improves,
+    in_words,
+    is_evaluated,
+    judge,
+)
 
 
 def judged(*rounds):

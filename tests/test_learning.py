@@ -19,8 +19,8 @@ from fedskew.data.samples import DataError
 from fedskew.learning.imbalance import class_counts, class_weights, drawing_weights, logit_offsets
 from fedskew.learning.mixing import Mixing
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, Proximal, learning_rate, no_moments
+from fedskew.learning.train import make_objective, train
 from fedskew.model.fusion import build
-from fedskew.training import make_objective, train
 
 ARCH = architecture(image_size=32, stages=2)
 COUNTS = np.array([10, 1, 4, 0, 5])

@@ -12,14 +12,14 @@ from PIL import Image
 from fedskew.config import ConfigError, load_config, to_yaml
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import MetadataColumn, ModelConfig
-from fedskew.data.prepare import batches, node_data, open_data, split_server
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, bin_vocabulary, encode_metadata, lower_ends
+from fedskew.learning.datasets import batches, node_data, open_data, split_server
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.catalogue import dense_architecture, vocabularies
 from fedskew.model.codec import architecture_from_json
 from fedskew.model.fusion import build
-from fedskew.runs.evaluation import evaluate_run
-from fedskew.runs.modelfile import read_model
+from fedskew.model.modelfile import read_model
+from fedskew.tools.evaluate import evaluate_run
 
 OWN = (
     MetadataColumn("skin", 0.1, values=("I", "II", "III")),

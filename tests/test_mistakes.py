@@ -14,14 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from fedskew import files as atomic
+from fedskew.apps import make_client_app, run_on
 from fedskew.cli.main import app
-from fedskew.federation import server_model
-from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.server_model import ServerModel
-from fedskew.federation.settings import run_on
-from fedskew.federation.simulation import make_client_app
-from fedskew.runs import atomic
-from fedskew.training import TrainingError
+from fedskew.federation.grids import LocalGrid
+from fedskew.learning import open_data as server_model
+from fedskew.learning.open_data import ServerModel
+from fedskew.learning.train import TrainingError
 
 TINY = [f"model.name={MICRO}", "data.generated-images=160", "data.open=0.2", "federation.rounds=1", "run.threads=1"]
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"

@@ -21,12 +21,10 @@ from test_data_sources import folder, jpeg
 
 import fedskew
 from fedskew.data.batches import IMAGENET_MEAN, IMAGENET_STD
-from fedskew.data.prepare import open_data, split_hash, split_server
 from fedskew.data.preprocessing import Preprocessing, preprocessing_from, training_preprocessing
 from fedskew.data.samples import DataError
-from fedskew.runs import lineage
-from fedskew.runs.evaluation import evaluate_run
-from fedskew.runs.modelfile import (
+from fedskew.learning.datasets import open_data, split_hash, split_server
+from fedskew.model.modelfile import (
     ABOUT,
     ARCHITECTURE,
     ModelFileError,
@@ -36,7 +34,9 @@ from fedskew.runs.modelfile import (
     read_model,
     read_preprocessing,
 )
+from fedskew.runs import lineage
 from fedskew.runs.predictions import read_predictions
+from fedskew.tools.evaluate import evaluate_run
 
 ARCH = architecture(image_size=32, stages=2, depth=1, classes=2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ WRITE = """
 import hashlib, sys
 sys.path.insert(0, "tests")
 from builders import architecture, lively_model
-from fedskew.runs.modelfile import encode_model
+from fedskew.model.modelfile import encode_model
 arch = architecture(image_size=32, stages=2, depth=1, classes=2)
 about = {"b": 1, "a": {"z": "ü", "y": 2}}
 print(hashlib.sha256(encode_model(arch, lively_model(arch).state_dict(), about)).hexdigest())

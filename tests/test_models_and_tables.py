@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 
 from fedskew.config import to_yaml
 from fedskew.metrics import Predictions
-from fedskew.runs.compare import comparison, read_run, read_runs, run_labels, to_console, to_data, to_markdown
-from fedskew.runs.evaluation import evaluate_run
-from fedskew.runs.fairness import different_settings, warnings_of
+from fedskew.model.modelfile import ModelFileError, encode_model, load_model
 from fedskew.runs.folder import RunFolderError
-from fedskew.runs.modelfile import ModelFileError, encode_model, load_model
-from fedskew.runs.pairing import paired_comparison
-from fedskew.runs.plot import plot_runs
 from fedskew.runs.predictions import encode_predictions, read_predictions
+from fedskew.tools.compare import comparison, read_run, read_runs, run_labels, to_console, to_data, to_markdown
+from fedskew.tools.evaluate import evaluate_run
+from fedskew.tools.fairness import different_settings, warnings_of
+from fedskew.tools.pairing import paired_comparison
+from fedskew.tools.plot import plot_runs
 
 ARCH = architecture(stages=1, depth=1)
 

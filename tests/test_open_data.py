@@ -8,10 +8,10 @@ from builders import tiny_config
 
 from fedskew.config import ConfigError
 from fedskew.data.batches import ImageBatches
-from fedskew.data.prepare import divide_open, open_data, split_server
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
-from fedskew.federation.server_model import ServerModel
+from fedskew.learning.datasets import divide_open, open_data, split_server
+from fedskew.learning.open_data import ServerModel
 
 
 @pytest.fixture(scope="module")

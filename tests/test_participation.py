@@ -14,17 +14,17 @@ from flwr.proto.node_pb2 import NodeInfo
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app as command
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 from fedskew.federation.checks import MAX_EXAMPLES
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.weights import from_record, layout
 from fedskew.runs.checkpoint import read_checkpoint
 from fedskew.runs.folder import RunFolderError
-from fedskew.runs.participation import RoundShares, Share, participation_text, read_participation
 from fedskew.runs.report import summary_text
 from fedskew.runs.resume import open_checkpoint
 from fedskew.runs.starts import read_flower_runs
+from fedskew.tools.participation import RoundShares, Share, participation_text, read_participation
 
 SITES = ("site-a", "site-b", "site-c", "site-d", "site-e")
 IMAGES = (40, 50, 60, 70, 80)

@@ -7,7 +7,7 @@ import json
 import pytest
 from builders import run_here, tiny_config
 
-from fedskew.data.prepare import node_data
+from fedskew.learning.datasets import node_data
 from fedskew.runs.report import part_lines
 
 

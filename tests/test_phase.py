@@ -7,7 +7,7 @@ import logging
 from builders import run_here, tiny_config
 
 from fedskew.console import PROGRESS
-from fedskew.federation.phase import Phase
+from fedskew.federation.roll_call import Phase
 
 
 class Clock:

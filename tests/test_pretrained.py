@@ -11,8 +11,8 @@ from timm.models.swin_transformer import SwinTransformer
 
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
-from fedskew.data.prepare import open_data, split_server
-from fedskew.federation.server_model import ServerModel
+from fedskew.learning.datasets import open_data, split_server
+from fedskew.learning.open_data import ServerModel
 from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
 

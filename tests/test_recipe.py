@@ -9,16 +9,16 @@ from builders import architecture, lively_model, plan_of, run_here, tiny_config
 from flwr.app import Message
 from safetensors.torch import load_file
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import FederationConfig
 from fedskew.federation import client
 from fedskew.federation.checks import Update
 from fedskew.federation.companions import cut, moments_layout
 from fedskew.federation.folding import make_folding
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import MOMENTS, MessageError, Task, pack_task, unpack_task
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.server_optimiser import server_step
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.strategy import SkewPruning
 from fedskew.federation.weights import layout, layout_of, to_record
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments

@@ -12,23 +12,22 @@ from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
 import serverapp
+from fedskew.apps import config_from_run, make_client_app, run_on, simulate
 from fedskew.cli.main import app
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import to_mapping
 from fedskew.config.schema import MetadataColumn
-from fedskew.data.prepare import open_data
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 from fedskew.federation import client
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.settings import config_from_run, run_on
-from fedskew.federation.simulation import make_client_app, simulate
+from fedskew.learning.datasets import open_data
 from fedskew.learning.optimiser import learning_rate
-from fedskew.runs.compare import read_runs
-from fedskew.runs.fairness import warnings_of
 from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.resume import differences, is_finished, node_count, open_checkpoint, resume_config
 from fedskew.runs.starts import check_split, read_changes, read_split, recorded_nodes, samples_hash
+from fedskew.tools.compare import read_runs
+from fedskew.tools.fairness import warnings_of
 
 MAY_CHANGE = {
     "data.dir", "data.manifest", "data.cache-dir", "train.device", "train.threads", "federation.rounds",
@@ -265,7 +264,7 @@ def test_a_run_is_held_from_before_its_checkpoint_is_read(copy, monkeypatch):
         held.append(opened)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedskew.federation.settings.open_checkpoint", look)
+    monkeypatch.setattr("fedskew.apps.open_checkpoint", look)
     with pytest.raises(KeyboardInterrupt):
         go_on(path)
     assert held == [path]

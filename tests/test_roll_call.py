@@ -7,9 +7,8 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedskew.config.schema import FederationConfig
 from fedskew.federation.checks import check_answer
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.roll_call import RollCall
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.runs.record import RoundLog
 
 TASK = RecordDict({"config": ConfigRecord({"server-round": 1})})

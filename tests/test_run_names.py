@@ -9,11 +9,11 @@ import pytest
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
+from fedskew.apps import config_from_run
 from fedskew.cli import follow
 from fedskew.cli.main import app
 from fedskew.cli.superlink import OwnSuperLink
 from fedskew.config import ConfigError, load_config
-from fedskew.federation.settings import config_from_run
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import new_folder, planned_folder, run_name
 

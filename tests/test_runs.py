@@ -10,15 +10,15 @@ import pytest
 import torch
 from builders import architecture, lively_model, tiny_config
 
-from fedskew.federation.local_grid import LocalGrid
+from fedskew import files as atomic
+from fedskew.apps import make_client_app
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.simulation import make_client_app
 from fedskew.metrics import Predictions
-from fedskew.runs import atomic
+from fedskew.model.modelfile import read_model
 from fedskew.runs import folder as folder_module
 from fedskew.runs.checkpoint import digest, read_checkpoint
 from fedskew.runs.folder import RunFolder, RunFolderError
-from fedskew.runs.modelfile import read_model
 from fedskew.runs.predictions import PredictionsError, encode_predictions, read_predictions
 from fedskew.runs.resume import differences, open_checkpoint, resume_config
 
@@ -217,7 +217,7 @@ def test_every_file_that_cannot_be_written_is_one_message(folder, monkeypatch, s
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedskew.runs.atomic.os.fsync", fail)
+    monkeypatch.setattr("fedskew.files.os.fsync", fail)
     with pytest.raises(RunFolderError, match=r"could not be saved in .*No space left.*resume="):
         step(folder)
 

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
-from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.federation.server_model import ServerModel
+from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
+from fedskew.learning.open_data import ServerModel
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
 from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
 from fedskew.pruning.units import bundles
-from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
 
 STAGES = (0, 1, 2, 3)

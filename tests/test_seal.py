@@ -17,10 +17,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from fedskew.apps import make_client_app
 from fedskew.federation.checks import BadReply
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.seal import SealError, check_seal, load_signer, new_nonce, seal, statement, with_nonce
-from fedskew.federation.simulation import make_client_app
 
 app = make_client_app()
 

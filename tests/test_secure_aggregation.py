@@ -22,7 +22,7 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 
 NODES, PROXY_LIMIT = 3, 8 * 2**20  # bytes of one request: client_max_body_size of docker/nginx.conf
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from fedskew.cli.main import app
 from fedskew.model.pretrained import file_sha256
-from fedskew.runs import evaluation
-from fedskew.runs.compare import read_runs
-from fedskew.runs.evaluation import evaluate_run
-from fedskew.runs.pairing import paired
 from fedskew.runs.predictions import PREDICTIONS, PredictionsError, encode_predictions, read_predictions
 from fedskew.runs.report import evaluation_text
+from fedskew.tools import evaluate as evaluation
+from fedskew.tools.compare import read_runs
+from fedskew.tools.evaluate import evaluate_run
+from fedskew.tools.pairing import paired
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from builders import run_here, tiny_config
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.apps import make_client_app
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.selection import missing_names, told_apart
-from fedskew.federation.simulation import make_client_app
 
 
 def chosen_partitions(id_seed: int, output) -> tuple[list[list[str]], bytes]:

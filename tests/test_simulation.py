@@ -8,17 +8,17 @@ import pytest
 from builders import IMAGES, run_here, tiny_config
 from safetensors.numpy import load_file
 
+from fedskew.apps import make_client_app, simulate
 from fedskew.config import ConfigError, load_config
-from fedskew.data.prepare import open_data, split_server
 from fedskew.data.samples import DataError
-from fedskew.federation import server_model
-from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.server_model import ServerModel
-from fedskew.federation.simulation import make_client_app, simulate
+from fedskew.federation.grids import LocalGrid
+from fedskew.learning import open_data as server_model
+from fedskew.learning.datasets import open_data, split_server
+from fedskew.learning.open_data import ServerModel
+from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.codec import architecture_from_json
-from fedskew.runs.modelfile import load_model, read_model
-from fedskew.training import TrainResult
+from fedskew.model.modelfile import load_model, read_model
 
 EVERY_ROUND = {
     "round", "accuracy", "f1_macro", "balanced_accuracy", "auroc_macro", "recall", "loss", "parameters", "macs",

@@ -3,13 +3,13 @@
 import pytest
 from builders import run_here, tiny_config
 
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.apps import make_client_app
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import TRAINING_METRICS, VALIDATION_METRICS
-from fedskew.federation.simulation import make_client_app
-from fedskew.runs.compare import comparison, read_runs, to_markdown
 from fedskew.runs.report import round_heading, round_line
 from fedskew.site.egress import EFFORT, split_metrics, suppress_counts
 from fedskew.site.policy import METRICS, PolicyError, parse_policy
+from fedskew.tools.compare import comparison, read_runs, to_markdown
 
 COUNTS = {"nv": 50, "mel": 12, "bcc": 3, "df": 0}
 

@@ -8,10 +8,11 @@ import torch
 from builders import MICRO, lively_model, run_here, tiny_config
 from flwr.app import Context, RecordDict
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import ModelConfig
 from fedskew.data.samples import DataError
 from fedskew.federation.client import REFUSED
-from fedskew.federation.local_grid import LOCAL_RUN_ID, LocalGrid
+from fedskew.federation.grids import LOCAL_RUN_ID, LocalGrid
 from fedskew.federation.messages import (
     ARRAYS,
     CLASS_COUNTS,
@@ -22,7 +23,6 @@ from fedskew.federation.messages import (
     pack_reply,
     pack_task,
 )
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import from_record, layout, to_record
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build

@@ -7,10 +7,10 @@ import shutil
 import pytest
 from builders import lively_model, run_here, tiny_config
 
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.apps import make_client_app
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import AUDIT_ENTRIES, AUDIT_SHA256, REPORT, Task, pack_task
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import to_record
 from fedskew.model.catalogue import dense_architecture
 from fedskew.runs.resume import open_checkpoint
@@ -233,7 +233,7 @@ def test_a_site_stops_when_its_budget_over_all_runs_is_spent(ask, monkeypatch, c
         f"privacy-budget: {{epsilon: {budget}, delta: 1e-6}}"
     )
     for run in (1, 2, 3):
-        monkeypatch.setattr("fedskew.federation.local_grid.LOCAL_RUN_ID", run)
+        monkeypatch.setattr("fedskew.federation.grids.LOCAL_RUN_ID", run)
         assert not send(policy).has_error()
     reason = send(policy).error.reason
     assert f"its privacy-budget of ε={budget:g} at δ=1e-06 over all runs is spent: ε is " in reason

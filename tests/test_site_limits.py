@@ -7,15 +7,15 @@ from dataclasses import fields, replace
 import pytest
 from builders import lively_model, tiny_config
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import Config, ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedskew.data.cache import make_private
-from fedskew.data.prepare import node_data
 from fedskew.data.samples import DataError
 from fedskew.federation.client import REFUSED
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import Task, pack_task
-from fedskew.federation.simulation import make_client_app
 from fedskew.federation.weights import to_record
+from fedskew.learning.datasets import node_data
 from fedskew.model.catalogue import dense_architecture
 from fedskew.site.audit import read_entries
 from fedskew.site.limits import FOR_PARTITIONS, FROM_TASK, Limits, exceeded, is_simulated, site_settings
@@ -218,7 +218,7 @@ def test_rounds_are_counted_over_all_runs(generated, tmp_path, monkeypatch):
     arch = dense_architecture(tiny_config().model)
     weights, outcomes = lively_model(arch).state_dict(), []
     for run in (1, 2, 3):
-        monkeypatch.setattr("fedskew.federation.local_grid.LOCAL_RUN_ID", run)
+        monkeypatch.setattr("fedskew.federation.grids.LOCAL_RUN_ID", run)
         grid = LocalGrid(make_client_app(), 1, node_configs={1: site})
         for kind in ("train", "evaluate"):
             content = pack_task(Task(1, 9, arch, tiny_config(data={"clients": "own"})), to_record(weights))

@@ -9,7 +9,7 @@ from builders import MICRO
 
 from fedskew.config import load_config
 from fedskew.config.schema import RunConfig
-from fedskew.runs.study import Given, StudyError, read_study
+from fedskew.sweeps.study import Given, StudyError, read_study
 
 STUDIES = Path(__file__).resolve().parent.parent / "benchmarks" / "studies"
 BASE = f"""\

@@ -16,17 +16,17 @@ from builders import IMAGES, MICRO
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from fedskew.apps import make_client_app
 from fedskew.cli.main import app
-from fedskew.federation.local_grid import LocalGrid
+from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.simulation import make_client_app
-from fedskew.runs import sweep as sweep_module
+from fedskew.sweeps import sweep as sweep_module
 from fedskew.runs.folder import RunFolder
-from fedskew.runs.history import read_history
-from fedskew.runs.job import shared_cores
-from fedskew.runs.progress import Progress, progress_line, seconds_left
-from fedskew.runs.study import StudyError, read_study
-from fedskew.runs.sweep import EXIT_FAILED, EXIT_UNFINISHED, Place, Sweep, SweepError
+from fedskew.sweeps.history import read_history
+from fedskew.sweeps.job import shared_cores
+from fedskew.sweeps.progress import Progress, progress_line, seconds_left
+from fedskew.sweeps.study import StudyError, read_study
+from fedskew.sweeps.sweep import EXIT_FAILED, EXIT_UNFINISHED, Place, Sweep, SweepError
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))
 REAL = f"""\

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fedskew.cli.main import app
 from fedskew.metrics import paired_over_seeds
-from fedskew.runs.results import ResultsError, metric_value, read_cells, selected
-from fedskew.runs.table import cell_table
-from fedskew.runs.table_text import Layout, as_csv, as_markdown, as_text, gap_text, points
+from fedskew.sweeps.results import ResultsError, metric_value, read_cells, selected
+from fedskew.sweeps.table import cell_table
+from fedskew.sweeps.table_text import Layout, as_csv, as_markdown, as_text, gap_text, points
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from fedskew.config import ConfigError, load_config
 from fedskew.console import Lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.samples import DataError
-from fedskew.runs.results import ResultsError, read_settings
-from fedskew.runs.study import StudyError, read_study
 from fedskew.site.policy import PolicyError, load_policy
+from fedskew.sweeps.results import ResultsError, read_settings
+from fedskew.sweeps.study import StudyError, read_study
 from fedskew.text import printable, read_yaml
 
 DEEP = "[" * 3000 + "]" * 3000

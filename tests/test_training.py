@@ -7,14 +7,14 @@ import pytest
 import torch
 from builders import architecture, lively_model, tiny_config
 
-from fedskew import training
+from fedskew.learning import train as training
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import ImageBatches
 from fedskew.federation.client import local_seed
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.imbalance import class_counts, class_weights
 from fedskew.learning.optimiser import learning_rate, parameter_groups
-from fedskew.training import (
+from fedskew.learning.train import (
     TrainingError,
     cpu_threads,
     evaluate,

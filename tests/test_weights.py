@@ -11,8 +11,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedskew.federation.local_grid import LocalGrid
-from fedskew.federation.streaming import StreamingGrid
+from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.weights import TensorSpec, from_record, layout, layout_of, to_record, to_state, vector_layout
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build

@@ -31,9 +31,9 @@ from typing import Any, NoReturn
 import yaml
 
 from fedskew.runs.folder import CONFIG
-from fedskew.runs.results import Cell, ResultsError, read_cells, read_record, selected
-from fedskew.runs.table import cell_table, is_score
-from fedskew.runs.table_text import Layout, as_markdown, gap_text, number, points
+from fedskew.sweeps.results import Cell, ResultsError, read_cells, read_record, selected
+from fedskew.sweeps.table import cell_table, is_score
+from fedskew.sweeps.table_text import Layout, as_markdown, gap_text, number, points
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE, PAGE = HERE / "template.md", HERE.parent / "results.md"

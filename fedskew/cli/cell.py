@@ -51,10 +51,10 @@ def start_or_resume(settings: dict[str, Any], nodes: int) -> None:
     """
     from filelock import FileLock, Timeout
 
+    from fedskew.apps import make_client_app
     from fedskew.config.load import from_mapping
-    from fedskew.federation.local_grid import LocalGrid
+    from fedskew.federation.grids import LocalGrid
     from fedskew.federation.server import FederatedRun
-    from fedskew.federation.simulation import make_client_app
     from fedskew.runs.folder import RunFolder
 
     config = from_mapping(settings, "the study")

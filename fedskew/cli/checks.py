@@ -6,7 +6,7 @@ import os
 
 from fedskew.cli.flower import SIMULATION, RunRequest
 from fedskew.config import Config, ConfigError
-from fedskew.config.combinations import check_combination, check_data_given
+from fedskew.runs.start_checks import check_combination, check_data_given
 
 
 class MachineError(RuntimeError):
@@ -44,7 +44,7 @@ def check_start(config: Config) -> None:
     check_combination(config)
     check_data_given(config.data)
     if config.train.device == "cuda":
-        from fedskew.training import pick_device
+        from fedskew.learning.train import pick_device
 
         pick_device(config.train.device)
 

@@ -207,7 +207,7 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
     Raises:
         ConfigError, DataError, RunFolderError, …: see `simulation.simulate`; only where nothing of the run is kept.
     """
-    from fedskew.federation.simulation import simulate
+    from fedskew.apps import simulate
 
     folder: list[Path] = []
 

@@ -16,23 +16,23 @@ from rich.table import Table
 
 from fedskew.cli.terminal import wrapped
 from fedskew.config import Config, ConfigError, load_config
-from fedskew.config.combinations import check_rule
 from fedskew.data.masks import read_masks
-from fedskew.data.prepare import batches, divide_open, open_data, scoring_images, split_server
 from fedskew.data.samples import DataError
+from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
+from fedskew.learning.judging import best_record
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.model.modelfile import load_model
 from fedskew.pruning.decide import Plan, apply_plan
-from fedskew.pruning.focus import control_masks, measure_focus
-from fedskew.pruning.focus_summary import focus_summary
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.pruning.score import few_value_warnings, sign_tables
 from fedskew.pruning.step import propose
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
-from fedskew.runs.judging import best_record
-from fedskew.runs.modelfile import load_model
 from fedskew.runs.record import sign_rows
+from fedskew.runs.start_checks import check_rule
+from fedskew.tools.lesion_attention import control_masks, measure_focus
+from fedskew.tools.lesion_summary import focus_summary
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def compare(
 def participation(run: Run, as_json: AsJson = False) -> None:
     """Whose data is in which round: of every site, whether its update is in the model, and if not why."""
     from fedskew.cli.terminal import Terminal
-    from fedskew.runs.participation import participation_data, participation_text, read_participation
+    from fedskew.tools.participation import participation_data, participation_text, read_participation
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
@@ -75,7 +75,7 @@ def plot(
 ) -> None:
     """Draw how good and how large the global model is after each round."""
     from fedskew.cli.terminal import Terminal, shown
-    from fedskew.runs.plot import plot_runs
+    from fedskew.tools.plot import plot_runs
 
     with clear_errors():
         plot_runs(runs, out)
@@ -97,8 +97,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run's model on a data set: its own, or any other that has the labels."""
     from fedskew.cli.terminal import Terminal, shown
-    from fedskew.runs.evaluation import evaluate_run
     from fedskew.runs.report import evaluation_text
+    from fedskew.tools.evaluate import evaluate_run
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():

@@ -27,8 +27,8 @@ def sweep(
     dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
 ) -> None:
     """Run a study: its cells and seeds, most important first; goes on after any interruption."""
-    from fedskew.runs.study import Given, read_study
-    from fedskew.runs.sweep import Place, Sweep, check_folder, plan_lines
+    from fedskew.sweeps.study import Given, read_study
+    from fedskew.sweeps.sweep import Place, Sweep, check_folder, plan_lines
 
     data = str(Path(data_dir).expanduser().resolve()) if data_dir else ""
     with clear_errors():
@@ -59,9 +59,9 @@ def table(
     csv: Annotated[bool, typer.Option(help="For programs: one line a cell and metric.")] = False,
 ) -> None:
     """Tables of sweeps: mean ± standard deviation over seeds, paired differences with 95 % intervals over lesions."""
-    from fedskew.runs.results import read_cells, selected
-    from fedskew.runs.table import cell_table, default_metrics
-    from fedskew.runs.table_text import Layout, as_csv, as_markdown, as_text
+    from fedskew.sweeps.results import read_cells, selected
+    from fedskew.sweeps.table import cell_table, default_metrics
+    from fedskew.sweeps.table_text import Layout, as_csv, as_markdown, as_text
 
     with clear_errors():
         shown = selected(read_cells(folders), _words(cells))
@@ -76,7 +76,7 @@ def records(
     out: Annotated[Path, typer.Argument(help="Folder of the study's records, as docs/results/targets.")],
 ) -> None:
     """Copy what can be committed of a sweep's finished runs: no models, images, or paths of this machine."""
-    from fedskew.runs.committed import export_records
+    from fedskew.sweeps.committed import export_records
 
     with clear_errors():
         for path in export_records(sweep.resolve(), out.resolve()):

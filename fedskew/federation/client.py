@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 
 from fedskew.config.schema import ConfigError, TrainConfig
 from fedskew.data.batches import Augmentation, ImageBatches
-from fedskew.data.prepare import DataSet, NodeData, batches, node_data, node_name
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.federation.messages import (
     CLASS_COUNTS,
@@ -29,16 +28,17 @@ from fedskew.federation.messages import (
 )
 from fedskew.federation.seal import SealError, load_signer, seal
 from fedskew.federation.weights import layout, to_tensors
+from fedskew.learning.datasets import DataSet, NodeData, batches, node_data, node_name
 from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.imbalance import class_counts, drawing_weights
 from fedskew.learning.optimiser import Moments
+from fedskew.learning.train import TrainingError, cpu_threads, evaluate, pick_device, train
 from fedskew.model.architecture import Architecture
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.finite import not_finite
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.site.gate import SITE_ERRORS, Gate
 from fedskew.text import printable
-from fedskew.training import TrainingError, cpu_threads, evaluate, pick_device, train
 
 log = logging.getLogger("flwr.fedskew.client")
 

@@ -14,32 +14,31 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedskew.config import Config, to_yaml
-from fedskew.config.combinations import idle_settings
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.partitions import sites_of
-from fedskew.data.prepare import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.data.splits import train_validation
 from fedskew.federation.companions import cut
-from fedskew.federation.robust import check_effect
+from fedskew.federation.folding import check_effect
+from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
-from fedskew.federation.server_model import Evaluation, ServerModel, initial_model
-from fedskew.federation.start_checks import check_place, check_settings
 from fedskew.federation.strategy import SkewPruning
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import to_record, to_state
+from fedskew.files import json_text
+from fedskew.learning.datasets import describe_split, open_data, partitions, split_hash, split_server
+from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
+from fedskew.learning.open_data import Evaluation, ServerModel, initial_model
 from fedskew.learning.optimiser import learning_rate
 from fedskew.metrics.classification import NUMBERS, not_evaluated
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import vocabularies
 from fedskew.pruning.schedule import stages_to_prune
-from fedskew.runs.atomic import json_text
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
-from fedskew.runs.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.runs.lineage import about_model
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, round_heading, round_line, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
+from fedskew.runs.start_checks import check_place, check_settings, idle_settings
 from fedskew.runs.starts import (
     STARTS,
     add_start,

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvgM, FedYogi
 from torch import Tensor
 
 from fedskew.config.schema import FederationConfig
-from fedskew.federation.robust import as_message
+from fedskew.federation.folding import as_message
 
 MOMENTUM, FIRST, SECOND = "server-momentum/", "server-first/", "server-second/"
 

@@ -17,23 +17,23 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedskew.config.schema import Config
 from fedskew.federation.acceptance import largest, objection, sent, taken
-from fedskew.federation.bounds import limited_counts, limited_weights
+from fedskew.federation.aggregate import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.companions import cut
 from fedskew.federation.folding import Folded, make_folding
+from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
-from fedskew.federation.server_model import ServerModel
 from fedskew.federation.server_optimiser import server_step
-from fedskew.federation.streaming import StreamingGrid
 from fedskew.federation.weights import from_record, layout, to_record, to_state
 from fedskew.learning.freezing import frozen_prefixes
+from fedskew.learning.judging import is_evaluated
+from fedskew.learning.open_data import ServerModel
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.pruning.schedule import frozen_stages, stages_to_prune
-from fedskew.runs.judging import is_evaluated
 from fedskew.runs.record import IN, MISSING, UNUSED, RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")

@@ -15,7 +15,7 @@ from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, SublayerKey
 from fedskew.pruning.blockwise import plan_blockwise
 from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
-from fedskew.pruning.guard import guard
+from fedskew.pruning.rollback import guard
 from fedskew.pruning.score import SublayerScores, score_units
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.units import Table, bundles

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
+from fedskew.model.modelfile import ModelFileError, read_model
 from fedskew.model.pretrained import file_sha256
-from fedskew.runs.modelfile import ModelFileError, read_model
 
 MODEL, STATE, COMPANIONS = "model.safetensors", "state.json", "companions.safetensors"
 

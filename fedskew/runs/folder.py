@@ -32,11 +32,11 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
+from fedskew.files import link, sync_directory, write_bytes, write_json
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
-from fedskew.runs.atomic import link, sync_directory, write_bytes, write_json
+from fedskew.model.modelfile import encode_model
 from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
-from fedskew.runs.modelfile import encode_model
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
 
 log = logging.getLogger("flwr.fedskew.runs")

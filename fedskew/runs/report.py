@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fedskew.config.schema import Config
-from fedskew.data.prepare import DataSet
 from fedskew.data.splits import Split
+from fedskew.learning.datasets import DataSet
+from fedskew.learning.judging import VALIDATION, best_record, evaluated, in_words, judge
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
-from fedskew.runs.judging import VALIDATION, best_record, evaluated, in_words, judge
 from fedskew.runs.record import IN
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"

@@ -21,8 +21,8 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
+from fedskew.learning.train import pick_device
 from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError, whole_lines
-from fedskew.training import pick_device
 
 STARTS = "starts.jsonl"
 # Where things lie. Their content is what the run began with: hashes of samples and split see to that.

@@ -17,7 +17,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 import fedskew
 from fedskew.config.schema import ConfigError
-from fedskew.data.prepare import NodeData
 from fedskew.data.samples import DataError
 from fedskew.data.units import class_counts
 from fedskew.federation.messages import (
@@ -36,6 +35,8 @@ from fedskew.federation.messages import (
     payload_bytes,
 )
 from fedskew.federation.weights import Layout, arrays_sha256, from_record, to_record
+from fedskew.learning.datasets import NodeData
+from fedskew.learning.train import TrainingError
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.cost import parameters
 from fedskew.site.accounting import AccountingError, check_accountant, noise_in_words, noise_multiplier
@@ -53,7 +54,6 @@ from fedskew.site.ledger import Books, cost_in_words, cost_of, is_spent, ledger_
 from fedskew.site.limits import exceeded, is_simulated, site_settings
 from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, load_policy
 from fedskew.site.privacy import PrivacyError, protect
-from fedskew.training import TrainingError
 
 log = logging.getLogger("flwr.fedskew.site")
 

@@ -25,7 +25,7 @@ import psutil
 import yaml
 from deployment.processes import Job, default_signals, free_port, user_name, wait_until
 
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 from fedskew.ops.bundle import bundle_hash
 from fedskew.ops.credentials import make_credentials
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
-from fedskew.pruning.focus import DISC, OTHER, OWN, UnitFocus
+from fedskew.tools.lesion_attention import DISC, OTHER, OWN, UnitFocus
 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles

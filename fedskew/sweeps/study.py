@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from fedskew.config import Config, ConfigError, load_config
-from fedskew.config.combinations import check_combination
 from fedskew.model.catalogue import dense_architecture
 from fedskew.pruning.units import check_bundles
+from fedskew.runs.start_checks import check_combination
 from fedskew.text import read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

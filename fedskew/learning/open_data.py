@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError
-from fedskew.data.prepare import DataSet, batches, divide_open, scoring_images
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
 from fedskew.federation.client import count_classes, local_seed, training_batches
+from fedskew.learning.datasets import DataSet, batches, divide_open, scoring_images
 from fedskew.learning.freezing import freeze_stages
+from fedskew.learning.judging import HELD_BACK, source_of
+from fedskew.learning.train import cpu_threads, evaluate, pick_device, train
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
@@ -24,9 +26,7 @@ from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.pretrained import load_pretrained
 from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.step import StepResult, prune_step
-from fedskew.runs.evaluation import predict_images
-from fedskew.runs.judging import HELD_BACK, source_of
-from fedskew.training import cpu_threads, evaluate, pick_device, train
+from fedskew.tools.evaluate import predict_images
 
 log = logging.getLogger("flwr.fedskew.server")
 

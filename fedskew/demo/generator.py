@@ -18,8 +18,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from fedskew.data.render import draw_lesion, photograph
 from fedskew.data.samples import HAM10000_CLASSES, DataError
+from fedskew.demo.render import draw_lesion, photograph
 
 VERSION = 1  # raise it whenever the same settings would give another data set
 STAMP = ".fedskew-synthetic.json"

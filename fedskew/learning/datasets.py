@@ -29,7 +29,7 @@ from fedskew.data.resident import resident_images
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
-from fedskew.data.synthetic import generate
+from fedskew.demo.generator import generate
 from fedskew.model.architecture import Architecture
 from fedskew.paths import cache_directory, home
 

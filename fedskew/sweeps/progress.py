@@ -12,7 +12,7 @@ from fedskew.config import Config, ConfigError, load_config
 from fedskew.runs.folder import CONFIG, METRICS, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.report import duration
 from fedskew.runs.resume import differences
-from fedskew.runs.study import PlannedRun
+from fedskew.sweeps.study import PlannedRun
 
 NEW, BEGUN, DONE = "new", "begun", "done"
 # Where things lie on this machine: a sweep may move, and its data with it (the split's hash tells if it is the same).

@@ -14,21 +14,21 @@ from fedskew.config import load_config
 from fedskew.config.load import from_mapping
 from fedskew.config.schema import Config, ConfigError, TrainConfig
 from fedskew.data.batches import IMAGENET, Statistics
-from fedskew.data.prepare import DataSet, batches, open_data, split_hash, split_server
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
+from fedskew.files import write_bytes
+from fedskew.learning.datasets import DataSet, batches, open_data, split_hash, split_server
+from fedskew.learning.judging import best_record
+from fedskew.learning.train import pick_device, predict
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
+from fedskew.model.modelfile import ModelFileError, load_model, read_about, read_preprocessing
 from fedskew.model.pretrained import file_sha256
-from fedskew.runs.atomic import write_bytes
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
-from fedskew.runs.judging import best_record
 from fedskew.runs.lineage import SPLIT_KEYS
-from fedskew.runs.modelfile import ModelFileError, load_model, read_about, read_preprocessing
 from fedskew.runs.predictions import PredictionsError, check_target, encode_predictions
-from fedskew.runs.seen import run_split, seen_images
-from fedskew.training import pick_device, predict
+from fedskew.tools.seen import run_split, seen_images
 
 log = logging.getLogger("flwr.fedskew.runs")
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedskew.runs.compare import Comparison, to_console, to_markdown
-from fedskew.runs.results import Cell
-from fedskew.runs.table import CellTable, Entry, Gap
+from fedskew.sweeps.results import Cell
+from fedskew.sweeps.table import CellTable, Entry, Gap
+from fedskew.tools.compare import Comparison, to_console, to_markdown
 
 TITLES = {
     "balanced_accuracy": "Balanced accuracy",

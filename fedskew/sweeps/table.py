@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from fedskew.metrics import Difference, PairingError, paired_differences
-from fedskew.runs.results import Cell, ResultsError, metric_names
+from fedskew.sweeps.results import Cell, ResultsError, metric_names
 
 OTHER_SCORES = ("expected_calibration_error", "melanoma_specificity")  # compared, but without intervals
 SCORES = ("balanced_accuracy", "accuracy", "f1_macro", "auroc_macro")

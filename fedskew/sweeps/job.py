@@ -15,7 +15,7 @@ from typing import IO
 
 import fedskew
 from fedskew.config.load import to_mapping
-from fedskew.runs.study import PlannedRun
+from fedskew.sweeps.study import PlannedRun
 
 COMMAND = (sys.executable, "-P", "-m", "fedskew.cli.cell")
 PATIENCE = 10.0  # seconds that a process has to end before it is killed

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedskew.config.load import to_mapping
-from fedskew.runs.compare import RunResult
 from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
 from fedskew.runs.starts import PLACES, read_changes
+from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
 NOT_LISTED = PLACES | {

@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from fedskew.runs.atomic import write_bytes, write_json
+from fedskew.files import write_bytes, write_json
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY
-from fedskew.runs.history import SWEEP, read_history
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
-from fedskew.runs.results import Cell, ResultsError, RunResult, read_cells, read_settings
+from fedskew.sweeps.history import SWEEP, read_history
+from fedskew.sweeps.results import Cell, ResultsError, RunResult, read_cells, read_settings
 
 ABSOLUTE = re.compile(r"""(?<![\w.:/~<>-])(?:~?/|[A-Za-z]:\\)[^\s:'"(),;]+""")
 KEPT_OF_A_RUN = ("cell", "seed", "state", "commits")

@@ -14,9 +14,9 @@ import yaml
 
 from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, RunFolder
-from fedskew.runs.history import read_history
 from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, accuracy_of, read_predictions
-from fedskew.runs.progress import read_summary
+from fedskew.sweeps.history import read_history
+from fedskew.sweeps.progress import read_summary
 from fedskew.text import read_yaml
 
 RUN_NAME = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedskew.runs.compare import run_labels
 from fedskew.runs.folder import RunFolder, RunFolderError
+from fedskew.tools.compare import run_labels
 
 PANELS = (
     ("balanced_accuracy", "balanced accuracy", None),

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedskew.runs.history import History
-from fedskew.runs.job import COMMAND, Job, shared_cores
-from fedskew.runs.progress import BEGUN, DONE, Progress, conflicts, progress_line, progress_of, read_summary
 from fedskew.runs.report import duration
-from fedskew.runs.study import PlannedRun, Study, StudyError
+from fedskew.sweeps.history import History
+from fedskew.sweeps.job import COMMAND, Job, shared_cores
+from fedskew.sweeps.progress import BEGUN, DONE, Progress, conflicts, progress_line, progress_of, read_summary
+from fedskew.sweeps.study import PlannedRun, Study, StudyError
 
 EXIT_FAILED = 1
 EXIT_UNFINISHED = 75  # EX_TEMPFAIL: call again

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.config import Config, load_config
+from fedskew.learning.judging import best_record, evaluated
 from fedskew.metrics.clinical import DANGEROUS, HARMLESS, degradation
 from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
-from fedskew.runs.judging import best_record, evaluated
 from fedskew.runs.starts import recorded_nodes
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (

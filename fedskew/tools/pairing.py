@@ -8,9 +8,9 @@ from typing import Any
 
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
 from fedskew.model.pretrained import file_sha256
-from fedskew.runs.compare import Comparison, RunResult
 from fedskew.runs.folder import MODEL
 from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
+from fedskew.tools.compare import Comparison, RunResult
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",
           "auroc_macro": "Macro AUROC"}  # fmt: skip

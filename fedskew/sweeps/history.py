@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import fedskew
-from fedskew.runs.atomic import write_json
-from fedskew.runs.study import PlannedRun, Study, StudyError
+from fedskew.files import write_json
+from fedskew.sweeps.study import PlannedRun, Study, StudyError
 
 SWEEP = "sweep.json"
 

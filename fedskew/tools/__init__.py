@@ -1,0 +1,1 @@
+"""What a person does with a finished run: evaluate, compare, plot, look at its attention and at who took part."""
