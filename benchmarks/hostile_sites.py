@@ -28,10 +28,10 @@ from fedskew.federation.folding import check_effect
 from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.messages import ARRAYS, CONFIG, EXAMPLES, METRICS, REPORT
 from fedskew.federation.seal import NONCE
-from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import arrays_sha256, to_record, to_state
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.model.catalogue import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import RunFolder
@@ -96,7 +96,7 @@ class Victim:
         self.model: Checkpoint = folder.latest()
         data = open_data(config.data, self.model.architecture.image_size, vocabularies=vocabularies(config.model))
         split = split_server(data, config.data)
-        self.server, self.split_hash = ServerModel(self.config, data, split), split_hash(data, split)
+        self.server, self.split_hash = ServerData(self.config, data, split), split_hash(data, split)
         self.arrays = to_record(self.model.weights)
         self.sent = next(iter(self.arrays.values())).numpy()
         self.open_metrics = self.server.open_metrics(self.model.weights, self.model.architecture)
@@ -112,10 +112,10 @@ class Victim:
             self._known[name] = float(found.metrics["balanced_accuracy"])
         return self._known[name]
 
-    def strategy(self, grid: StreamingGrid, federation: dict) -> SkewPruning:
+    def strategy(self, grid: StreamingGrid, federation: dict) -> RoundStrategy:
         """The server's strategy under some settings, as it stands before the next round."""
         config = replace(self.config, federation=replace(self.config.federation, **federation))
-        strategy = SkewPruning(
+        strategy = RoundStrategy(
             config, self.model.architecture, self.server, grid,
             split_hash=self.split_hash, first_round=self.model.round_number + 1,
         )  # fmt: skip

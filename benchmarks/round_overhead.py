@@ -24,10 +24,10 @@ from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fedskew.data.splits import Split
 from fedskew.federation.client import augmentation
 from fedskew.federation.grids import LocalGrid, StreamingGrid
-from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record
 from fedskew.learning.datasets import DataSet, batches, open_data, partitions, split_server, train_validation
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import learning_rate, parameter_groups
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import build
@@ -65,13 +65,13 @@ def measure(name: str, images: int, repeats: int = 3) -> dict[str, Any]:
     )
     data = open_data(config.data, 64)
     split = split_server(data, config.data)
-    server = ServerModel(config, data, split)
+    server = ServerData(config, data, split)
     state, arch = server.initial()
     record = to_record(state)
 
     def one_round() -> None:
         grid = StreamingGrid(LocalGrid(make_client_app(), NODES))
-        strategy = SkewPruning(config, arch, server, grid)
+        strategy = RoundStrategy(config, arch, server, grid)
         messages = strategy.configure_train(1, record, ConfigRecord(), grid)
         strategy.aggregate_train(1, grid.send_and_receive(messages))
         assert len(strategy.round.ok) == NODES, strategy.round.failed

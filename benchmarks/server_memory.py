@@ -3,7 +3,7 @@
     python benchmarks/server_memory.py
 
 The replies are made on the spot, as if they came from a SuperLink; what counts them, checks them and averages them
-is the real path: `StreamingGrid` and `SkewPruning`. Flower's own `FedAvg` gets the same replies beside it.
+is the real path: `StreamingGrid` and `RoundStrategy`. Flower's own `FedAvg` gets the same replies beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedskew.config.schema import Config, ModelConfig, PruneConfig
 from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.messages import ARRAYS, CONFIG, EXAMPLES, METRICS
 from fedskew.federation.seal import seal
-from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
@@ -54,14 +54,14 @@ class NoJudge:
     """A server without data: it finds every model equally good."""
 
     def open_metrics(self, *_: object) -> dict[str, float]:
-        """See `ServerModel`."""
+        """See `ServerData`."""
         return {"loss": 1.0}
 
 
 def fedskew_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecord | None:
     """One round as `FedAvg.start` drives it."""
     streaming = StreamingGrid(grid)
-    strategy = SkewPruning(config, dense_architecture(config.model), NoJudge(), streaming)  # type: ignore[arg-type]
+    strategy = RoundStrategy(config, dense_architecture(config.model), NoJudge(), streaming)  # type: ignore[arg-type]
     messages = strategy.configure_train(1, arrays, ConfigRecord(), streaming)
     return strategy.aggregate_train(1, streaming.send_and_receive(messages))[0]
 

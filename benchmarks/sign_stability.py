@@ -23,7 +23,7 @@ from timing import finish
 
 from fedskew.config import Config, load_config
 from fedskew.learning.datasets import batches, open_data, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
@@ -43,7 +43,7 @@ def trained(config: Config) -> tuple[MultimodalModel, torch.Tensor]:
     """A model trained on the open images, and those images [N, 3, S, S] in an order drawn from the seed."""
     data = open_data(config.data, image_size(config.model))
     split = split_server(data, config.data)
-    server = ServerModel(config, data, split)
+    server = ServerData(config, data, split)
     state, arch = server.initial()
     model = build(arch, server.warm_start(state, arch)).eval()
     order = np.random.default_rng(config.run.seed).permutation(split.open)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -18,6 +17,7 @@ from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
 from fedskew.runs.folder import RunFolder
 from fedskew.runs.resume import finished_message, is_finished, node_count, open_checkpoint, resume_config
+from fedskew.site.mod import site_mod
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -68,24 +68,11 @@ def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
 
 
 def make_client_app() -> ClientApp:
-    """The ClientApp that simulation and deployment share."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        """Train the model in the message on this node's data."""
-        return handle_train(message, context)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        """Evaluate the model in the message on this node's validation data."""
-        return handle_evaluate(message, context)
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        """Say what this node is called."""
-        return handle_query(message, context)
-
+    """The ClientApp that simulation and deployment share: a node's work, and its site's say around it."""
+    app = ClientApp(mods=[site_mod])
+    app.train()(handle_train)
+    app.evaluate()(handle_evaluate)
+    app.query()(handle_query)
     return app
 
 
@@ -93,7 +80,7 @@ def simulate(run_config: Mapping[str, Any], nodes: int | None = None) -> RunFold
     """Run a federation of simulated nodes in this process, one node after the other.
 
     Args:
-        run_config: as Flower's run configuration, see `settings.config_from_run`.
+        run_config: as Flower's run configuration, see `config_from_run`.
         nodes: how many; None: as many as the run that is resumed has, else `DEFAULT_NODES`.
 
     Raises:

@@ -16,8 +16,10 @@ from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.weights import layout, to_record, vector_layout
 from fedskew.learning.datasets import open_data
+from fedskew.methods.base import Work
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
+from fedskew.model.layout import Part
 
 app = make_client_app()
 CLASSES = 7
@@ -236,6 +238,8 @@ def ask(message):
     return reply
 
 
+ALL = '{"prefixes": [""], "without": []}'
+WORK = f'{{"method": "%s", "train": {ALL}, "up": {ALL}, "extras": %s}}'
 SMALL = json.loads(dense_architecture(tiny_config().model).to_json())
 
 
@@ -256,10 +260,13 @@ SMALL = json.loads(dense_architecture(tiny_config().model).to_json())
         ({"run-config": '{"train": {"lr": -1}}'}, "train.lr"),
         ({"fedskew": "9.9.9"}, "9.9.9"),
         ({"server-round": "one"}, "server-round"),
-        ({"frozen-stages": 1}, "frozen-stages"),
-        ({"frozen-stages": ["a"]}, "frozen-stages"),
-        ({"not-uploaded": [b"x"]}, "not-uploaded"),
-        ({"not-uploaded": [1]}, "not-uploaded"),
+        ({"work": 1}, "work"),
+        ({"work": "{}"}, "field 'work' of the task cannot be read"),
+        ({"work": "[" * 100_000}, "field 'work' of the task cannot be read"),
+        ({"work": WORK % ("average", "[1]")}, "field 'work' of the task cannot be read"),
+        ({"work": WORK % ("tiny", "[]")}, "the task is of the method 'tiny'; this version knows average, skewness"),
+        ({"work": WORK % ("average", '["gradients"]')}, "extras that this version does not know"),
+        ({"work": WORK.replace('[""]', '["no-such."]', 1) % ("average", "[]")}, "trains no tensor of its model"),
         ({"split-hash": "another"}, "splits otherwise"),
     ],
     ids=str,
@@ -284,14 +291,15 @@ def test_a_node_refuses_weights_that_do_not_fit(generated):
 def test_a_node_trains_whatever_architecture_it_is_sent(generated):
     config = tiny_config()
     arch = left(left(dense_architecture(config.model), 0, 0, heads=(2,), hidden=5), 0, 1, heads=(), hidden=0)
-    task = Task(1, 2, arch, config, frozen=(1,), not_uploaded=("encoder.layers.1.",))
+    part = Part(without=("encoder.layers.1.",))
+    task = Task(1, 2, arch, config, Work("skewness", part, part))
     reply = ask(Message(pack_task(task, to_record(build(arch).state_dict())), dst_node_id=1, message_type="train"))
     kept = {name: spec for name, spec in layout(arch).items() if not name.startswith("encoder.layers.1.")}
     assert list(reply.content["arrays"]) == list(vector_layout(kept))
     assert 0 < len(kept) < len(layout(arch))
 
 
-FIELDS = st.sampled_from(["architecture", "run-config", "frozen-stages", "server-round", "rounds"])
+FIELDS = st.sampled_from(["architecture", "run-config", "work", "server-round", "rounds"])
 ANYTHING = st.text(max_size=5) | st.integers(-5, 5) | st.lists(st.integers(), max_size=2)
 
 

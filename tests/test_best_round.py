@@ -12,7 +12,7 @@ from fedskew.apps import make_client_app
 from fedskew.config import ConfigError
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.model.modelfile import read_model
 from fedskew.runs.predictions import read_predictions
 from fedskew.runs.report import round_heading, round_line
@@ -22,7 +22,7 @@ from fedskew.runs.resume import open_checkpoint, resume_config
 @pytest.fixture
 def told(monkeypatch):
     """Let the server's evaluations say what a test wants: `told(held_back={1: 0.3}, test={1: 0.9})` by round."""
-    real = ServerModel.evaluate
+    real = ServerData.evaluate
 
     def tell(held_back, test):
         def evaluate(self, state, arch, number=-1, **known):
@@ -33,7 +33,7 @@ def told(monkeypatch):
                 metrics=found.metrics | {"balanced_accuracy": test[number]},
             )
 
-        monkeypatch.setattr(ServerModel, "evaluate", evaluate)
+        monkeypatch.setattr(ServerData, "evaluate", evaluate)
 
     return tell
 

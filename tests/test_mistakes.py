@@ -19,7 +19,7 @@ from fedskew.apps import make_client_app, run_on
 from fedskew.cli.main import app
 from fedskew.federation.grids import LocalGrid
 from fedskew.learning import open_data as server_model
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import TrainingError
 
 TINY = [f"model.name={MICRO}", "data.generated-images=160", "data.open=0.2", "federation.rounds=1", "run.threads=1"]
@@ -274,7 +274,7 @@ def test_a_run_that_ends_in_its_warm_start_leaves_nothing(here, own_homes, monke
 
 
 def test_a_run_that_ends_after_its_first_checkpoint_keeps_it(here, monkeypatch):
-    real, calls = ServerModel.evaluate, []
+    real, calls = ServerData.evaluate, []
 
     def fail(self, *args, **known):
         calls.append(args)
@@ -282,7 +282,7 @@ def test_a_run_that_ends_after_its_first_checkpoint_keeps_it(here, monkeypatch):
             raise TrainingError("enough")
         return real(self, *args, **known)
 
-    monkeypatch.setattr(ServerModel, "evaluate", fail)
+    monkeypatch.setattr(ServerData, "evaluate", fail)
     assert "enough" in simulated("--set run.name=kept", code=1), "it had begun: a failed run, no mistake"
     lines = (here / "runs" / "kept" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0]

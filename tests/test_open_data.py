@@ -11,7 +11,7 @@ from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
 from fedskew.learning.datasets import divide_open, open_data, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def data(generated):
 
 def server_of(opened, /, **overrides):
     config = tiny_config(**overrides)
-    return ServerModel(config, opened, split_server(opened, config.data))
+    return ServerData(config, opened, split_server(opened, config.data))
 
 
 def test_the_open_data_is_divided_by_lesion_and_class(data):

@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
 from fedskew.learning.datasets import open_data, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
 
@@ -178,11 +178,11 @@ def test_a_host_without_access_is_told_of_the_local_file_option(model, monkeypat
 def test_a_run_starts_from_pretrained_weights(generated, tmp_path):
     base = tiny_config()
     data = open_data(base.data, 32)
-    first, arch = ServerModel(base, data, split_server(data, base.data)).initial()
+    first, arch = ServerData(base, data, split_server(data, base.data)).initial()
     torch.manual_seed(9)
     other = build(arch)
     path, _ = saved(tmp_path / "w.safetensors", other.encoder.state_dict())
     chosen = tiny_config(model={"pretrained": str(path)})
-    state, _ = ServerModel(chosen, data, split_server(data, chosen.data)).initial()
+    state, _ = ServerData(chosen, data, split_server(data, chosen.data)).initial()
     assert torch.equal(state["encoder.patch_embed.proj.weight"], other.encoder.patch_embed.proj.weight)
     assert torch.equal(state["classifier.weight"], first["classifier.weight"]), "still from the run's seed"

@@ -11,19 +11,20 @@ from safetensors.torch import load_file
 
 from fedskew.apps import make_client_app
 from fedskew.config.schema import FederationConfig
-from fedskew.federation import client
 from fedskew.federation.checks import Update
-from fedskew.federation.companions import cut, moments_layout
 from fedskew.federation.folding import make_folding
 from fedskew.federation.grids import LocalGrid
-from fedskew.federation.messages import MOMENTS, MessageError, Task, pack_task, unpack_task
+from fedskew.federation.messages import MessageError, Task, pack_task, unpack_task
 from fedskew.federation.server import FederatedRun
 from fedskew.federation.server_optimiser import server_step
-from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import layout, layout_of, to_record
-from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
+from fedskew.learning import local
+from fedskew.learning.freezing import without_stages
+from fedskew.learning.optimiser import FIRST, SECOND, STEPS, moments_layout, no_moments
+from fedskew.methods.base import MOMENTS, Work
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
-from fedskew.pruning.slicing import slice_model
+from fedskew.pruning.slicing import slice_companions, slice_model
 from fedskew.runs.resume import new_folder, open_checkpoint
 
 ARCH = architecture(image_size=32, stages=2)
@@ -48,14 +49,14 @@ def run(generated, tmp_path):
 
 def test_one_node_goes_on_with_the_moments_it_sent(generated, tmp_path, monkeypatch):
     seen = []
-    original = client.train
+    original = local.train
 
     def spy(model, data, config, **options):
         result = original(model, data, config, **options)
         seen.append((options["moments"], result.moments))
         return result
 
-    monkeypatch.setattr(client, "train", spy)
+    monkeypatch.setattr(local, "train", spy)
     config = tiny_config(train={"moments": "averaged"}, prune={"method": "none"}, run={"output_dir": str(tmp_path)})
     folder = run_here(config, nodes=1)
     (start, first), (carried, _) = seen
@@ -134,7 +135,7 @@ def test_companions_lose_what_the_model_loses():
         "server-momentum/" + n: -t for n, t in state.items()
     }
     smaller, _ = slice_model(state, ARCH, plan)
-    found = cut(marked | {STEPS: torch.tensor([3.0])}, ARCH, plan)
+    found = slice_companions(marked | {STEPS: torch.tensor([3.0])}, ARCH, plan)
     assert found.pop(STEPS).tolist() == [3.0]
     assert len(found) == 2 * len(smaller)
     for name, tensor in smaller.items():
@@ -196,8 +197,8 @@ def test_nodes_weigh_by_examples_or_alike(tmp_path, weighting, bound, expected):
 
 def test_from_the_second_round_on_nodes_use_the_counts_of_all(run, monkeypatch):
     seen = []
-    original = client.train
-    monkeypatch.setattr(client, "train", lambda *a, **o: seen.append(o["counts"].tolist()) or original(*a, **o))
+    original = local.train
+    monkeypatch.setattr(local, "train", lambda *a, **o: seen.append(o["counts"].tolist()) or original(*a, **o))
     _, records = run(train={"class_counts": "global"}, data={"partition": "dirichlet", "alpha": 0.3})
     first, second = seen[:3], seen[3:]
     assert len({tuple(counts) for counts in first}) == 3, "in the first round each has its own"
@@ -213,7 +214,8 @@ def test_local_counts_stay_at_the_node(run):
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"extras": ("gradients",)}, "gradients"),
+    ({"work": Work("average", extras=("gradients",))}, "gradients"),
+    ({"work": Work("unheard-of")}, "unheard-of"),
     ({"class_counts": (1, 2)}, "5 numbers of images"),
     ({"class_counts": (0,) * 5}, "5 numbers of images"),
     ({"class_counts": (1, 1, 1, 1, -1)}, "5 numbers of images"),
@@ -226,8 +228,8 @@ def test_a_task_with_odd_extras_or_counts_is_refused(values, words):
 
 
 def test_the_moments_of_frozen_stages_do_not_travel():
-    task = Task(1, 2, ARCH, tiny_config(), frozen=(0,), not_uploaded=("encoder.layers.0.", "encoder.patch_embed."),
-                extras=(MOMENTS,))  # fmt: skip
+    trained = without_stages(ARCH, (0,))
+    task = Task(1, 2, ARCH, tiny_config(), Work("skewness", trained, trained, (MOMENTS,)))
     up, down = task.uploaded(), task.downloaded()
     assert not any("layers.0." in name or "patch_embed" in name for name in up)
     assert any(name.startswith("encoder.layers.0.") for name in down), "its weights do"
@@ -240,9 +242,9 @@ def test_the_moments_of_frozen_stages_do_not_travel():
 def test_a_class_that_only_a_silent_node_has_still_counts(run, monkeypatch):
     """Where a site keeps its counts to itself, those of the others must not weigh its classes with zero."""
     seen = []
-    original = client.train
-    monkeypatch.setattr(client, "train", lambda *a, **o: seen.append(o["counts"].tolist()) or original(*a, **o))
-    monkeypatch.setattr(SkewPruning, "_total_counts", lambda self: (0, 0, 0, 0, 0, 50, 0))
+    original = local.train
+    monkeypatch.setattr(local, "train", lambda *a, **o: seen.append(o["counts"].tolist()) or original(*a, **o))
+    monkeypatch.setattr(RoundStrategy, "_total_counts", lambda self: (0, 0, 0, 0, 0, 50, 0))
     run(train={"class_counts": "global"}, federation={"rounds": 1})
     assert all(counts[5] == 50 for counts in seen)
     assert all(any(counts[:5]) for counts in seen), "its own classes"

@@ -18,9 +18,9 @@ from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import to_mapping
 from fedskew.config.schema import MetadataColumn
 from fedskew.demo.generator import generate
-from fedskew.federation import client
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
+from fedskew.learning import local
 from fedskew.learning.datasets import open_data
 from fedskew.learning.optimiser import learning_rate
 from fedskew.runs.folder import RunFolder, RunFolderError
@@ -281,14 +281,14 @@ def extended(finished_run, tmp_path_factory):
         def emit(self, entry):
             said.append(entry.getMessage())
 
-    real = client.train
+    real = local.train
 
     def train(*args, rounds, **kwargs):
         asked.append((kwargs["round_number"], rounds))
         return real(*args, rounds=rounds, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "train", train)
+        patch.setattr(local, "train", train)
         logging.getLogger("flwr").addHandler(handler := Keep())
         go_on(path, "federation.rounds=4 federation.quorum=2")
         logging.getLogger("flwr").removeHandler(handler)

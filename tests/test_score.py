@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
@@ -221,7 +221,7 @@ def test_a_row_of_the_record_has_the_figures_of_its_table():
 def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
     config = tiny_config(prune={"reading": "first"}, model={"name": "swin_mini_patch4_window4_64", "image_size": 24})
     data = open_data(config.data, 24)
-    server = ServerModel(config, data, split_server(data, config.data))
+    server = ServerData(config, data, split_server(data, config.data))
     state, arch = server.initial()
     assert [arch.spec.window(stage) for stage in range(3)] == [4, 3, 2]
     for number in (1, 2):

@@ -14,7 +14,7 @@ from fedskew.data.samples import DataError
 from fedskew.federation.grids import LocalGrid
 from fedskew.learning import open_data as server_model
 from fedskew.learning.datasets import open_data, split_server
-from fedskew.learning.open_data import ServerModel
+from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.codec import architecture_from_json
@@ -240,7 +240,7 @@ def test_a_guarded_run_gives_units_back_and_records_how_many(run, monkeypatch):
     def judge(server, model):
         return sum(parameter.numel() for parameter in model.parameters()) / 80_209
 
-    monkeypatch.setattr(ServerModel, "_judge", judge)
+    monkeypatch.setattr(ServerData, "_judge", judge)
     _, records = run(prune={"guard": 0.02}, federation={"rounds": 1})
     assert records[1]["given_back"] > 0
     assert 0.98 <= records[1]["parameters"] / records[1]["dense_parameters"] < 1.0
@@ -306,6 +306,6 @@ def test_a_warm_start_has_as_many_epochs_as_asked_for(generated, monkeypatch):
     monkeypatch.setattr(server_model, "train", lambda _, __, config, **___: seen.append(config.local_epochs) or result)
     config = tiny_config(train={"warm_start_epochs": 3, "local_epochs": 2})
     data = open_data(config.data, 32)
-    server = ServerModel(config, data, split_server(data, config.data))
+    server = ServerData(config, data, split_server(data, config.data))
     server.warm_start(*server.initial())
     assert sum(seen) == 3

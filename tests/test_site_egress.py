@@ -140,11 +140,11 @@ def test_only_the_listed_metrics_leave(record):
 
 def test_a_suppressed_count_does_not_count_as_none_of_a_class(record, monkeypatch):
     """Nodes weigh a class by the sum over sites: one that a site hides would weigh as if nobody had it."""
-    from fedskew.federation.strategy import SkewPruning  # noqa: PLC0415
+    from fedskew.federation.strategy import RoundStrategy  # noqa: PLC0415
 
     totals = []
-    real = SkewPruning._total_counts
-    monkeypatch.setattr(SkewPruning, "_total_counts", lambda self: totals.append(real(self)) or totals[-1])
+    real = RoundStrategy._total_counts
+    monkeypatch.setattr(RoundStrategy, "_total_counts", lambda self: totals.append(real(self)) or totals[-1])
     line, _, settings = record("min-count: 20\nreport-class-counts: true")
     counts = line["class_counts"]["closed"]
     assert totals[-1] == tuple(1 if counts[name] is None else counts[name] for name in settings.model.classes)

@@ -11,7 +11,6 @@ from flwr.app import Context, RecordDict
 from fedskew.apps import make_client_app
 from fedskew.config.schema import ModelConfig
 from fedskew.data.samples import DataError
-from fedskew.federation.client import REFUSED
 from fedskew.federation.grids import LOCAL_RUN_ID, LocalGrid
 from fedskew.federation.messages import (
     ARRAYS,
@@ -24,10 +23,13 @@ from fedskew.federation.messages import (
     pack_task,
 )
 from fedskew.federation.weights import from_record, layout, to_record
+from fedskew.methods.base import Work
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
+from fedskew.model.layout import Part
 from fedskew.site import gate
 from fedskew.site.audit import read_entries
+from fedskew.site.mod import REFUSED
 
 HASH = 8 * "9f86d081"
 ARCHITECTURE = dense_architecture(tiny_config().model)
@@ -87,7 +89,7 @@ def test_a_forbidden_run_is_refused_before_the_data_is_opened(site, monkeypatch)
 
 def test_too_few_images_are_refused_before_training(site, monkeypatch):
     with_policy, _, _, _ = site
-    monkeypatch.setattr("fedskew.federation.client.train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("fedskew.learning.local.train", lambda *_, **__: pytest.fail("it trained"))
     assert "min-examples of 5000" in with_policy("min-examples: 5000")().error.reason
 
 
@@ -123,7 +125,8 @@ def test_a_log_that_was_tampered_with_stops_a_counted_run(site):
 def test_the_update_is_clipped_as_the_policy_says(site):
     with_policy, log, arch, arrays = site
     frozen = ("encoder.layers.0.", "encoder.patch_embed.")
-    reply = with_policy("clipping-norm: 0.01")(frozen=(0,), not_uploaded=frozen)
+    part = Part(without=frozen)
+    reply = with_policy("clipping-norm: 0.01")(work=Work("skewness", part, part))
     assert norm_of(reply, arrays, without=frozen) == pytest.approx(0.01, rel=1e-2)
     (vector,) = reply.content[ARRAYS].values()
     assert 0 < vector.shape[0] < sum(tensor.numel() for tensor in arrays.values())

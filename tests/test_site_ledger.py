@@ -197,7 +197,7 @@ def test_a_task_that_comes_too_late_costs_no_training(ask, monkeypatch):
     """The count under the lock decides; the one before it saves the hours."""
     send, _ = ask
     assert not send("max-rounds: 1").has_error()
-    monkeypatch.setattr("fedskew.federation.client.train", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("fedskew.learning.local.train", lambda *_, **__: pytest.fail("it was trained"))
     assert "max-rounds of 1" in send("max-rounds: 1").error.reason
 
 

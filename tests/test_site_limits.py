@@ -11,7 +11,6 @@ from fedskew.apps import make_client_app
 from fedskew.config.schema import Config, ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedskew.data.cache import make_private
 from fedskew.data.samples import DataError
-from fedskew.federation.client import REFUSED
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.weights import to_record
@@ -19,6 +18,7 @@ from fedskew.learning.datasets import node_data
 from fedskew.model.catalogue import dense_architecture
 from fedskew.site.audit import read_entries
 from fedskew.site.limits import FOR_PARTITIONS, FROM_TASK, Limits, exceeded, is_simulated, site_settings
+from fedskew.site.mod import REFUSED
 from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, parse_policy
 
 # every setting that a task may carry into a site, spelt out: a new one is a decision, and no path is among them

@@ -20,8 +20,8 @@ from fedskew.apps import make_client_app
 from fedskew.cli.main import app
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
-from fedskew.sweeps import sweep as sweep_module
 from fedskew.runs.folder import RunFolder
+from fedskew.sweeps import sweep as sweep_module
 from fedskew.sweeps.history import read_history
 from fedskew.sweeps.job import shared_cores
 from fedskew.sweeps.progress import Progress, progress_line, seconds_left

@@ -1,7 +1,7 @@
 """What travels between server and nodes, and nothing else: names of the records and their fields.
 
 A task to train or evaluate is (arrays, config); a reply is (arrays, metrics, report); for the arrays see `weights`. The
-architecture, the frozen stages and the tensors to leave out of the answer are part of the task, so a node needs to know
+architecture, what is to be trained and what of it is to be sent back are part of the task, so a node needs to know
 nothing beforehand.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,20 +18,23 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedskew import __version__
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
-from fedskew.federation.companions import moments_layout
-from fedskew.federation.weights import Layout, layout, to_record
-from fedskew.learning.freezing import frozen_prefixes
+from fedskew.federation.weights import to_record
+from fedskew.methods import METHODS
+from fedskew.methods.average import AVERAGE
+from fedskew.methods.base import EXTRAS, Work
 from fedskew.model.architecture import Architecture
 from fedskew.model.codec import architecture_from_json
+from fedskew.model.layout import Layout, Part, layout
 
 ARRAYS, CONFIG, METRICS, REPORT = "arrays", "config", "metrics", "report"
 EXAMPLES = "num-examples"
-MOMENTS = "moments"  # the one kind of extras there is: of the optimiser, both ways
 VALIDATION_METRICS = ("accuracy", "auroc_macro", "balanced_accuracy", "f1_macro", "loss")  # a node's answer
 TRAINING_METRICS = ("loss", "first-loss", "steps", "seconds", "seconds-train")  # a node's answer
 CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site's policy tells them
 SUPPRESSED, SUPPRESSED_CLASSES = "suppressed", "suppressed-classes"  # in the report: names of cells too small to tell
 AUDIT_ENTRIES, AUDIT_SHA256 = "audit-entries", "audit-sha256"  # in the report: where the site's audit log stands
+
+PLAIN = Work(AVERAGE)
 
 
 class MessageError(ValueError):
@@ -46,31 +49,17 @@ class Task:
     rounds: int
     architecture: Architecture
     config: Config
-    frozen: tuple[int, ...] = ()
-    not_uploaded: tuple[str, ...] = ()  # name prefixes of tensors that the node leaves out of its answer
+    work: Work = PLAIN
     split_hash: str = ""
     class_counts: tuple[int, ...] = ()  # images of each class at all nodes that tell; empty: unknown
-    extras: tuple[str, ...] = ()  # what travels beside the weights
-
-    def uploads(self, name: str) -> bool:
-        """Whether a tensor belongs into the answer."""
-        return not name.startswith(self.not_uploaded) if self.not_uploaded else True
 
     def uploaded(self) -> Layout:
         """The tensors of the answer."""
-        weights = {name: spec for name, spec in layout(self.architecture).items() if self.uploads(name)}
-        return weights | self._moments()
+        return self.work.up.of(layout(self.architecture)) | self.work.beside(self.architecture)
 
     def downloaded(self) -> Layout:
         """The tensors of the task."""
-        return dict(layout(self.architecture)) | self._moments()
-
-    def _moments(self) -> Layout:
-        if MOMENTS not in self.extras:
-            return {}
-        frozen = frozen_prefixes(self.architecture, self.frozen)
-        return moments_layout({name: spec for name, spec in layout(self.architecture).items()
-                               if not (frozen and name.startswith(frozen))})  # fmt: skip
+        return dict(layout(self.architecture)) | self.work.beside(self.architecture)
 
 
 def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:
@@ -82,11 +71,9 @@ def pack_task(task: Task, arrays: ArrayRecord) -> RecordDict:
             "rounds": task.rounds,
             "architecture": task.architecture.to_json(),
             "run-config": json.dumps(to_mapping(task.config)),
-            "frozen-stages": list(task.frozen),
-            "not-uploaded": list(task.not_uploaded),
+            "work": json.dumps(asdict(task.work)),
             "split-hash": task.split_hash,
             "class-counts": list(task.class_counts),
-            "extras": list(task.extras),
         }
     )
     return RecordDict({ARRAYS: arrays, CONFIG: config})
@@ -115,19 +102,36 @@ def unpack_task(message: Message) -> tuple[Task, ArrayRecord]:
         rounds=_field(config, "rounds", int),
         architecture=architecture_from_json(_field(config, "architecture", str)),
         config=from_mapping(run_config, "the server's configuration"),
-        frozen=_items(config, "frozen-stages", int),
-        not_uploaded=_items(config, "not-uploaded", str),
+        work=_work(_field(config, "work", str)),
         split_hash=_field(config, "split-hash", str),
         class_counts=_items(config, "class-counts", int),
-        extras=_items(config, "extras", str),
     )
-    _check_extras(task)
+    _check_counts(task)
     return task, arrays
 
 
-def _check_extras(task: Task) -> None:
-    if unknown := set(task.extras) - {MOMENTS}:
+def _work(text: str) -> Work:
+    """Read what a task asks for; nothing of it is taken on trust."""
+    try:
+        told = json.loads(text)
+        parts = {name: Part(*(_names(told[name][key]) for key in ("prefixes", "without"))) for name in ("train", "up")}
+        work = Work(str(told["method"]), **parts, extras=_names(told["extras"]))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise MessageError(f"field 'work' of the task cannot be read ({type(error).__name__}): {text!r:.80}") from None
+    if work.method not in METHODS:
+        raise MessageError(f"the task is of the method {work.method!r:.40}; this version knows {', '.join(METHODS)}")
+    if unknown := set(work.extras) - set(EXTRAS):
         raise MessageError(f"the task asks for extras that this version does not know: {sorted(unknown)!r:.80}")
+    return work
+
+
+def _names(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("names are a list of texts")
+    return tuple(values)
+
+
+def _check_counts(task: Task) -> None:
     classes = len(task.architecture.classes)
     if task.class_counts and (
         len(task.class_counts) != classes or min(task.class_counts) < 0 or not any(task.class_counts)

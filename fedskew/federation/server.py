@@ -17,21 +17,21 @@ from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.partitions import sites_of
 from fedskew.data.splits import train_validation
-from fedskew.federation.companions import cut
 from fedskew.federation.folding import check_effect
 from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
-from fedskew.federation.strategy import SkewPruning
+from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import describe_split, open_data, partitions, split_hash, split_server
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
-from fedskew.learning.open_data import Evaluation, ServerModel, initial_model
 from fedskew.learning.optimiser import learning_rate
+from fedskew.learning.server_data import Evaluation, ServerData, initial_model
+from fedskew.methods import make_method
+from fedskew.methods.base import Model
 from fedskew.metrics.classification import NUMBERS, not_evaluated
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import vocabularies
-from fedskew.pruning.schedule import stages_to_prune
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.lineage import about_model
@@ -92,7 +92,7 @@ class FederatedRun:
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
-        self.server = ServerModel(config, self.data, self.split)
+        self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
             "open_losses": {},
@@ -136,7 +136,7 @@ class FederatedRun:
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
         state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()
-        self.strategy = SkewPruning(
+        self.strategy = RoundStrategy(
             self.config, arch, self.server, self.grid,
             split_hash=self.split_hash, first_round=first.number + 1, scratch=self.folder.path,
         )  # fmt: skip
@@ -239,23 +239,14 @@ class FederatedRun:
         return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
 
     def _round_zero(self) -> Start:
-        """The initial model; after a warm start on open data and its pruning step if the configuration asks."""
+        """The model that the first round starts from, as the method makes it of the initial one."""
         assert self._initial is not None
         (state, arch), self._initial = self._initial, None
-        note, prune, epochs = RoundLog(0, before=arch), self.config.prune, self.config.train.warm_start_epochs
-        moments: dict[str, Tensor] = {}
-        if epochs:
-            log.info("warm start: %d epochs on %d open images", epochs, len(self.server.training))
-            start = time.perf_counter()
-            state, moments = self.server.warm_start(state, arch)
-            note.seconds_training = time.perf_counter() - start
-        companions = moments if self.config.train.moments == "averaged" else {}
-        if stages := stages_to_prune(prune, 0, arch.stages):
-            note.step = self.server.prune(state, arch, stages, 0)
-            companions = cut(companions, arch, note.step.plan)
-            state, arch = note.step.state, note.step.architecture
-            note.seconds_scoring = note.step.seconds_total
-        return state, arch, note, companions
+        step = make_method(self.config).start(Model(arch, state), self.server)
+        note = RoundLog(0, before=arch, seconds_training=step.seconds_training, step=step.pruned)
+        note.seconds_scoring = step.pruned.seconds_total if step.pruned else 0.0
+        model = step.model
+        return dict(model.state), model.architecture, note, dict(model.companions)
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the server's data and record the finished round."""

@@ -1,10 +1,11 @@
-"""FedAvg whose global model shrinks: Flower's strategy with its hooks overridden, its loop untouched."""
+"""FedAvg whose global model may shrink: Flower's strategy with its hooks overridden, its loop untouched."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,33 +20,31 @@ from fedskew.config.schema import Config
 from fedskew.federation.acceptance import largest, objection, sent, taken
 from fedskew.federation.aggregate import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
-from fedskew.federation.companions import cut
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
-from fedskew.federation.messages import MOMENTS, VALIDATION_METRICS, Task, pack_task
+from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
 from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.weights import from_record, layout, to_record, to_state
-from fedskew.learning.freezing import frozen_prefixes
 from fedskew.learning.judging import is_evaluated
-from fedskew.learning.open_data import ServerModel
-from fedskew.learning.optimiser import FIRST, SECOND, STEPS, no_moments
+from fedskew.learning.server_data import ServerData
+from fedskew.methods import make_method
+from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
-from fedskew.pruning.schedule import frozen_stages, stages_to_prune
 from fedskew.runs.record import IN, MISSING, UNUSED, RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 
 
-class SkewPruning(FedAvg):
-    """Federated averaging; after each round the server prunes the average and sends on the smaller model.
+class RoundStrategy(FedAvg):
+    """Federated rounds of any method: it says what nodes do, and makes the next model of an accepted mean.
 
     Args:
         config: of the run.
         architecture: of the model that the first round starts from.
-        server: scores and prunes on the server's open data.
+        server: the server's open data, by which a round is judged.
         grid: the streaming grid of the run, the same that `start` is given.
         split_hash: lets simulated nodes check that they split the same data.
         first_round: 1, or the round after the checkpoint that the run resumes from (Flower counts from 1).
@@ -56,7 +55,7 @@ class SkewPruning(FedAvg):
         self,
         config: Config,
         architecture: Architecture,
-        server: ServerModel,
+        server: ServerData,
         grid: StreamingGrid,
         *,
         split_hash: str = "",
@@ -65,11 +64,12 @@ class SkewPruning(FedAvg):
     ) -> None:
         super().__init__(fraction_train=config.federation.fraction)
         self.config, self.architecture, self.server = config, architecture, server
+        self.method = make_method(config)
         self.split_hash, self.offset = split_hash, first_round - 1
         self.roll = RollCall(grid, config.federation, scratch)
         self.round = RoundLog(self.offset)
         self._grid, self._scratch = grid, scratch
-        self.companions: dict[str, torch.Tensor] = {}  # of the model, see `companions`
+        self.companions: dict[str, torch.Tensor] = {}  # of the model, see `methods.base.Model`
         self.open_metrics: dict[str, Any] | None = None  # of the global model on open data, once they are known
         self.losses: dict[str, float] = {}  # on open data so far, see `acceptance.sent`
         self._arrays = ArrayRecord()
@@ -88,13 +88,12 @@ class SkewPruning(FedAvg):
 
     def task(self, round_number: int, kind: str = MessageType.TRAIN) -> Task:
         """What the nodes are asked in a round."""
-        frozen = frozen_stages(self.config.prune, round_number - 1, self.architecture.stages)
-        skipped = frozen_prefixes(self.architecture, frozen) if self.config.federation.upload == "trained" else ()
-        rounds = self.config.federation.rounds
-        extras = (MOMENTS,) if self.config.train.moments == "averaged" and kind == MessageType.TRAIN else ()
+        work = self.method.work(self.architecture, round_number)
+        if kind != MessageType.TRAIN:
+            work = replace(work, extras=())
         return Task(
-            round_number, rounds, self.architecture, self.config, frozen, skipped, self.split_hash,
-            self._total_counts(), extras,
+            round_number, self.config.federation.rounds, self.architecture, self.config, work, self.split_hash,
+            self._total_counts(),
         )  # fmt: skip
 
     def _total_counts(self) -> tuple[int, ...]:
@@ -136,19 +135,16 @@ class SkewPruning(FedAvg):
         chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
         self.roll.register(connected[node] for node in chosen)
         task = self.task(number, kind)
-        return self.roll.messages(pack_task(task, self._with_moments(arrays, task)), kind, chosen)
+        return self.roll.messages(pack_task(task, self._with_extras(arrays, task)), kind, chosen)
 
-    def _with_moments(self, arrays: ArrayRecord, task: Task) -> ArrayRecord:
-        """The arrays of a task: the weights, and the moments where nodes are to go on with them."""
-        if not task.extras:
+    def _with_extras(self, arrays: ArrayRecord, task: Task) -> ArrayRecord:
+        """The arrays of a task: the weights, and beside them what nodes are to go on with (zeros at first)."""
+        if not task.work.extras:
             return arrays
-        state = to_state(arrays, task.architecture)
-        return to_record(state | {name: self._moments(state)[name] for name in task.downloaded() if name not in state})
-
-    def _moments(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The moments that the next round goes on with, of all tensors."""
-        known = {name: tensor for name, tensor in self.companions.items() if name.startswith((FIRST, SECOND, STEPS))}
-        return known or no_moments(state)
+        beside = task.work.beside(task.architecture)
+        kept = {name: self.companions[name] for name in beside if name in self.companions}
+        fresh = {name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for name, spec in beside.items()}
+        return to_record(to_state(arrays, task.architecture) | fresh | kept)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -159,7 +155,7 @@ class SkewPruning(FedAvg):
         the record says so.
         """
         task, settings = self.task(self.round.number), self.config.federation
-        reference = from_record(self._with_moments(self._arrays, task), task.downloaded())
+        reference = from_record(self._with_extras(self._arrays, task), task.downloaded())
         wanted = task.uploaded()
         folding = make_folding(settings, self.round.number, self._scratch, lambda: self._own_norm(task, reference))
         losses: dict[str, tuple[int, float]] = {}
@@ -212,10 +208,10 @@ class SkewPruning(FedAvg):
         """Norm of the update that the server's own training on open data makes of this round's model."""
         given = {name: _tensor(array) for name, array in reference.items()}
         state = {name: given.pop(name) for name in layout(self.architecture)}
-        after = self.server.train_as_a_node(
-            state, self.architecture, task.round_number, frozen=task.frozen, moments=given or None
-        )
-        return update_norm({name: after[name].numpy() for name in task.uploaded()}, reference)
+        net = self.server.net(state, self.architecture, drop_path=self.config.model.drop_path)
+        with self.server.threads():
+            answer = self.method.answer(net, task.work, self.server.as_a_node(task.round_number), given)
+        return update_norm({name: tensor.cpu().numpy() for name, tensor in answer.tensors.items()}, reference)
 
     def _take(self, reference: dict[str, np.ndarray], folded: Folded, weights: dict[str, int]) -> ArrayRecord:
         """The new global model, pruned if it is time, unless it must not be taken: then this round is rolled back."""
@@ -224,7 +220,7 @@ class SkewPruning(FedAvg):
             self.round.rolled_back = f"{reason} ({largest(self._norms(weights), weights)})"
             return self._keep(f"rollback: {self.round.rolled_back}")
         self.companions = companions
-        return self._prune(state)
+        return self._step(state)
 
     def _norms(self, weights: dict[str, int]) -> dict[str, float]:
         return {name: norm for name, norm in self.round.norms.items() if name in weights}
@@ -237,9 +233,9 @@ class SkewPruning(FedAvg):
             return f"{name} of the new global model is not finite"
         if self.open_metrics is None:
             before = {name: _tensor(reference[name]) for name in state}
-            self.open_metrics = self.server.open_metrics(before, self.architecture)
+            self.open_metrics = self.server.metrics(before, self.architecture)
         sent(self.losses, self.open_metrics["loss"])
-        after = self.server.open_metrics(state, self.architecture)
+        after = self.server.metrics(state, self.architecture)
         if reason := objection(self.losses["best"], after["loss"], self.config.federation.rollback):
             return reason
         taken(self.losses, after["loss"])
@@ -255,22 +251,18 @@ class SkewPruning(FedAvg):
         memory = {name: tensor for name, tensor in self.companions.items() if name.startswith("server-")}
         after, memory = server_step(self.config.federation, self.round.number, reference, mean, memory)
         state = {name: _tensor((reference | after)[name]) for name in names}
-        if len(averaged) > len(mean):
-            moments = {name: _tensor(array) for name, array in averaged.items() if name not in names}
-            memory |= self._moments(state) | moments
-        return state, memory
+        extras = {name: _tensor(array) for name, array in averaged.items() if name not in names}
+        kept = {name: tensor for name, tensor in self.companions.items() if not name.startswith("server-")}
+        return state, memory | kept | extras
 
-    def _prune(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
-        number = self.round.number
-        self.round.before = before = self.architecture
-        stages = stages_to_prune(self.config.prune, number, self.architecture.stages)
-        if stages:
-            step = self.server.prune(state, self.architecture, stages, number)
-            self.round.step, self.round.seconds_scoring = step, step.seconds_total
-            self.architecture, state = step.architecture, step.state
+    def _step(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
+        self.round.before = self.architecture
+        step = self.method.advance(Model(self.architecture, state, self.companions), self.round.number, self.server)
+        if step.pruned:
+            self.round.step, self.round.seconds_scoring = step.pruned, step.pruned.seconds_total
             self.open_metrics = None
-            self.companions = cut(self.companions, before, step.plan)
-        return to_record(state)
+        self.architecture, self.companions = step.model.architecture, dict(step.model.companions)
+        return to_record(step.model.state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside.

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,39 +17,9 @@ from flwr.app import Array, ArrayRecord
 from flwr.common.constant import SType
 
 from fedskew.model.architecture import Architecture
-from fedskew.model.fusion import MultimodalModel
+from fedskew.model.layout import Layout, TensorSpec, layout, layout_of
 
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-
-Layout = Mapping[str, TensorSpec]  # name → shape and dtype
 REMEDY = "use the same versions of fedskew and timm on the server and all nodes"
-
-
-@lru_cache(maxsize=4)  # a run has one architecture a round; building a model to read its names takes 15 to 70 ms
-def layout(arch: Architecture) -> Layout:
-    """Every tensor in the state of an architecture's model."""
-    with torch.random.fork_rng(devices=[]):
-        return MappingProxyType(layout_of(MultimodalModel(arch, initialise=False).state_dict()))
-
-
-def layout_of(state: Mapping[str, torch.Tensor]) -> Layout:
-    """The layout of given tensors."""
-    return {
-        name: TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in state.items()
-    }
 
 
 def vector_layout(wanted: Layout) -> Layout:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
 from fedskew.model.fusion import MultimodalModel
+from fedskew.model.layout import Layout, TensorSpec
 
 FIRST, SECOND, STEPS = "first-moment/", "second-moment/", "moment-steps"
 KEYS = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}  # of torch's AdamW
@@ -48,6 +49,12 @@ def no_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The moments of an optimiser that has not stepped, for the tensors of a model's state."""
     zeros = {prefix + name: torch.zeros_like(tensor) for prefix in KEYS for name, tensor in state.items()}
     return zeros | {STEPS: torch.zeros(1)}
+
+
+def moments_layout(trained: Layout) -> dict[str, TensorSpec]:
+    """The moments of tensors that are trained, as they travel."""
+    moments = {prefix + name: spec for prefix in KEYS for name, spec in trained.items()}
+    return moments | {STEPS: TensorSpec((1,), "float32")}
 
 
 def set_moments(optimiser: torch.optim.Optimizer, model: nn.Module, moments: Moments) -> None:

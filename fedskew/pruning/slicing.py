@@ -39,6 +39,22 @@ def slice_model(
     return result, smaller
 
 
+def slice_companions(companions: Mapping[str, Tensor], arch: Architecture, plan: Plan) -> dict[str, Tensor]:
+    """The companions of the model that a plan leaves of `arch`: what goes from round to round with its tensors.
+
+    Each set (the optimisers' moments) has a prefix that ends in "/" before the names of the model's tensors. What has
+    no prefix is never cut.
+    """
+    sets: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in companions.items():
+        prefix, slash, rest = name.partition("/")
+        sets.setdefault(prefix + slash if slash else "", {})[rest if slash else name] = tensor
+    smaller = dict(sets.pop("", {}))
+    for prefix, tensors in sets.items():
+        smaller |= {prefix + name: tensor for name, tensor in slice_model(tensors, arch, plan)[0].items()}
+    return smaller
+
+
 def _keep(
     state: dict[str, Tensor], group: PrunableGroup, units: int, kept: Sequence[int], size: int, prefix: str
 ) -> None:

@@ -99,9 +99,9 @@ class Gate:
         self._about = {"round": task.round_number, "architecture": task.architecture.digest}
         if self._policy_file:
             self._policy = load_policy(self._policy_file)
-        if self._policy.noise and task.extras:
+        if self._policy.noise and task.work.extras:
             raise PolicyRefusal(
-                f"site policy forbids: its noise would drown the {', '.join(task.extras)} that the task asks for; "
+                f"site policy forbids: its noise would drown the {', '.join(task.work.extras)} that the task asks for; "
                 "the coordinator should set train.moments=fresh"
             )
         if self._multiplier:

@@ -8,21 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedskew.config import load_config
 from fedskew.config.load import from_mapping
-from fedskew.config.schema import Config, ConfigError, TrainConfig
-from fedskew.data.batches import IMAGENET, Statistics
+from fedskew.config.schema import Config, ConfigError
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
 from fedskew.files import write_bytes
-from fedskew.learning.datasets import DataSet, batches, open_data, split_hash, split_server
+from fedskew.learning.datasets import DataSet, open_data, split_hash, split_server
 from fedskew.learning.judging import best_record
-from fedskew.learning.train import pick_device, predict
+from fedskew.learning.local import predict_images
+from fedskew.learning.train import pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
-from fedskew.model.fusion import MultimodalModel
 from fedskew.model.modelfile import ModelFileError, load_model, read_about, read_preprocessing
 from fedskew.model.pretrained import file_sha256
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
@@ -170,36 +167,6 @@ def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture,
         "assumed": list(setting.assumed),
         "lineage": dict(setting.lineage),
     }
-
-
-def predict_images(
-    model: MultimodalModel,
-    data: DataSet,
-    indices: np.ndarray,
-    config: TrainConfig,
-    *,
-    batch_size: int,
-    number: int = -1,
-    statistics: Statistics = IMAGENET,
-) -> Predictions:
-    """What a model says of each image.
-
-    Args:
-        number: the round that the model is of.
-        statistics: what images are normalised by.
-    """
-    arch = model.architecture
-    shown, device = [data.samples[i] for i in indices], next(model.parameters()).device
-    source = batches(data, indices, arch, batch_size=batch_size, statistics=statistics, device=device)
-    labels, probabilities = predict(model, source, config)
-    return Predictions(
-        images=np.array([sample.image_id for sample in shown]),
-        lesions=np.array([sample.group for sample in shown]),
-        labels=labels,
-        classes=arch.classes,
-        probabilities=probabilities.astype(np.float32),
-        round_number=number,
-    )
 
 
 def _round_of(path: Path, *, best: bool) -> int:

@@ -1,9 +1,10 @@
-"""What the server does with a global model on its own data: warm-start, prune, judge, evaluate."""
+"""What the server does with a global model on its own data: warm-start, show units, judge, evaluate."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,19 +15,15 @@ from fedskew.config.schema import Config, ConfigError
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
-from fedskew.federation.client import count_classes, local_seed, training_batches
 from fedskew.learning.datasets import DataSet, batches, divide_open, scoring_images
-from fedskew.learning.freezing import freeze_stages
 from fedskew.learning.judging import HELD_BACK, source_of
-from fedskew.learning.train import cpu_threads, evaluate, pick_device, train
+from fedskew.learning.local import Trainer, local_seed, predict_images
+from fedskew.learning.train import cpu_threads, evaluate, pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.pretrained import load_pretrained
-from fedskew.pruning.score import few_value_warnings
-from fedskew.pruning.step import StepResult, prune_step
-from fedskew.tools.evaluate import predict_images
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -60,7 +57,7 @@ def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
     return model.state_dict(), arch
 
 
-class ServerModel:
+class ServerData:
     """The server's data and what is done with it. The open data is never a client's, never the test set's.
 
     Attributes:
@@ -84,7 +81,6 @@ class ServerModel:
         self.training, self.held_back = divide_open(data, split, config.data)
         self.scoring = scoring_images(self.training, config.prune.batch_size, config.run.seed)
         self._device = pick_device(config.train.device)
-        self._warned: set[str] = set()
         self._check_judging()
         self._check_pruning()
 
@@ -117,9 +113,13 @@ class ServerModel:
                 len(self.scoring), prune.batch_size, len(self.held_back),
             )  # fmt: skip
 
-    def initial(self) -> tuple[dict[str, Tensor], Architecture]:
-        """See `initial_model`."""
-        return initial_model(self.config)
+    def threads(self) -> AbstractContextManager[None]:
+        """The CPU threads that the server computes with."""
+        return cpu_threads(self.config.run.threads)
+
+    def net(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalModel:
+        """A model on the server's device."""
+        return build(arch, dict(state), drop_path=drop_path).to(self._device)
 
     def warm_start(
         self, state: Mapping[str, Tensor], arch: Architecture
@@ -130,63 +130,35 @@ class ServerModel:
             The model's state, and the optimiser's moments.
         """
         settings = self.config.train
+        log.info("warm start: %d epochs on %d open images", settings.warm_start_epochs, len(self.training))
         once = replace(settings, local_epochs=settings.warm_start_epochs, lr=settings.warm_start_lr or settings.lr)
-        model = self._model(state, arch, drop_path=self.config.model.drop_path)
+        model = self.net(state, arch, drop_path=self.config.model.drop_path)
         seed = local_seed(self.config.run.seed, 0, "server")
-        data = training_batches(self._data, self.training, arch, settings, seed)
-        counts = count_classes(self._data, self.training, arch)
-        with cpu_threads(self.config.run.threads):
-            result = train(model, data, once, round_number=1, rounds=1, seed=seed, counts=counts)
+        with self.threads():
+            result = Trainer(self._data, self.training, once, seed, round_number=1, rounds=1).train(model)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
 
-    def train_as_a_node(
-        self,
-        state: Mapping[str, Tensor],
-        arch: Architecture,
-        number: int,
-        *,
-        frozen: tuple[int, ...] = (),
-        moments: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """What a node with the open data of the warm start would send back in round `number`: state and moments.
+    def as_a_node(self, number: int) -> Trainer:
+        """A node of round `number` whose images are the open ones of the warm start.
 
-        Where two nodes contradict each other this is the only other opinion that the server has.
+        Where two nodes contradict each other its is the only other opinion that the server has.
         """
-        config = self.config
-        model = self._model(state, arch, drop_path=config.model.drop_path)
-        freeze_stages(model, frozen)
-        seed = local_seed(config.run.seed, number, "server")
-        data = training_batches(self._data, self.training, arch, config.train, seed)
-        counts = count_classes(self._data, self.training, arch)
-        with cpu_threads(config.run.threads):
-            result = train(model, data, config.train, round_number=number, rounds=config.federation.rounds, seed=seed,
-                           counts=counts, moments=moments)  # fmt: skip
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()} | dict(result.moments)
+        seed = local_seed(self.config.run.seed, number, "server")
+        return Trainer(self._data, self.training, self.config.train, seed, number, self.config.federation.rounds)
 
-    def open_metrics(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
+    def scoring_images(self, arch: Architecture) -> Tensor:
+        """The images that units are scored on [B, 3, S, S], on the server's device."""
+        batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
+        return batch.images.to(self._device)
+
+    def judge(self, model: MultimodalModel) -> float:
+        """Balanced accuracy on the images of `metrics`."""
+        return float(self._metrics(model)["balanced_accuracy"])
+
+    def metrics(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
         """A model's metrics on the open images held back, or where none are on the scoring images."""
-        with cpu_threads(self.config.run.threads):
-            return self._open_metrics(self._model(state, arch))
-
-    def prune(
-        self, state: Mapping[str, Tensor], arch: Architecture, stages: tuple[int, ...], number: int
-    ) -> StepResult:
-        """One pruning step after round `number` (0: after the warm start)."""
-        with cpu_threads(self.config.run.threads):
-            batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
-            step = prune_step(
-                self._model(state, arch),
-                batch.images.to(self._device),
-                self.config.prune,
-                stages=stages,
-                seed=local_seed(self.config.run.seed, number, "pruning"),
-                judge=self._judge,
-            )
-        for line in few_value_warnings(step.scored, self.config.prune.reading):
-            if line not in self._warned:  # once a run, not in every round
-                self._warned.add(line)
-                log.warning(line)
-        return step
+        with self.threads():
+            return self._metrics(self.net(state, arch))
 
     def evaluate(
         self,
@@ -202,8 +174,8 @@ class ServerModel:
             number: its round.
             held_back: its metrics on the open images held back, if they are known already.
         """
-        with cpu_threads(self.config.run.threads):
-            model = self._model(state, arch)
+        with self.threads():
+            model = self.net(state, arch)
             size = self.config.run.eval_batch_size
             found = predict_images(
                 model, self._data, self._split.test, self.config.train, batch_size=size, number=number
@@ -211,18 +183,12 @@ class ServerModel:
             if not len(self.held_back):
                 held_back = None
             elif held_back is None:
-                held_back = self._open_metrics(model)
+                held_back = self._metrics(model)
         metrics = classification_metrics(found.labels, found.probabilities, found.classes)
         return Evaluation(metrics, held_back, found)
 
-    def _judge(self, model: MultimodalModel) -> float:
-        return float(self._open_metrics(model)["balanced_accuracy"])
-
-    def _open_metrics(self, model: MultimodalModel) -> dict[str, Any]:
+    def _metrics(self, model: MultimodalModel) -> dict[str, Any]:
         images = self.held_back if len(self.held_back) else self.scoring
         size = self.config.run.eval_batch_size
         data = batches(self._data, images, model.architecture, batch_size=size, device=self._device)
         return evaluate(model, data, self.config.train)
-
-    def _model(self, state: Mapping[str, Tensor], arch: Architecture, *, drop_path: float = 0.0) -> MultimodalModel:
-        return build(arch, dict(state), drop_path=drop_path).to(self._device)
