@@ -91,7 +91,7 @@ class Victim:
         folder = RunFolder(path)
         rounds = 2 * config.federation.rounds  # the attack comes in mid-run, while the learning rate is not yet near 0
         self.config: Config = replace(
-            config, prune=replace(config.prune, method="none"), federation=replace(config.federation, rounds=rounds)
+            config, prune=replace(config.prune, criterion="none"), federation=replace(config.federation, rounds=rounds)
         )
         self.model: Checkpoint = folder.latest()
         data = open_data(config.data, self.model.architecture.image_size, vocabularies=vocabularies(config.model))

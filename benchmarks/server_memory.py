@@ -85,7 +85,7 @@ def peak_kilobytes() -> int:
 def one_case(name: str, clients: int) -> None:
     """Run one round in this process and print its peak memory and seconds."""
     torch.set_num_threads(1)
-    config = Config(model=ModelConfig(name=MODEL), prune=PruneConfig(method="none"))
+    config = Config(model=ModelConfig(name=MODEL), prune=PruneConfig(criterion="none"))
     arrays = to_record(build(dense_architecture(config.model)).state_dict())
     before, start = peak_kilobytes(), time.process_time()
     result = ROUNDS[name](RepliesGrid(None, clients), arrays, config)  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ SECTIONS = {
 
 
 def tiny_config(**overrides):
-    """A run of seconds. `tiny_config(prune={"method": "none"}, run={"seed": 3})` changes single values."""
+    """A run of seconds. `tiny_config(prune={"criterion": "none"}, run={"seed": 3})` changes single values."""
     unknown = set(overrides) - set(SECTIONS)
     assert not unknown, f"no such sections: {unknown}"
     sections = {name: kind(**(values | overrides.get(name, {}))) for name, (kind, values) in SECTIONS.items()}

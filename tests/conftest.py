@@ -67,4 +67,4 @@ def finished_run(generated, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dense_run(generated, tmp_path_factory):
     """The same with plain FedAvg."""
-    return run_here(tiny_config(prune={"method": "none"}, run={"output_dir": str(tmp_path_factory.mktemp("runs"))}))
+    return run_here(tiny_config(prune={"criterion": "none"}, run={"output_dir": str(tmp_path_factory.mktemp("runs"))}))

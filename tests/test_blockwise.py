@@ -81,8 +81,8 @@ def test_a_sublayer_that_goes_wholly_is_what_the_next_one_is_scored_behind(kind,
 @pytest.mark.parametrize(
     "values",
     [
-        {"rule": "match", "method": "l1-norm"},
-        {"rule": "match", "method": "random"},
+        {"rule": "match", "criterion": "l1-norm"},
+        {"rule": "match", "criterion": "random"},
         {"rule": "share", "share": 0.4},
         {"mlp_activation": "after-gelu", "mlp_group": "width"},
         {"align": 8, "min_heads": 1, "min_width": 8},
@@ -181,7 +181,7 @@ def test_the_guard_gives_units_back_in_block_order_too():
     def judge(candidate):
         return sum(hidden_of(candidate.architecture, i, j) for i, j in arch.blocks) / whole
 
-    config = settings(guard=0.2, align=8)
+    config = settings(rollback=0.2, align=8)
     step = prune_step(model, images, config, stages=STAGES, seed=0, judge=judge)
     assert step.given_back > 0
     assert judge(build(step.architecture, step.state)) >= 0.8

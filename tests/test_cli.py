@@ -189,7 +189,7 @@ def test_plan_shows_what_a_step_would_remove_and_removes_nothing(finished_run, g
     before = (finished_run.path / "model.safetensors").read_bytes()
     place = tmp_path / "a place with spaces"
     place.symlink_to(generated, target_is_directory=True)
-    result = call("plan", finished_run.path, "--data-dir", place, "--set", "prune.method=l1-norm prune.rule=share")
+    result = call("plan", finished_run.path, "--data-dir", place, "--set", "prune.criterion=l1-norm prune.rule=share")
     assert result.exit_code == 0, result.output
     assert "units would go; left:" in result.output
     assert (finished_run.path / "model.safetensors").read_bytes() == before

@@ -20,24 +20,26 @@ from fedskew.sweeps.study import StudyError, read_study
 @pytest.mark.parametrize("method", ["l1-norm", "random"])
 def test_the_sign_rule_is_refused_for_scores_without_a_sign(method, tmp_path):
     """Such a run removed nothing, and was compared as if it had."""
-    with pytest.raises(ConfigError, match=rf"prune\.method={method} .*rule=match .*rule=share"):
-        run_here(tiny_config(prune={"method": method}, run={"output_dir": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=rf"prune\.criterion={method} .*rule=match .*rule=share"):
+        run_here(tiny_config(prune={"criterion": method}, run={"output_dir": str(tmp_path)}))
     assert not list(tmp_path.iterdir())
     for rule in ("match", "share"):
-        check_combination(tiny_config(prune={"method": method, "rule": rule}))
+        check_combination(tiny_config(prune={"criterion": method, "rule": rule}))
 
 
 def test_a_study_with_such_a_cell_is_refused_before_its_first_run(tmp_path):
     file = tmp_path / "study.yaml"
-    file.write_text("preset: demo\ncells:\n  dense: {set: prune.method=none}\n  l1: {set: prune.method=l1-norm}\n")
-    with pytest.raises(StudyError, match=r"cell l1: prune.method=l1-norm"):
+    file.write_text(
+        "preset: demo\ncells:\n  dense: {set: prune.criterion=none}\n  l1: {set: prune.criterion=l1-norm}\n"
+    )
+    with pytest.raises(StudyError, match=r"cell l1: prune.criterion=l1-norm"):
         read_study(file, tmp_path / "out")
 
 
 def test_a_schedule_that_ends_before_it_begins_is_refused():
     with pytest.raises(ConfigError, match=r"first-round is 3 and prune.last-round 2"):
         check_combination(tiny_config(prune={"first_round": 3, "last_round": 2}))
-    check_combination(tiny_config(prune={"first_round": 3, "last_round": 2, "method": "none"}))
+    check_combination(tiny_config(prune={"first_round": 3, "last_round": 2, "criterion": "none"}))
     check_combination(tiny_config(prune={"first_round": 3, "last_round": 0}))
     check_combination(tiny_config(prune={"first_round": 3, "last_round": 3}))
 
@@ -57,7 +59,7 @@ def test_every_preset_is_without_contradictions_and_idle_settings(preset):
         ({"data": {"alpha": 0.5}}, []),
         ({"prune": {"share": 0.6}}, ["prune.share=0.6 has no effect: prune.rule is sign"]),
         ({"prune": {"share": 0.6, "rule": "share"}}, []),
-        ({"prune": {"share": 0.6, "method": "none"}}, []),
+        ({"prune": {"share": 0.6, "criterion": "none"}}, []),
         ({"prune": {"first_round": 3}}, ["nothing will be pruned: prune.first-round is 3"]),
         ({"prune": {"first_round": 2}}, []),
         ({"prune": {"last_round": 3}}, ["prune.last-round=3 has no effect: federation.rounds is 2"]),
@@ -113,7 +115,7 @@ def test_a_run_that_removed_nothing_says_so_at_its_end(unpruned, finished_run, d
 def test_a_run_whose_rounds_were_all_undone_has_no_best_round_and_fails(generated, tmp_path):
     """It ended like a success, and called a model best that no node had trained."""
     tiny = f"model.name={MICRO} data.generated-images=160 data.open=0.2 train.threads=1 run.threads=1"
-    settings = f"{tiny} federation.rounds=2 federation.rollback=0 train.lr=1.0 train.clip-norm=0 prune.method=none"
+    settings = f"{tiny} federation.rounds=2 federation.rollback=0 train.lr=1.0 train.clip-norm=0 prune.criterion=none"
     words = ["simulate", "--nodes", "2", "--name", "undone", "--output-dir", str(tmp_path), "--set", settings]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1, done.output

@@ -33,7 +33,7 @@ def test_the_paper_preset_states_what_the_paper_states():
     config = load_config("paper")
     assert (config.federation.rounds, config.train.local_epochs, config.data.test) == (100, 3, 0.2)
     assert (config.model.image_weight, config.model.sex_weight) == (0.85, 0.05)
-    assert (config.prune.method, config.prune.rule, config.prune.max_stage) == ("skewness", "sign", 3)
+    assert (config.prune.criterion, config.prune.rule, config.prune.max_stage) == ("skewness", "sign", 3)
     assert (config.prune.order, config.prune.freeze, config.prune.calibrate) == ("block", True, True), "Algorithm 1"
     assert (config.prune.last_round, config.prune.interval, config.prune.steps_per_stage) == (0, 1, 1)
     assert (config.prune.min_heads, config.prune.removed, config.prune.views) == (0, "norm", 1)
@@ -76,7 +76,7 @@ def test_an_unknown_key_names_itself_its_place_and_the_nearest(text, words):
         "train.flips=perhaps",
         "model.classes=nv",
         "model.classes=[nv, [mel]]",
-        "prune.method=3",
+        "prune.criterion=3",
         "prune.mlp-group=half",
         "prune.mlp-group=²",
         "prune.mlp-group=0",
@@ -108,10 +108,10 @@ def test_a_wrong_type_is_named_and_nothing_is_converted_with_loss(text):
         "federation.norm-bound=.inf",
         "federation.round-deadline=.inf",
         "federation.malicious-nodes=-1",
-        "prune.guard=.nan",
-        "prune.guard=-2",
+        "prune.rollback=.nan",
+        "prune.rollback=-2",
         "prune.batch-size=0",
-        "prune.method=skew",
+        "prune.criterion=skew",
         "prune.reading=median",
         "prune.views=3",
         "prune.order=layer",
@@ -176,10 +176,10 @@ def test_an_override_that_cannot_be_read_is_shown(text):
 
 def test_later_sources_win(tmp_path):
     own = tmp_path / "own.yaml"
-    own.write_text("train: {lr: 0.01, batch-size: 8}\nprune: {method: none}\n")
+    own.write_text("train: {lr: 0.01, batch-size: 8}\nprune: {criterion: none}\n")
     config = load_config("demo", file=str(own), overrides="train.batch-size=4 train.batch-size=5")
     demo = load_config("demo")
-    assert (config.train.lr, config.train.batch_size, config.prune.method) == (0.01, 5, "none")
+    assert (config.train.lr, config.train.batch_size, config.prune.criterion) == (0.01, 5, "none")
     assert config.federation == demo.federation
     assert config.preset == "demo"
 
@@ -297,7 +297,7 @@ def test_a_configuration_is_frozen(section):
 
 @pytest.mark.parametrize(
     ("kind", "values"),
-    [(TrainConfig, {"lr": math.nan}), (PruneConfig, {"method": "x"}), (ModelConfig, {"image_weight": 2})],
+    [(TrainConfig, {"lr": math.nan}), (PruneConfig, {"criterion": "x"}), (ModelConfig, {"image_weight": 2})],
 )
 def test_bounds_hold_however_a_section_is_built(kind, values):
     with pytest.raises(ConfigError):
@@ -323,3 +323,14 @@ def test_the_mapping_of_a_message_is_checked_as_strictly():
     for broken in ({"train": {"lr": "NaN"}}, {"train": []}, {"nonsense": {}}, {"train": {"lr": math.nan}}):
         with pytest.raises(ConfigError, match="the server"):
             from_mapping(mapping | broken, "the server's configuration")
+
+
+def test_keys_of_earlier_versions_are_taken_and_the_new_name_is_said(tmp_path, caplog):
+    old = tmp_path / "config.yaml"
+    old.write_text("prune: {method: l1-norm, guard: 0.03, rule: share}\n")
+    prune = load_config(file=old).prune
+    assert (prune.criterion, prune.rollback, prune.rule) == ("l1-norm", 0.03, "share")
+    assert f"{old}: prune.method is called prune.criterion now" in caplog.text
+    assert f"{old}: prune.guard is called prune.rollback now" in caplog.text
+    with pytest.raises(ConfigError, match=r"prune\.criterion is there twice"):
+        load_config(overrides="prune.method=none prune.criterion=random")

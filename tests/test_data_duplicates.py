@@ -78,7 +78,7 @@ def test_a_run_goes_on_and_says_it_in_log_and_record(spoilt, tmp_path, caplog, m
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     config = tiny_config(
         data={"source": "folder", "dir": str(spoilt), "cache_dir": str(tmp_path), "test": 0.3},
-        model={"classes": ("mel", "nv", "df"), "image_only": True}, prune={"method": "none"},
+        model={"classes": ("mel", "nv", "df"), "image_only": True}, prune={"criterion": "none"},
         federation={"rounds": 1}, run={"output_dir": str(tmp_path)},
     )  # fmt: skip
     with caplog.at_level(logging.WARNING, "flwr.fedskew.server"):

@@ -95,7 +95,7 @@ def test_the_norms_of_a_vit_are_those_of_its_tokens_by_hand():
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"rule": "share", "share": 0.4}, {"method": "l1-norm", "rule": "match"}], ids=str
+    "values", [{}, {"rule": "share", "share": 0.4}, {"criterion": "l1-norm", "rule": "match"}], ids=str
 )
 def test_algorithm_1_goes_through_a_vit_block_by_block(values):
     arch = vit(removed="skip" if values else "norm")
@@ -108,7 +108,7 @@ def test_algorithm_1_goes_through_a_vit_block_by_block(values):
 @pytest.mark.parametrize("method", ["skewness", "l1-norm", "random", "skewness-reversed"])
 def test_a_whole_run_with_a_vit_shrinks(generated, tmp_path, method):
     run = run_here(tiny_config(model={"name": "vit_micro_patch4_32"}, run={"output_dir": str(tmp_path)},
-                               prune={"method": method, "rule": "share", "share": 0.34}))  # fmt: skip
+                               prune={"criterion": method, "rule": "share", "share": 0.34}))  # fmt: skip
     records = run.records()
     assert records[-1]["parameters"] < records[0]["parameters"]
     model = load_model(run.path / "model.safetensors")
@@ -170,7 +170,7 @@ def test_a_model_of_no_family_is_refused_and_the_families_named(name, words):
 def test_what_is_one_stage_is_not_frozen_stage_by_stage():
     with pytest.raises(ConfigError, match=r"prune\.freeze .* vit_micro_patch4_32 is one stage"):
         check_settings(tiny_config(model={"name": "vit_micro_patch4_32"}, prune={"freeze": True}))
-    check_settings(tiny_config(model={"name": "vit_micro_patch4_32"}, prune={"freeze": True, "method": "none"}))
+    check_settings(tiny_config(model={"name": "vit_micro_patch4_32"}, prune={"freeze": True, "criterion": "none"}))
 
 
 def test_only_swins_have_another_stem():

@@ -29,16 +29,16 @@ RUNS = {
     },
     "moments": {
         "train": {"moments": "averaged", "warm_start_epochs": 1, "round_warmup": 2, "class_weights": "sqrt"},
-        "prune": {"method": "l1-norm", "rule": "share", "share": 0.34, "min_parameters": 0.5},
+        "prune": {"criterion": "l1-norm", "rule": "share", "share": 0.34, "min_parameters": 0.5},
         "federation": {"rounds": 3, "server_optimiser": "avgm", "server_momentum": 0.6},
     },
     "given-back": {
-        "prune": {"method": "random", "rule": "match", "guard": 0.01, "align": 8, "mlp_group": "width",
+        "prune": {"criterion": "random", "rule": "match", "rollback": 0.01, "align": 8, "mlp_group": "width",
                   "first_round": 0},
         "run": {"seed": 3},
     },
     "emptied": {
-        "prune": {"method": "skewness-reversed", "removed": "skip", "min_heads": 0, "rule": "share", "share": 1.0,
+        "prune": {"criterion": "skewness-reversed", "removed": "skip", "min_heads": 0, "rule": "share", "share": 1.0,
                   "min_macs": 0.3, "reading": "per-window"},
     },
     "median": {
@@ -51,7 +51,7 @@ RUNS = {
     "mixed": {
         "train": {"mixup": 0.2, "cutmix": 0.2, "rand_augment": "rand-m5-n2-mstd0.5", "sampling": "sqrt",
                   "clip_norm": 0.5},
-        "prune": {"method": "none"},
+        "prune": {"criterion": "none"},
         "federation": {"weighting": "equal", "server_optimiser": "adam", "fraction": 0.67},
     },
 }  # fmt: skip

@@ -176,7 +176,7 @@ def own_config(clinic, tmp_path, **model):
         data={"source": "folder", "dir": str(clinic), "cache_dir": str(tmp_path / "cache"), "test": 0.3},
         model={"classes": ("mel", "nv"), "metadata": OWN, "image_weight": 0.2} | model,
         train={"lr": 3e-2, "local_epochs": 6, "batch_size": 8}, federation={"rounds": 2},
-        prune={"method": "none"}, run={"output_dir": str(tmp_path)},
+        prune={"criterion": "none"}, run={"output_dir": str(tmp_path)},
     )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ MISTAKES = {
     "--set train.lr=7": ("train.lr is 7.0", "at most 1"),
     "--set train.lr=.nan": ("train.lr is nan", "at least 0"),
     "--set federation.rounds=0": ("federation.rounds is 0", "at least 1"),
-    "--set prune.method=skewnes": ("prune.method is 'skewnes'", "expected one of", "skewness"),
+    "--set prune.criterion=skewnes": ("prune.criterion is 'skewnes'", "expected one of", "skewness"),
     "--set model.classes=[nv,nv]": ("model.classes", "different names"),
     "--set model.classes=nv": ("model.classes must be a list", "'nv'"),
     # files of settings
@@ -124,7 +124,7 @@ MISTAKES = {
     "--set prune.mlp-group=7": ("prune.mlp-group 7", "hidden width 96", "expected ratio, width or a number that"),
     "--set train.rand-augment=abc": ("train.rand-augment is 'abc'", "expected such as rand-m5-n2-mstd0.5"),
     "--set federation.evaluate-clients=true --set data.validation=0": ("data.validation is 0", "Raise data.validation"),
-    "--set prune.guard=0.1 --set data.held-back=0": ("prune.guard", "data.held-back is 0", "raise data.held-back"),
+    "--set prune.rollback=0.1 --set data.held-back=0": ("prune.rollback", "data.held-back is 0", "raise data.held"),
     # weights
     "--set model.pretrained=/nowhere.pth": ("model.pretrained", "/nowhere.pth does not exist", "absolute path"),
     "--set model.pretrained=HERE/cnn.safetensors --set model.pretrained-sha256=00": (
@@ -171,8 +171,8 @@ MISTAKES = {
     "--resume some": ("some", "no run folder there", "config.yaml is missing"),
     "--resume run --nodes 2": ("--nodes 2", "was begun with 3 nodes", "leave --nodes out"),
     "run --dry-run --resume run --nodes 2": ("--nodes 2", "was begun with 3 nodes", "leave --nodes out"),
-    "--resume run --set prune.method=none": ("prune.method was 'skewness', is 'none'", "Start a new run"),
-    "run --resume run --set prune.method=none": ("prune.method was 'skewness', is 'none'", "Start a new run"),
+    "--resume run --set prune.criterion=none": ("prune.criterion was 'skewness', is 'none'", "Start a new run"),
+    "run --resume run --set prune.criterion=none": ("prune.criterion was 'skewness', is 'none'", "Start a new run"),
     "--resume run --set train.lr=0.5": ("train.lr was 0.001, is 0.5", "What may change: data.cache-dir"),
     "--resume run --set data.alpha=3": ("data.alpha was 0.5, is 3.0", "Start a new run"),
     "--resume run --set federation.rounds=1": ("federation.rounds was 2, is 1", "rounds can only become more"),
@@ -180,8 +180,8 @@ MISTAKES = {
     "--resume run --data-dir few --set federation.rounds=3": ("data.source was 'generated', is 'folder'",),
     # before a SuperLink is started
     "run --preset dmo": ("unknown preset 'dmo'", "did you mean demo?"),
-    "run --set prune.method=random": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
-    "--set prune.method=l1-norm": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
+    "run --set prune.criterion=random": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
+    "--set prune.criterion=l1-norm": ("prune.rule=sign removes nothing", "prune.rule=match", "prune.rule=share"),
     "--set prune.first-round=2 --set prune.last-round=1": ("prune.first-round is 2", "Set prune.last-round=0"),
     "run --set train.device=cuda": ("train.device is cuda", "set train.device=auto or cpu"),
     "run --set train.ler=1": ("unknown key train.ler", "did you mean train.lr?"),

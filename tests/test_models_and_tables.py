@@ -239,7 +239,7 @@ def test_every_setting_that_differs_is_named_with_both_values(folder_of):
     first, second, dense = (folder_of(name) for name in ("first", "second", "dense"))
     changed = {"train": {"lr": 0.5, "threads": 2}, "prune": {"share": 0.7}, "run": {"name": "x", "threads": 2}}
     (second / "config.yaml").write_text(to_yaml(tiny_config(**changed, data={"dir": "/elsewhere"})))
-    (dense / "config.yaml").write_text(to_yaml(tiny_config(prune={"method": "none", "share": 0.1})))
+    (dense / "config.yaml").write_text(to_yaml(tiny_config(prune={"criterion": "none", "share": 0.1})))
     runs = read_runs([first, second])
     assert different_settings(runs) == {"train.lr": [0.001, 0.5], "prune.share": [0.3, 0.7]}
     lines = warnings_of(runs)

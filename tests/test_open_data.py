@@ -65,7 +65,7 @@ def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_n
         real(self, images, indices, *args, **options)
 
     monkeypatch.setattr(ImageBatches, "__init__", spy)
-    server = server_of(data, train={"warm_start_epochs": 1}, prune={"guard": 0.1})
+    server = server_of(data, train={"warm_start_epochs": 1}, prune={"rollback": 0.1})
     held_back, training = set(server.held_back.tolist()), set(server.training.tolist())
     state, arch = server.initial()
     server.warm_start(state, arch)
@@ -88,8 +88,8 @@ def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_n
 def test_too_little_to_judge_by_is_refused_with_the_keys_to_change(data):
     with pytest.raises(DataError, match=r"choosing the best round need .* 0 of 0 .*data\.held-back"):
         server_of(data, data={"held_back": 0.0})
-    with pytest.raises(DataError, match=r"prune\.guard need .*data\.held-back"):
-        server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True}, prune={"guard": 0.1})
+    with pytest.raises(DataError, match=r"prune\.rollback need .*data\.held-back"):
+        server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True}, prune={"rollback": 0.1})
     with pytest.raises(DataError, match="of at least two classes"):
         server_of(data, data={"open": 0.02, "held_back": 0.1})
 
@@ -100,7 +100,7 @@ def test_nothing_need_be_held_back_where_the_nodes_judge_and_nothing_is_guarded(
     state, arch = server.initial()
     assert server.evaluate(state, arch).held_back is None
     server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True},
-              prune={"guard": 0.1, "method": "none"})  # fmt: skip
+              prune={"rollback": 0.1, "criterion": "none"})  # fmt: skip
 
 
 def test_nodes_without_validation_images_cannot_be_asked_to_judge(data):
@@ -114,5 +114,5 @@ def test_fewer_scoring_images_than_asked_for_are_said(data, caplog):
     assert f"scored on {len(server.training)} images" in caplog.text
     caplog.clear()
     server_of(data)
-    server_of(data, prune={"batch_size": 1000, "method": "none"})
+    server_of(data, prune={"batch_size": 1000, "criterion": "none"})
     assert "scored on" not in caplog.text

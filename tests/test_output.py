@@ -161,7 +161,7 @@ def test_an_installation_without_a_checkout_says_what_it_can_do(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert all(word in refused.stderr for word in ("no checkout", "make install", "`fedskew simulate`"))
-    works = fedskew("options", "guard", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    works = fedskew("options", "held-back", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert works.stdout.startswith("data.held-back"), works.stderr
     planned = fedskew("simulate", "--preset", "dmo", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert "demo, demo-vit, ham10000" in planned.stderr, "its presets are there"

@@ -92,7 +92,7 @@ def disturbed(tmp_path_factory):
         (3, "site-a"): ABSENT,
     }  # fmt: skip
     settings = {
-        "data": {"clients": "own"}, "prune": {"method": "none"},
+        "data": {"clients": "own"}, "prune": {"criterion": "none"},
         "run": {"output_dir": str(place), "name": "run", "keep_checkpoints": 9},
     }  # fmt: skip
     federation = {"rounds": 2, "quorum": 3, "grace": 2.0, "norm_bound": 3.0, "max_weight_ratio": 1.5, "rollback": 99.0}

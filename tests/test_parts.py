@@ -12,7 +12,7 @@ from fedskew.runs.report import part_lines
 
 
 def test_held_out_images_without_a_use_are_counted_and_said(generated, tmp_path, caplog):
-    config = tiny_config(federation={"rounds": 1}, run={"output_dir": str(tmp_path)}, prune={"method": "none"})
+    config = tiny_config(federation={"rounds": 1}, run={"output_dir": str(tmp_path)}, prune={"criterion": "none"})
     nodes = [node_data(config.data, 32, {"partition-id": i, "num-partitions": 3}) for i in range(3)]
     expected = sum(len(node.validation) for node in nodes)
     assert expected > 10, "the fixture"
@@ -53,7 +53,7 @@ def test_sites_are_named_at_their_nodes(sites, lines):
 
 def test_a_run_by_site_says_which_is_where(generated, tmp_path, caplog):
     config = tiny_config(
-        data={"partition": "site", "validation": 0.0}, federation={"rounds": 1}, prune={"method": "none"},
+        data={"partition": "site", "validation": 0.0}, federation={"rounds": 1}, prune={"criterion": "none"},
         run={"output_dir": str(tmp_path)},
     )  # fmt: skip
     with caplog.at_level("INFO"):

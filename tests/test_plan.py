@@ -18,13 +18,13 @@ def plan(run, *words):
 
 def test_the_plan_of_a_dense_run_is_one_clear_line(dense_run, finished_run):
     """It was a traceback."""
-    for done in (plan(dense_run), plan(finished_run, "--set", "prune.method=none")):
+    for done in (plan(dense_run), plan(finished_run, "--set", "prune.criterion=none")):
         assert (done.exit_code, done.stdout) == (2, "")
-        assert "is a run without pruning (prune.method=none)" in done.stderr
-        assert "--set prune.method=skewness" in done.stderr
+        assert "is a run without pruning (prune.criterion=none)" in done.stderr
+        assert "--set prune.criterion=skewness" in done.stderr
         assert done.stderr.count("\n") == 1
-    assert plan(dense_run, "--set", "prune.method=skewness").exit_code == 0
-    done = plan(finished_run, "--set", "prune.method=random")
+    assert plan(dense_run, "--set", "prune.criterion=skewness").exit_code == 0
+    done = plan(finished_run, "--set", "prune.criterion=random")
     assert (done.exit_code, "prune.rule=match" in done.stderr) == (2, True)
 
 

@@ -126,7 +126,7 @@ def test_calibration_composes(family, removed):
     reference, current = MaskedReference(model), model
     for step in range(4):
         prune = replace(
-            tiny_config().prune, rule="share", share=0.4, min_heads=0, method="skewness" if step % 2 else "l1-norm"
+            tiny_config().prune, rule="share", share=0.4, min_heads=0, criterion="skewness" if step % 2 else "l1-norm"
         )
         plan = propose(current, images, prune, ALL_STAGES[: step + 1], seed=step).plan
         current, _ = check_plan(current, plan, "ratio", images, metadata, reference)
@@ -215,7 +215,7 @@ def test_sublayers_that_the_configuration_leaves_alone_stay(dense):
 def test_every_criterion_removes_as_many_units_as_the_sign_rule_of_skewness_would(dense, method):
     _, model, images, _ = dense
     plain = propose(model, images, tiny_config().prune, ALL_STAGES, seed=0).plan
-    prune = replace(tiny_config().prune, method=method, rule="match")
+    prune = replace(tiny_config().prune, criterion=method, rule="match")
     plan = propose(model, images, prune, ALL_STAGES, seed=0).plan
     assert {key: len(units) for key, units in plan.remove.items()} == {
         key: len(units) for key, units in plain.remove.items()

@@ -57,7 +57,7 @@ def test_one_node_goes_on_with_the_moments_it_sent(generated, tmp_path, monkeypa
         return result
 
     monkeypatch.setattr(local, "train", spy)
-    config = tiny_config(train={"moments": "averaged"}, prune={"method": "none"}, run={"output_dir": str(tmp_path)})
+    config = tiny_config(train={"moments": "averaged"}, prune={"criterion": "none"}, run={"output_dir": str(tmp_path)})
     folder = run_here(config, nodes=1)
     (start, first), (carried, _) = seen
     assert not any(tensor.any() for tensor in start.values()), "nothing to carry on with"
@@ -83,8 +83,8 @@ def test_moments_are_averaged_by_examples_and_cut_with_the_model(run):
 
 def test_moments_cost_three_times_the_bytes(run):
     (_, plain), (_, moments) = (
-        run(prune={"method": "none"}),
-        run(train={"moments": "averaged"}, prune={"method": "none"}),
+        run(prune={"criterion": "none"}),
+        run(train={"moments": "averaged"}, prune={"criterion": "none"}),
     )
     for key in ("bytes_up", "bytes_down"):
         assert moments[1][key] / plain[1][key] == pytest.approx(3, rel=0.02)

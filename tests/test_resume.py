@@ -182,7 +182,7 @@ def test_only_a_closed_set_of_settings_may_change(finished_run, key):
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.lr=1e-4", "prune.method=none", "data.alpha=0.7", "data.partition=site", "run.name=other"]
+    "setting", ["train.lr=1e-4", "prune.criterion=none", "data.alpha=0.7", "data.partition=site", "run.name=other"]
 )
 def test_what_may_not_change_is_refused_with_both_values_and_what_may(copy, setting):
     path = copy(1)
@@ -225,7 +225,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, caplog, overr
     assert "flwr run" not in result.output, "no SuperLink is started for it"
 
 
-@pytest.mark.parametrize("setting", ["prune.method=none", "model.drop-path=0.3", "run.seed=4"])
+@pytest.mark.parametrize("setting", ["prune.criterion=none", "model.drop-path=0.3", "run.seed=4"])
 def test_a_finished_run_cannot_be_rewritten(copy, setting):
     path = copy()
     before = everything(path)

@@ -62,10 +62,10 @@ def test_a_name_out_of_a_persons_own_file_counts_as_well(here):
 
 
 def test_one_rule_names_the_folders_of_all_runs(here, noon):
-    settings = ["--set", "prune.method=random", "--set", "run.seed=3"]
+    settings = ["--set", "prune.criterion=random", "--set", "run.seed=3"]
     expected = "20260101-120000-ham10000-small-random-seed3"
     assert planned("--preset", "ham10000-small", *settings).run.name == expected
-    bare = config_from_run({"preset": "ham10000-small", "set": "prune.method=random run.seed=3"})
+    bare = config_from_run({"preset": "ham10000-small", "set": "prune.criterion=random run.seed=3"})
     assert run_name(bare) == expected
     (here / "runs" / expected).mkdir(parents=True)
     again = planned("--preset", "ham10000-small", *settings)

@@ -72,7 +72,7 @@ def test_the_initial_model_s_stage_is_pruned_before_it_is_frozen():
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_plain_fedavg_never_prunes_nor_freezes(first):
-    config = PruneConfig(method="none", freeze=True, first_round=first)
+    config = PruneConfig(criterion="none", freeze=True, first_round=first)
     assert timeline(config, 20, first=0) == [()] * 21
     assert frozen_stages(config, 20, STAGES) == ()
 

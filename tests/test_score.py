@@ -148,10 +148,12 @@ def test_tables_add_up_by_stage_and_kind():
 @pytest.mark.parametrize("method", ["l1-norm", "random"])
 def test_scores_that_do_not_come_from_images_have_no_agreement(dense, method):
     _, model, images, _ = dense
-    found = score_units(model, images, settings(method=method), units_of(model), seed=0)
+    found = score_units(model, images, settings(criterion=method), units_of(model), seed=0)
     assert all(sublayer.signs is None and sublayer.values is None for sublayer in found.values())
     assert few_value_warnings(found, "mean") == []
-    matched = score_units(model, images, settings(method=method, rule="match", reading="pool"), units_of(model), seed=0)
+    matched = score_units(
+        model, images, settings(criterion=method, rule="match", reading="pool"), units_of(model), seed=0
+    )
     plain = score_units(model, images, settings(reading="pool"), units_of(model), seed=0)
     for key, sublayer in matched.items():
         assert torch.equal(sublayer.scores, found[key].scores)
@@ -161,7 +163,7 @@ def test_scores_that_do_not_come_from_images_have_no_agreement(dense, method):
 
 def test_the_reversed_criterion_agrees_as_much_as_skewness(dense):
     _, model, images, _ = dense
-    plain, reverse = (score_units(model, images, settings(method=method), units_of(model), seed=0)
+    plain, reverse = (score_units(model, images, settings(criterion=method), units_of(model), seed=0)
                       for method in ("skewness", "skewness-reversed"))  # fmt: skip
     for key, sublayer in plain.items():
         assert torch.equal(sublayer.scores, -reverse[key].scores)
@@ -256,6 +258,6 @@ def test_plan_warns_of_few_values_and_says_why_there_is_no_agreement(finished_ru
     assert "warning" not in call_plan(finished_run, generated, "prune.reading=mean"), "16 values in windows of 4"
     few = call_plan(finished_run, generated, "prune.reading=pool", "prune.batch-size=1")
     assert "signs: not compared" in few
-    weights = call_plan(finished_run, generated, "prune.method=l1-norm", "prune.rule=share")
+    weights = call_plan(finished_run, generated, "prune.criterion=l1-norm", "prune.rule=share")
     assert "signs: not compared" in weights
     assert "Signs by" in call_plan(finished_run, generated, "prune.order=block", "prune.views=2")

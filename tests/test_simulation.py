@@ -185,7 +185,7 @@ def test_the_global_model_is_the_mean_of_the_updates_weighted_by_examples(run):
         metrics.append(dict(reply.content["metrics"]))
         return reply
 
-    settings = {"prune": {"method": "none"}, "federation": {"rounds": 1}, "data": {"partition": "site"}}
+    settings = {"prune": {"criterion": "none"}, "federation": {"rounds": 1}, "data": {"partition": "site"}}
     folder, records = run(grid=LocalGrid(spy, 3), **settings)
     counts = [metric["num-examples"] for metric in metrics]
     assert len(set(counts)) > 1, "the case is worth testing"
@@ -241,14 +241,14 @@ def test_a_guarded_run_gives_units_back_and_records_how_many(run, monkeypatch):
         return sum(parameter.numel() for parameter in model.parameters()) / 80_209
 
     monkeypatch.setattr(ServerData, "_judge", judge)
-    _, records = run(prune={"guard": 0.02}, federation={"rounds": 1})
+    _, records = run(prune={"rollback": 0.02}, federation={"rounds": 1})
     assert records[1]["given_back"] > 0
     assert 0.98 <= records[1]["parameters"] / records[1]["dense_parameters"] < 1.0
 
 
 def test_a_guard_without_data_of_its_own_is_refused_before_anything_is_trained(run):
-    with pytest.raises(DataError, match=r"prune\.guard .*data\.held-back"):
-        run(prune={"guard": 0.05}, data={"held_back": 0.0})
+    with pytest.raises(DataError, match=r"prune\.rollback .*data\.held-back"):
+        run(prune={"rollback": 0.05}, data={"held_back": 0.0})
 
 
 def test_a_group_that_does_not_fit_the_model_is_refused_before_anything_is_trained(run):
@@ -266,8 +266,8 @@ def test_a_group_that_does_not_fit_the_model_is_refused_before_anything_is_train
         {"data": {"fit": "crop"}, "model": {"image_size": 40}},
         {"train": {"precision": "bfloat16", "class_weights": "sqrt"}},
         {"prune": {"removed": "skip", "min_heads": 0, "mlp_group": "width", "reading": "per-window"}},
-        {"prune": {"method": "l1-norm", "rule": "match", "mlp_activation": "after-gelu", "align": 8}},
-        {"prune": {"method": "random", "rule": "share", "min_parameters": 0.9, "reading": "pool"}},
+        {"prune": {"criterion": "l1-norm", "rule": "match", "mlp_activation": "after-gelu", "align": 8}},
+        {"prune": {"criterion": "random", "rule": "share", "min_parameters": 0.9, "reading": "pool"}},
     ],
     ids=str,
 )

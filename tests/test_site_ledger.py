@@ -205,7 +205,7 @@ def test_a_run_that_is_resumed_still_knows_where_an_audit_log_stood(generated, t
     site = {"data-dir": str(generated), "name": "a", "audit-log": str(tmp_path / "a.jsonl")}
 
     def run(rounds, *saved):
-        settings = tiny_config(data={"clients": "own"}, federation={"rounds": rounds}, prune={"method": "none"},
+        settings = tiny_config(data={"clients": "own"}, federation={"rounds": rounds}, prune={"criterion": "none"},
                                run={"output_dir": str(tmp_path), "name": "run"})  # fmt: skip
         return FederatedRun(LocalGrid(make_client_app(), 1, node_configs={1: site}), settings, *saved).run()
 
@@ -289,7 +289,10 @@ def test_the_coordinator_keeps_where_every_audit_log_stands(generated, tmp_path,
             return super().push_messages(messages)
 
     config = tiny_config(
-        data={"clients": "own"}, federation={"rounds": 3}, prune={"method": "none"}, run={"output_dir": str(tmp_path)}
+        data={"clients": "own"},
+        federation={"rounds": 3},
+        prune={"criterion": "none"},
+        run={"output_dir": str(tmp_path)},
     )
     records = run_here(config, grid=Forgetting(app, 2, node_configs=nodes)).records()
     assert [record.get("audit", {}).get("a", {}).get("entries") for record in records] == [None, 1, 2, 2]

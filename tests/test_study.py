@@ -59,12 +59,12 @@ def test_settings_add_up_and_the_later_wins(study, tmp_path):
     config: own.yaml
     cells:
       a: {set: federation.rounds=7 train.clip-norm=2.0}
-      b: {set: [federation.rounds=8, prune.method=none], nodes: 1}
+      b: {set: [federation.rounds=8, prune.criterion=none], nodes: 1}
     """
     first, second = study(text, Given(overrides="train.clip-norm=9.0", nodes=6)).runs
     assert (first.config.train.lr, first.config.train.batch_size) == (0.5, 3)
     assert (first.config.federation.rounds, first.config.train.clip_norm) == (7, 9.0)
-    assert (second.config.federation.rounds, second.config.prune.method) == (8, "none")
+    assert (second.config.federation.rounds, second.config.prune.criterion) == (8, "none")
     assert (first.nodes, second.nodes) == (6, 1), "the command line wins over the study, not over a cell"
     assert first.config.model.name == MICRO
     assert first.config.preset == "demo"

@@ -67,7 +67,7 @@ def test_a_preset_may_be_a_file_anywhere(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("guard", {"prune.guard", "data.held-back"}),
+        ("guard", {"prune.rollback"}),
         ("learning_rate", {"train.lr"}),
         ("train.lr", {"train.lr", "train.lr-floor", "train.warm-start-lr"}),
         ("FedProx", {"train.proximal"}),

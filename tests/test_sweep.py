@@ -37,7 +37,7 @@ set:
   - model.name={MICRO} data.generated-images={IMAGES} data.open=0.2 federation.rounds=3 run.threads=1
   - train.batch-size=16 train.local-epochs=1 prune.batch-size=16 prune.first-round=1
 cells:
-  dense: {{set: prune.method=none}}
+  dense: {{set: prune.criterion=none}}
   pruned: {{}}
 """
 

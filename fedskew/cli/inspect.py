@@ -74,12 +74,12 @@ def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
     All stages are scored, whatever the schedule, which the report tells.
 
     Raises:
-        ConfigError: the run prunes nothing (`prune.method=none`), or by a rule that removes nothing.
+        ConfigError: the run prunes nothing (`prune.criterion=none`), or by a rule that removes nothing.
     """
-    if config.prune.method == "none":
+    if config.prune.criterion == "none":
         raise ConfigError(
-            f"{run} is a run without pruning (prune.method=none): no step would remove anything. See what a criterion "
-            "would remove with --set prune.method=skewness"
+            f"{run} is a run without pruning (prune.criterion=none): no step would remove anything. See what a "
+            "criterion would remove with --set prune.criterion=skewness"
         )
     check_rule(config.prune)
     model = load_model(run / ("best" if best else "") / MODEL)

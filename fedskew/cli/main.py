@@ -95,7 +95,7 @@ COMMANDS = (
     (LOOK, records, "records runs/recipe docs/results/recipe"),
     (LOOK, look.plot, "plot runs/dense runs/pruned --out runs.png"),
     (LOOK, look.evaluate, "evaluate runs/pruned --best --json"),
-    (LOOK, look.plan, "plan runs/pruned --set 'prune.method=l1-norm prune.rule=match'"),
+    (LOOK, look.plan, "plan runs/pruned --set 'prune.criterion=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),

@@ -6,6 +6,7 @@ load_config("ham10000-small", overrides="train.lr=1e-4 prune.max-stage=2")
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import shlex
 import types
@@ -20,8 +21,12 @@ from fedskew.config.schema import Config, ConfigError
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
 
+log = logging.getLogger("flwr.fedskew.config")
+
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-RENAMED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
+# What run folders and studies of earlier versions call it → what it is called now: taken, and said.
+RENAMED = {"prune.method": "criterion", "prune.guard": "rollback"}
+MOVED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
 
 
 def preset_directory() -> Path:
@@ -198,8 +203,11 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
         known = {spec.name.replace("_", "-"): spec.name for spec in fields(sections[section])}
         for key, value in content.items():
             name = str(key).replace("_", "-")
-            if new := RENAMED.get(f"{section}.{name}"):
+            if new := MOVED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
+            if new := RENAMED.get(f"{section}.{name}"):
+                log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
+                name = new
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")
             if name != key and name in content:

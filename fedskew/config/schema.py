@@ -76,7 +76,7 @@ class DataConfig(Section):
     open: float = option(0.1, "share that is open data, for warm start, scoring and judging", low=0.01, high=0.98)
     held_back: float = option(
         0.25,
-        "share of the open data that nothing is trained or scored on: guard and best/ judge by it",
+        "share of the open data that nothing is trained or scored on: rollback and best/ judge by it",
         low=0.0,
         high=0.9,
     )
@@ -257,7 +257,7 @@ class TrainConfig(Section):
 class PruneConfig(Section):
     """What is scored, what is removed, and when (docs/method.md)."""
 
-    method: str = option(
+    criterion: str = option(
         "skewness",
         "the criterion; `none` is plain FedAvg",
         choices=("none", "skewness", "skewness-reversed", "random", "l1-norm"),
@@ -300,7 +300,7 @@ class PruneConfig(Section):
     align: int = option(1, "keep hidden widths at multiples of this (8 suits real hardware)", low=1, high=1024)
     min_parameters: float = option(0.0, "never go below this share of the dense parameters", low=0.0, high=1.0)
     min_macs: float = option(0.0, "never go below this share of the dense MACs", low=0.0, high=1.0)
-    guard: float = option(
+    rollback: float = option(
         -1.0,
         "give units back while balanced accuracy on open data falls by more than this; < 0: off",
         low=-1.0,

@@ -147,7 +147,7 @@ def split_server(data: DataSet, config: DataConfig) -> Split:
 
 
 def divide_open(data: DataSet, split: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The open data as `(training, held back)`: warm start and scoring use the one, guard and best round the other.
+    """The open data as `(training, held back)`: warm start and scoring use the one, rollback and best round the other.
 
     Stratified by class; a lesion is in one of them only. The same for every `run.seed`, like the test set.
 

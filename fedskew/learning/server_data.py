@@ -61,7 +61,7 @@ class ServerData:
     """The server's data and what is done with it. The open data is never a client's, never the test set's.
 
     Attributes:
-        held_back: open images (`data.held-back` of them) that nothing is trained or scored on: the guard judges on
+        held_back: open images (`data.held-back` of them) that nothing is trained or scored on: the rollback judges on
             them, and the best round is chosen by them if the nodes do not evaluate. int64 indices into the data set.
         training: the other open images: the warm start's.
         scoring: those of `training` on which units are scored: the first `prune.batch-size` in an order drawn from
@@ -92,8 +92,9 @@ class ServerData:
                 "federation.evaluate-clients asks nodes for metrics on their validation images, and data.validation "
                 "is 0: they have none. Raise data.validation, or switch federation.evaluate-clients off"
             )
+        prune = self.config.prune
         needed = {"choosing the best round": source_of(self.config) == HELD_BACK,
-                  "prune.guard": self.config.prune.method != "none" and self.config.prune.guard >= 0}  # fmt: skip
+                  "prune.rollback": prune.criterion != "none" and prune.rollback >= 0}  # fmt: skip
         classes = {self._data.samples[i].label for i in self.held_back}
         if any(needed.values()) and len(classes) < 2:
             raise DataError(
@@ -106,7 +107,7 @@ class ServerData:
     def _check_pruning(self) -> None:
         """Say it at the start where fewer images are left to score on than were asked for."""
         prune = self.config.prune
-        if prune.method != "none" and len(self.scoring) < prune.batch_size:
+        if prune.criterion != "none" and len(self.scoring) < prune.batch_size:
             log.warning(
                 "units are scored on %d images: prune.batch-size is %d, but no more open images are left beside the %d "
                 "held back; raise data.open or lower prune.batch-size",

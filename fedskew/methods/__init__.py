@@ -15,4 +15,4 @@ METHODS: Mapping[str, Callable[[Config], Method]] = {
 
 def make_method(config: Config) -> Method:
     """The method that a configuration asks for."""
-    return METHODS[AVERAGE if config.prune.method == "none" else SKEWNESS](config)
+    return METHODS[AVERAGE if config.prune.criterion == "none" else SKEWNESS](config)

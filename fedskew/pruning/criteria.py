@@ -186,7 +186,7 @@ def l1_norm(seen: Observation) -> Summary:
 
 
 def make_criterion(name: str, *, reading: str, seed: int) -> Criterion:
-    """The criterion of `prune.method`, bound to its settings.
+    """The criterion of `prune.criterion`, bound to its settings.
 
     Raises:
         ValueError: unknown name.

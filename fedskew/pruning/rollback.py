@@ -1,4 +1,4 @@
-"""The guard: give units back while a pruning step costs more accuracy on open data than it may."""
+"""Roll back: give units back while a pruning step costs more accuracy on open data than it may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TRIES = 6  # halvings: the share of units that stays removed is found to within 
 
 
 @dataclass(frozen=True)
-class GuardResult:
-    """The plan that the guard lets through, and what it saw."""
+class RolledBack:
+    """The plan that is left, and what it saw."""
 
     plan: Plan
     given_back: int
@@ -21,14 +21,14 @@ class GuardResult:
     after: float
 
 
-def guard(
+def roll_back(
     plan: Plan,
     judge: Callable[[Plan], float],
     before: float,
     tolerance: float,
     *,
     trim: Callable[[Plan], Plan] = lambda plan: plan,
-) -> GuardResult:
+) -> RolledBack:
     """The largest part of a plan whose balanced accuracy is at most `tolerance` below `before`.
 
     Units come back with the highest rank in their sublayer first; the number is found by halving, at most
@@ -40,7 +40,7 @@ def guard(
         trim: makes a part of a plan one that keeps the limits (alignment).
     """
     if not plan.units or (after := judge(plan)) >= before - tolerance:
-        return GuardResult(plan, 0, before, after if plan.units else before)
+        return RolledBack(plan, 0, before, after if plan.units else before)
     order = removal_order(plan)
     good, bad, best = 0, len(order), (plan.less(dict.fromkeys(plan.remove, ())), before)
     for _ in range(TRIES):
@@ -53,7 +53,7 @@ def guard(
             good, best = middle, (candidate, accuracy)
         else:
             bad = middle
-    return GuardResult(best[0], plan.units - best[0].units, before, best[1])
+    return RolledBack(best[0], plan.units - best[0].units, before, best[1])
 
 
 def removal_order(plan: Plan) -> list[tuple[SublayerKey, int]]:

@@ -9,7 +9,7 @@ from fedskew.config.schema import PruneConfig
 
 def steps_until(config: PruneConfig, round_number: int) -> int:
     """Pruning steps up to and including this round; round 0 is the initial model."""
-    if config.method == "none":
+    if config.criterion == "none":
         return 0
     last = min(round_number, config.last_round) if config.last_round else round_number
     return (last - config.first_round) // config.interval + 1 if last >= config.first_round else 0

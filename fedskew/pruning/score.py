@@ -38,7 +38,7 @@ class Scoring:
     def __init__(self, config: PruneConfig, seed: int) -> None:
         reading = config.reading
         self._config = config
-        self._criteria = [make_criterion(config.method, reading=reading, seed=seed)]
+        self._criteria = [make_criterion(config.criterion, reading=reading, seed=seed)]
         if config.rule == "match":
             self._criteria.append(make_criterion("skewness", reading=reading, seed=seed))
         self._seen: dict[SublayerKey, dict[int, list[Summary]]] = {}

@@ -1,4 +1,4 @@
-"""One pruning step on the server: observe, score, decide, guard, slice."""
+"""One pruning step on the server: observe, score, decide, roll back, slice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, SublayerKey
 from fedskew.pruning.blockwise import plan_blockwise
 from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
-from fedskew.pruning.rollback import guard
+from fedskew.pruning.rollback import roll_back
 from fedskew.pruning.score import SublayerScores, score_units
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.units import Table, bundles
@@ -93,7 +93,7 @@ def prune_step(
 
     Args:
         images: open data [B, 3, S, S] to score by, on the model's device.
-        judge: balanced accuracy on held-back open data, asked only if `prune.guard` is set.
+        judge: balanced accuracy on held-back open data, asked only if `prune.rollback` is set.
     """
     start = time.perf_counter()
     proposal = propose(model, images, config, stages, seed)
@@ -101,7 +101,7 @@ def prune_step(
     scoring = time.perf_counter() - start
     state, arch = model.state_dict(), model.architecture
     given_back = 0
-    if config.guard >= 0 and plan.units:
+    if config.rollback >= 0 and plan.units:
         device = images.device
 
         def accuracy(candidate: Plan) -> float:
@@ -109,7 +109,7 @@ def prune_step(
             return judge(build(shape, smaller).to(device))
 
         fit = partial(trimmed, table=table_of(arch, config, stages), limits=limits_of(config))
-        result = guard(plan, accuracy, judge(model), config.guard, trim=fit)
+        result = roll_back(plan, accuracy, judge(model), config.rollback, trim=fit)
         plan, given_back = result.plan, result.given_back
     state, arch = slice_model(state, arch, plan)
     return StepResult(state, arch, plan, given_back, scoring, time.perf_counter() - start, stages,

@@ -35,7 +35,7 @@ def about_model(config: Config, arch: Architecture, round_number: int, split_has
         "split": {key: getattr(config.data, key) for key in SPLIT_KEYS},
         "lineage": {
             "preset": config.preset,
-            "method": config.prune.method,
+            "method": config.prune.criterion,
             "seed": config.run.seed,
             "round": round_number,
             "split_hash": split_hash,

@@ -55,7 +55,7 @@ def head_lines(
     """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     lines = [
-        f"preset {config.preset}, model {config.model.name}, pruning {config.prune.method}, seed {config.run.seed}",
+        f"preset {config.preset}, model {config.model.name}, pruning {config.prune.criterion}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
@@ -186,7 +186,7 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
     numbers = (*NUMBERS, *COST_KEYS)
     return {
         "preset": config.preset,
-        "method": config.prune.method,
+        "method": config.prune.criterion,
         "seed": config.run.seed,
         "rounds": last["round"],
         "final": {key: final.get(key) for key in ("round", *numbers, *BY_CLASS)},

@@ -35,7 +35,7 @@ MAY_MOVE = MAY_CHANGE | {"run": {*(MAY_CHANGE["run"] or ()), "output-dir", "name
 def run_name(config: Config) -> str:
     """What a run is called: `run.name`, or date, preset, method and seed."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return config.run.name or f"{stamp}-{config.preset}-{config.prune.method}-seed{config.run.seed}"
+    return config.run.name or f"{stamp}-{config.preset}-{config.prune.criterion}-seed{config.run.seed}"
 
 
 def planned_folder(config: Config) -> Path:

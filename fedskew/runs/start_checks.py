@@ -39,10 +39,10 @@ def check_combination(config: Config) -> None:
     """
     prune = config.prune
     check_rule(prune)
-    if prune.method != "none" and 0 < prune.last_round < prune.first_round:
+    if prune.criterion != "none" and 0 < prune.last_round < prune.first_round:
         raise ConfigError(
             f"prune.first-round is {prune.first_round} and prune.last-round {prune.last_round}: no round is left for a "
-            "pruning step. Set prune.last-round=0 (no limit) or later, or prune.method=none"
+            "pruning step. Set prune.last-round=0 (no limit) or later, or prune.criterion=none"
         )
 
 
@@ -52,10 +52,10 @@ def check_rule(prune: PruneConfig) -> None:
     Raises:
         ConfigError: nothing would ever be removed.
     """
-    if prune.method in NEVER_NEGATIVE and prune.rule == "sign":
+    if prune.criterion in NEVER_NEGATIVE and prune.rule == "sign":
         raise ConfigError(
-            f"prune.method={prune.method} with prune.rule=sign removes nothing: the rule removes scores <= 0, and this "
-            "criterion's are never that. Set prune.rule=match (as many units as the sign of the skewness would "
+            f"prune.criterion={prune.criterion} with prune.rule=sign removes nothing: it removes scores <= 0, and "
+            "this criterion's are never that. Set prune.rule=match (as many units as the sign of the skewness would "
             "remove) or prune.rule=share (prune.share of them)"
         )
 
@@ -68,7 +68,7 @@ def idle_settings(config: Config) -> Iterator[str]:
     data, prune, rounds = config.data, config.prune, config.federation.rounds
     if data.clients == "partition" and data.partition != "dirichlet" and data.alpha != type(data).alpha:
         yield f"data.alpha={data.alpha:g} has no effect: data.partition is {data.partition}, not dirichlet"
-    if prune.method == "none":
+    if prune.criterion == "none":
         return
     if prune.rule != "share" and prune.share != type(prune).share:
         yield f"prune.share={prune.share:g} has no effect: prune.rule is {prune.rule}, not share"
@@ -106,7 +106,7 @@ def check_settings(config: Config) -> Architecture:
     if config.data.source == "folder" and not place.exists():
         open_store(place)  # says it, with what is near; before any weights are fetched
     arch = dense_architecture(config.model, removed=config.prune.removed)
-    if config.prune.method != "none":
+    if config.prune.criterion != "none":
         try:
             check_bundles(arch, config.prune.mlp_group)
         except ValueError as error:

@@ -5,9 +5,9 @@
     order: seed                     # every cell with the first seed, then with the second; `cell`: cell by cell
     threads: 1                      # what run.threads and train.threads become where they are 0
     cells:                          # the most important first
-      dense:  {set: prune.method=none}
+      dense:  {set: prune.criterion=none}
       pruned: {set: [prune.rule=sign, prune.last-round=12], priority: 1}     # before cells of a lower priority (0)
-      pooled: {set: prune.method=none, nodes: 1}
+      pooled: {set: prune.criterion=none, nodes: 1}
 
 `set` adds up: the study's, the cell's, then that of the command line; the later wins. Paths are relative to the file.
 """
@@ -217,7 +217,7 @@ def _check_model(config: Config) -> None:
     """Refuse now what would end the run at its start."""
     check_combination(config)
     architecture = dense_architecture(config.model, removed=config.prune.removed)
-    if config.prune.method == "none":
+    if config.prune.criterion == "none":
         return
     try:
         check_bundles(architecture, config.prune.mlp_group)

@@ -76,7 +76,7 @@ def plan_lines(study: Study, out: Path) -> list[str]:
     states = [(run, progress_of(run, out / run.name)) for run in study.runs]
     return [
         f"{run.name:<{width}}  {todo.get(state.state, 'start').format(state.round_number)}; {run.config.preset}, "
-        f"{run.nodes} nodes, {run.config.federation.rounds} rounds, pruning {run.config.prune.method}"
+        f"{run.nodes} nodes, {run.config.federation.rounds} rounds, pruning {run.config.prune.criterion}"
         for run, state in states
     ]
 

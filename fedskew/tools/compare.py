@@ -127,7 +127,7 @@ def run_label(path: Path) -> str:
     config = _config(path)
     if config is None:
         return path.name
-    method = "dense" if config.prune.method == "none" else config.prune.method
+    method = "dense" if config.prune.criterion == "none" else config.prune.criterion
     return f"{method} s{config.run.seed}"
 
 

@@ -15,7 +15,7 @@ from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
 NOT_LISTED = PLACES | {
-    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "prune.method",
+    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "prune.criterion",
     "run.seed", "federation.rounds",
 }  # fmt: skip
 SHARING = ("data.clients", "data.partition", "data.alpha", "data.split-by", "data.validation")
@@ -70,7 +70,7 @@ def different_settings(runs: Sequence[RunResult]) -> dict[str, list[Any]]:
 def _settings(run: RunResult) -> dict[str, Any]:
     if run.config is None:
         return {}
-    pruned = run.config.prune.method != "none"
+    pruned = run.config.prune.criterion != "none"
     return {
         f"{section}.{key}": value
         for section, values in to_mapping(run.config).items() if isinstance(values, Mapping)

@@ -66,7 +66,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with Cluster(chosen.folder, sites=chosen.sites, images=chosen.images) as cluster:
         cluster.start()
-        for name, more in (("dense", "prune.method=none"), ("pruned", "prune.method=skewness")):
+        for name, more in (("dense", "prune.criterion=none"), ("pruned", "prune.criterion=skewness")):
             if chosen.only in (None, name):
                 settings = f"federation.min-nodes={chosen.sites} {chosen.set} {more}"
                 print(json.dumps(measure(cluster, name, chosen.preset, settings)), flush=True)

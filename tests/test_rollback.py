@@ -1,4 +1,4 @@
-"""The guard gives units back, the best first, until accuracy on open data holds; or drops the step."""
+"""The rollback gives units back, the best first, until accuracy on open data holds; or drops the step."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
-from fedskew.pruning.rollback import TRIES, guard
+from fedskew.pruning.rollback import TRIES, roll_back
 from fedskew.pruning.step import prune_step
 
 FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)
@@ -42,7 +42,7 @@ class Judge:
 @given(plans(), st.floats(0, 0.2), st.floats(0, 0.3))
 def test_the_guarded_plan_is_within_the_tolerance_and_part_of_the_plan(plan, loss, tolerance):
     judge = Judge(loss)
-    result = guard(plan, judge, judge.before, tolerance)
+    result = roll_back(plan, judge, judge.before, tolerance)
     assert result.after >= judge.before - tolerance
     assert result.after == pytest.approx(judge.before - loss * result.plan.units)
     assert result.given_back == plan.units - result.plan.units
@@ -57,27 +57,27 @@ def test_the_guarded_plan_is_within_the_tolerance_and_part_of_the_plan(plan, los
 @settings(max_examples=100)
 @given(plans(), st.integers(0, 20))
 def test_not_one_unit_more_than_needed_is_given_back(plan, bearable):
-    result = guard(plan, Judge(0.01), 0.8, 0.01 * bearable + 0.005)
+    result = roll_back(plan, Judge(0.01), 0.8, 0.01 * bearable + 0.005)
     assert result.plan.units == min(plan.units, bearable)
 
 
 def test_a_harmless_plan_goes_through_after_one_look():
     plan = Plan({FIRST: (0, 1)}, {FIRST: torch.tensor([-1.0, -2.0, 3.0])})
     judge = Judge(0.0)
-    result = guard(plan, judge, 0.8, 0.0)
+    result = roll_back(plan, judge, 0.8, 0.0)
     assert result.plan is plan
     assert (judge.asked, result.given_back) == (1, 0)
 
 
 def test_a_plan_of_which_no_part_helps_is_dropped():
     plan = Plan({FIRST: (0, 1), SECOND: ()}, {FIRST: torch.zeros(3), SECOND: torch.zeros(2)})
-    result = guard(plan, lambda candidate: 0.1, 0.8, 0.05)
+    result = roll_back(plan, lambda candidate: 0.1, 0.8, 0.05)
     assert result.plan.remove == {FIRST: (), SECOND: ()}
     assert (result.given_back, result.after) == (2, 0.8)
 
 
 def test_an_empty_plan_asks_nobody():
-    result = guard(Plan({FIRST: ()}, {FIRST: torch.zeros(3)}), lambda _: pytest.fail("asked"), 0.8, 0.0)
+    result = roll_back(Plan({FIRST: ()}, {FIRST: torch.zeros(3)}), lambda _: pytest.fail("asked"), 0.8, 0.0)
     assert result.given_back == 0
 
 
@@ -91,9 +91,9 @@ def test_a_step_judges_real_models_and_records_what_came_back():
         heads = sum(len(heads_of(candidate.architecture, i, j)) for i, j in arch.blocks)
         return heads / sum(len(heads_of(arch, i, j)) for i, j in arch.blocks)
 
-    prune = replace(tiny_config().prune, guard=0.1)
-    free = prune_step(model, images, replace(prune, guard=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
-    assert not seen, "without a guard nobody is asked"
+    prune = replace(tiny_config().prune, rollback=0.1)
+    free = prune_step(model, images, replace(prune, rollback=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
+    assert not seen, "without a rollback nobody is asked"
     step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert seen[0] == arch, "the model before"
     assert step.given_back > 0
@@ -109,7 +109,7 @@ def test_what_the_guard_gives_back_leaves_widths_aligned():
     def judge(candidate):
         return sum(hidden_of(candidate.architecture, i, j) for i, j in arch.blocks) / whole
 
-    prune = replace(tiny_config().prune, guard=0.2, align=8)
+    prune = replace(tiny_config().prune, rollback=0.2, align=8)
     step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert step.given_back > 0
     assert step.plan.units > 0
