@@ -99,7 +99,7 @@ class Victim:
         self.server, self.split_hash = ServerData(self.config, data, split), split_hash(data, split)
         self.arrays = to_record(self.model.weights)
         self.sent = next(iter(self.arrays.values())).numpy()
-        self.open_metrics = self.server.open_metrics(self.model.weights, self.model.architecture)
+        self.open_metrics = self.server.metrics(self.model.weights, self.model.architecture)
         self._known: dict[str, float] = {}  # many settings leave the same model
         self.before = self.accuracy(self.arrays)
 

@@ -27,7 +27,7 @@ from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record
 from fedskew.learning.datasets import DataSet, batches, open_data, partitions, split_server, train_validation
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import ServerData, initial_model
 from fedskew.learning.train import learning_rate, parameter_groups
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import build
@@ -66,7 +66,7 @@ def measure(name: str, images: int, repeats: int = 3) -> dict[str, Any]:
     data = open_data(config.data, 64)
     split = split_server(data, config.data)
     server = ServerData(config, data, split)
-    state, arch = server.initial()
+    state, arch = initial_model(config)
     record = to_record(state)
 
     def one_round() -> None:

@@ -53,7 +53,7 @@ class RepliesGrid(LocalGrid):
 class NoJudge:
     """A server without data: it finds every model equally good."""
 
-    def open_metrics(self, *_: object) -> dict[str, float]:
+    def metrics(self, *_: object) -> dict[str, float]:
         """See `ServerData`."""
         return {"loss": 1.0}
 

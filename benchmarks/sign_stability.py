@@ -23,7 +23,7 @@ from timing import finish
 
 from fedskew.config import Config, load_config
 from fedskew.learning.datasets import batches, open_data, split_server
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import ServerData, initial_model
 from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
@@ -44,8 +44,8 @@ def trained(config: Config) -> tuple[MultimodalModel, torch.Tensor]:
     data = open_data(config.data, image_size(config.model))
     split = split_server(data, config.data)
     server = ServerData(config, data, split)
-    state, arch = server.initial()
-    model = build(arch, server.warm_start(state, arch)).eval()
+    state, arch = initial_model(config)
+    model = build(arch, server.warm_start(state, arch)[0]).eval()
     order = np.random.default_rng(config.run.seed).permutation(split.open)
     return model, next(iter(batches(data, order, arch, batch_size=len(order)))).images
 

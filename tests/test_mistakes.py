@@ -18,7 +18,7 @@ from fedskew import files as atomic
 from fedskew.apps import make_client_app, run_on
 from fedskew.cli.main import app
 from fedskew.federation.grids import LocalGrid
-from fedskew.learning import open_data as server_model
+from fedskew.learning import local
 from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import TrainingError
 
@@ -265,7 +265,7 @@ def test_a_run_that_ends_in_its_warm_start_leaves_nothing(here, own_homes, monke
         assert list((here / "runs").glob("*/config.yaml")), "it has begun"
         raise error
 
-    monkeypatch.setattr(server_model, "train", fail)
+    monkeypatch.setattr(local, "train", fail)
     before = contents(here, own_homes)
     settings = {"preset": "demo", "set": " ".join([*TINY, "train.warm-start-epochs=1"]), "output-dir": "runs"}
     with pytest.raises(type(error)):

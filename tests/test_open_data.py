@@ -11,7 +11,9 @@ from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
 from fedskew.learning.datasets import divide_open, open_data, split_server
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.methods import make_method
+from fedskew.methods.base import Model
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_seeds_of_the_run_share_what_is_held_back_and_draw_their_own_scoring_ima
         assert not set(server.held_back) & set(server.training)
 
 
-def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_no_other(data, monkeypatch):
+def test_warm_start_and_scoring_see_no_image_held_back_and_rollback_and_judge_see_no_other(data, monkeypatch):
     seen = []
     real = ImageBatches.__init__
 
@@ -67,14 +69,14 @@ def test_warm_start_and_scoring_see_no_image_held_back_and_guard_and_judge_see_n
     monkeypatch.setattr(ImageBatches, "__init__", spy)
     server = server_of(data, train={"warm_start_epochs": 1}, prune={"rollback": 0.1})
     held_back, training = set(server.held_back.tolist()), set(server.training.tolist())
-    state, arch = server.initial()
+    state, arch = initial_model(server.config)
     server.warm_start(state, arch)
     assert seen == [training]
     seen.clear()
-    server.prune(state, arch, (0, 1), 1)
+    assert make_method(server.config).advance(Model(arch, state), 1, server).pruned
     assert seen[0] == set(server.scoring.tolist())
     assert seen[1:]
-    assert all(images == held_back for images in seen[1:]), "the guard's looks"
+    assert all(images == held_back for images in seen[1:]), "the rollback's looks"
     seen.clear()
     found = server.evaluate(state, arch, 3)
     assert len(seen) == 2
@@ -94,10 +96,10 @@ def test_too_little_to_judge_by_is_refused_with_the_keys_to_change(data):
         server_of(data, data={"open": 0.02, "held_back": 0.1})
 
 
-def test_nothing_need_be_held_back_where_the_nodes_judge_and_nothing_is_guarded(data):
+def test_nothing_need_be_held_back_where_the_nodes_judge_and_nothing_is_rolled_back(data):
     server = server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True})
     assert not len(server.held_back)
-    state, arch = server.initial()
+    state, arch = initial_model(server.config)
     assert server.evaluate(state, arch).held_back is None
     server_of(data, data={"held_back": 0.0}, federation={"evaluate_clients": True},
               prune={"rollback": 0.1, "criterion": "none"})  # fmt: skip

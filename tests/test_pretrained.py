@@ -11,8 +11,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
-from fedskew.learning.datasets import open_data, split_server
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import initial_model
 from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
 
@@ -177,12 +176,11 @@ def test_a_host_without_access_is_told_of_the_local_file_option(model, monkeypat
 
 def test_a_run_starts_from_pretrained_weights(generated, tmp_path):
     base = tiny_config()
-    data = open_data(base.data, 32)
-    first, arch = ServerData(base, data, split_server(data, base.data)).initial()
+    first, arch = initial_model(base)
     torch.manual_seed(9)
     other = build(arch)
     path, _ = saved(tmp_path / "w.safetensors", other.encoder.state_dict())
     chosen = tiny_config(model={"pretrained": str(path)})
-    state, _ = ServerData(chosen, data, split_server(data, chosen.data)).initial()
+    state, _ = initial_model(chosen)
     assert torch.equal(state["encoder.patch_embed.proj.weight"], other.encoder.patch_embed.proj.weight)
     assert torch.equal(state["classifier.weight"], first["classifier.weight"]), "still from the run's seed"

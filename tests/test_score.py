@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.methods.base import Model
+from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
@@ -224,10 +226,11 @@ def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
     config = tiny_config(prune={"reading": "first"}, model={"name": "swin_mini_patch4_window4_64", "image_size": 24})
     data = open_data(config.data, 24)
     server = ServerData(config, data, split_server(data, config.data))
-    state, arch = server.initial()
+    state, arch = initial_model(config)
     assert [arch.spec.window(stage) for stage in range(3)] == [4, 3, 2]
-    for number in (1, 2):
-        server.prune(state, arch, (0, 1, 2), number)
+    method = SkewnessPruning(config)
+    for number in (1, 2, 3, 4):
+        method.advance(Model(arch, state), number, server)
     told = [entry.getMessage() for entry in caplog.records if "takes each skewness" in entry.getMessage()]
     assert [line.partition(":")[0] for line in told] == ["stage 1", "stage 2"], "9 and 4 values; once, not in each step"
 

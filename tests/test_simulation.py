@@ -12,9 +12,9 @@ from fedskew.apps import make_client_app, simulate
 from fedskew.config import ConfigError, load_config
 from fedskew.data.samples import DataError
 from fedskew.federation.grids import LocalGrid
-from fedskew.learning import open_data as server_model
+from fedskew.learning import local
 from fedskew.learning.datasets import open_data, split_server
-from fedskew.learning.server_data import ServerData
+from fedskew.learning.server_data import ServerData, initial_model
 from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.codec import architecture_from_json
@@ -303,9 +303,9 @@ def test_what_flower_passes_on_is_what_runs(generated, tmp_path):
 def test_a_warm_start_has_as_many_epochs_as_asked_for(generated, monkeypatch):
     seen = []
     result = TrainResult(0.0, 0.0, 0, 0.0, {})
-    monkeypatch.setattr(server_model, "train", lambda _, __, config, **___: seen.append(config.local_epochs) or result)
+    monkeypatch.setattr(local, "train", lambda _, __, config, **___: seen.append(config.local_epochs) or result)
     config = tiny_config(train={"warm_start_epochs": 3, "local_epochs": 2})
     data = open_data(config.data, 32)
     server = ServerData(config, data, split_server(data, config.data))
-    server.warm_start(*server.initial())
+    server.warm_start(*initial_model(config))
     assert sum(seen) == 3
