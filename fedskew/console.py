@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from flwr.common.logger import update_console_handler
-
 from fedskew.errors import is_ours
+from fedskew.flower import update_console_handler
 from fedskew.text import printable_lines
 
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"

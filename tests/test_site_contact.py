@@ -22,9 +22,9 @@ from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from tls_server import Pki, serving
 
+from fedskew.flower import FlowerError
 from fedskew.ops.credentials import make_credentials
 from fedskew.site.contact import HEALTH_KEY, Contact, watching
-from fedskew.site.guard import GuardError
 
 PATIENCE = 120
 FLEET = "/v1/fleet/"
@@ -148,7 +148,7 @@ def test_systemd_is_told(monkeypatch, tmp_path):
 def test_another_flower_is_not_started_unwatched(monkeypatch):
     monkeypatch.delattr(connection, "HeartbeatSender")
     lacking = r"has no flwr\.supernode\.fleet_http_connection\.HeartbeatSender"
-    with pytest.raises(GuardError, match=lacking), watching(Contact()):
+    with pytest.raises(FlowerError, match=lacking), watching(Contact()):
         pass
     assert connection.make_simple_http_retry_invoker.__module__ == "flwr.supercore.retry.http_retry"
 

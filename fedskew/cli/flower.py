@@ -51,7 +51,7 @@ def flower_home() -> Path:
 
 def register_connection() -> str:
     """Add `local-simulation` to Flower's configuration; everything that is there stays as it is."""
-    from flwr.cli.flower_config import init_flwr_config, read_flower_config
+    from fedskew.flower import init_flwr_config, read_flower_config
 
     init_flwr_config()
     path = flower_home() / "config.toml"

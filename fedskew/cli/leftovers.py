@@ -68,7 +68,7 @@ def abandoned_homes() -> list[Path]:
 
 def _answering_port() -> str:
     """Flower's port for local SuperLinks if one answers there, whoever started it; else nothing."""
-    from flwr.cli.constant import LOCAL_SUPERLINK_HTTP_API_PORT
+    from fedskew.flower import LOCAL_SUPERLINK_HTTP_API_PORT
 
     return LOCAL_SUPERLINK_HTTP_API_PORT if is_healthy(LOCAL_SUPERLINK_HTTP_API_PORT) else ""
 

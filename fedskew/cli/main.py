@@ -140,12 +140,13 @@ def _version(name: str) -> str:
 def site(context: typer.Context) -> None:
     """Start a hospital's SuperNode: takes `flower-supernode`'s arguments, runs only bundles that the policy pins."""
     from fedskew.errors import ExitCode
+    from fedskew.flower import FlowerError
     from fedskew.site.guard import GuardError, run_site
     from fedskew.site.policy import PolicyError
 
     try:
         run_site(context.args)
-    except (GuardError, PolicyError) as error:
+    except (GuardError, PolicyError, FlowerError) as error:
         print(f"fedskew site: {error}", file=sys.stderr)
         raise typer.Exit(ExitCode.USER) from error
 

@@ -163,7 +163,7 @@ def _endpoint(address: str, roots: Path | None, insecure: bool) -> Any:
 
 
 def _node_config(text: str) -> dict[str, Any]:
-    from flwr.common.config import parse_config_args
+    from fedskew.flower import parse_config_args
 
     try:
         return dict(parse_config_args([text])) if text else {}

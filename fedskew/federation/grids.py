@@ -8,11 +8,9 @@ from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from fedskew.flower import SUPERLINK_NODE_ID, NodeInfo, Run, TaskIdentity
 
 PULL_AT_ONCE = 2  # replies in memory at most, however many are waiting
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 
 from fedskew.config.schema import FederationConfig
 from fedskew.console import PROGRESS
@@ -18,6 +17,7 @@ from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.messages import payload_bytes
 from fedskew.federation.seal import check_seal, new_nonce, with_nonce
 from fedskew.federation.selection import public_keys
+from fedskew.flower import ErrorCode
 from fedskew.runs.record import FAILED, LATE, MISSING, REFUSED, RoundLog
 from fedskew.runs.report import duration
 

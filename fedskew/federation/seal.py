@@ -57,7 +57,8 @@ def load_signer(node_config: Mapping[str, Any]) -> Sign | None:
     # only where a key is named: a simulated node needs neither
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key  # noqa: PLC0415
-    from flwr.supercore.primitives.asymmetric import sign_message  # noqa: PLC0415
+
+    from fedskew.flower import sign_message  # noqa: PLC0415
 
     try:
         key = load_ssh_private_key(Path(path).expanduser().read_bytes(), None)
@@ -123,7 +124,7 @@ def check_seal(
                 f"or name its key in the node configuration: {SIGNING_KEY}='/absolute/path/node.key'"
             )
         return
-    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature  # noqa: PLC0415
+    from fedskew.flower import bytes_to_public_key, verify_signature  # noqa: PLC0415
 
     try:
         said = statement(reply.content, run_id=run_id, kind=kind, round_number=round_number, nonce=nonce)

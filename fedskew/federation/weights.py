@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from flwr.common.constant import SType
 
+from fedskew.flower import SType
 from fedskew.model.architecture import Architecture
 from fedskew.model.layout import Layout, TensorSpec, layout, layout_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from flwr.cli.build import build_fab_from_disk
+from fedskew.flower import build_fab_from_disk
 
 
 class BundleError(ValueError):

@@ -25,7 +25,7 @@ from fedskew.ops.check_tls import EXPIRES_SOON, private_mode
 from fedskew.ops.findings import Finding, fail, ok, warn
 
 if TYPE_CHECKING:
-    from flwr.proto.node_pb2 import NodeInfo
+    from fedskew.flower import NodeInfo
 
 KEYGEN = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f node.key"
 KEY_OPTION = "--auth-supernode-private-key"
@@ -108,8 +108,7 @@ def check_contact(site: RunningSite) -> list[Finding]:
 
 def check_nodes(endpoint: Endpoint) -> list[Finding]:
     """The coordinator's view: which sites are registered, and which are connected."""
-    from flwr.proto.control_pb2 import ListNodesRequest
-    from flwr.supercore.control import ControlHttpClient
+    from fedskew.flower import ControlHttpClient, ListNodesRequest
 
     roots = str(endpoint.roots) if endpoint.roots else None
     with ControlHttpClient.from_server_address(str(endpoint), endpoint.insecure, roots, []) as client:
@@ -184,11 +183,14 @@ def _load(content: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def _let_in_and_out(endpoint: Endpoint, key: ec.EllipticCurvePrivateKey) -> int:
-    from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
-    from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+    from fedskew.flower import (
+        HEARTBEAT_MIN_INTERVAL,
+        ActivateNodeRequest,
+        DeactivateNodeRequest,
+        FleetHttpClient,
+        NodeAuthHttpInterceptor,
+        public_key_to_bytes,
+    )
 
     public = key.public_key()
     roots = str(endpoint.roots) if endpoint.roots else None

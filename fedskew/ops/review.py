@@ -21,9 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from flwr.cli.build import build_fab_from_disk
-from flwr.common.constant import FAB_MAX_SIZE
 
+from fedskew.flower import FAB_MAX_SIZE, build_fab_from_disk
 from fedskew.ops.bundle import BundleError
 from fedskew.text import UniqueKeys, printable, read_yaml
 

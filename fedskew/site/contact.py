@@ -26,17 +26,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-import flwr.supernode.fleet_http_connection as connection
-import flwr.supernode.main as api
 import httpx
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
-from flwr.supercore.constant import FORCE_EXIT_TIMEOUT_SECONDS
-from flwr.supercore.exit import ExitCode, add_exit_handler, flwr_exit
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from fedskew.site.guard import GuardError
+from fedskew.flower import (
+    FORCE_EXIT_TIMEOUT_SECONDS,
+    HEARTBEAT_DEFAULT_INTERVAL,
+    HEARTBEAT_PATIENCE,
+    ExitCode,
+    add_exit_handler,
+    fleet_connection,
+    flwr_exit,
+    lacking,
+    supernode_api,
+)
 
 CONTACT_SECONDS = float(HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL)  # then the SuperLink takes a node for gone
 OBJECTION_SECONDS = 600.0  # how long after the last answer a server that TLS objects to may still turn out right
@@ -113,7 +118,7 @@ def run_in_contact(supernode: Callable[[], None]) -> NoReturn:
     """Run Flower's SuperNode; when it ends the process ends, with 0 only if a signal from outside asked for it.
 
     Raises:
-        GuardError: this Flower version cannot be watched.
+        FlowerError: this release of Flower cannot be watched.
         SystemExit: always, else.
     """
     contact = Contact()
@@ -135,21 +140,18 @@ def watching(contact: Contact) -> Iterator[None]:
     """Put a `Contact` into Flower's SuperNode for the time being.
 
     Raises:
-        GuardError: this Flower version has no such places.
+        FlowerError: this release of Flower has no such places.
     """
     places = (
-        (connection, "FleetHttpClient", _recording),
-        (connection, "HeartbeatSender", _ending_aloud),
-        (connection, "make_simple_http_retry_invoker", _patient),
-        (api, "create_app", _honest),
+        (fleet_connection, "FleetHttpClient", _recording),
+        (fleet_connection, "HeartbeatSender", _ending_aloud),
+        (fleet_connection, "make_simple_http_retry_invoker", _patient),
+        (supernode_api, "create_app", _honest),
     )
     found = [(module, name, getattr(module, name, None), wrap) for module, name, wrap in places]
-    lacking = [f"{module.__name__}.{name}" for module, name, original, _ in found if original is None]
-    if lacking:
-        raise GuardError(
-            f"this version of Flower has no {', '.join(lacking)}, so that contact with the coordinator could not be "
-            "watched: install the flwr version that fedskew is tested with"
-        )
+    missing = [f"{module.__name__}.{name}" for module, name, original, _ in found if original is None]
+    if missing:
+        raise lacking(", ".join(missing))
     for module, name, original, wrap in found:
         setattr(module, name, wrap(original, contact))
     try:

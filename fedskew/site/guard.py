@@ -25,22 +25,27 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import flwr.supernode.start_client_internal as internal
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.common.config import get_fab_config, get_metadata_from_config, parse_config_args
-from flwr.supercore.fab import Fab
-from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
-from flwr.supercore.run import Run
 
+from fedskew.flower import (
+    Fab,
+    FlowerError,
+    Run,
+    create_message_to_sign,
+    get_fab_config,
+    get_metadata_from_config,
+    parse_config_args,
+    supernode_internal,
+)
 from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
 from fedskew.text import printable
 
 KEY_ID = "fpk_site_policy"
 KEY_OPTION, SIGNING_KEY = "--auth-supernode-private-key", "signing-key"
-HOOK = "http_request_response"  # of `internal`: makes the connection that fetches runs and bundles
+HOOK = "http_request_response"  # of Flower's SuperNode: makes the connection that fetches runs and bundles
 ALLOWED, REFUSED = "allowed", "refused"
 
 
@@ -140,18 +145,18 @@ def guarding(guard: BundleGuard) -> Iterator[None]:
     Raises:
         GuardError: this Flower version has no such place.
     """
-    connect = getattr(internal, HOOK, None)
-    start = getattr(internal, "start_client_internal", None)
-    if not callable(connect) or getattr(start, "__globals__", None) is not vars(internal):
+    connect = getattr(supernode_internal, HOOK, None)
+    start = getattr(supernode_internal, "start_client_internal", None)
+    if not callable(connect) or getattr(start, "__globals__", None) is not vars(supernode_internal):
         raise GuardError(
             "this version of Flower fetches app bundles in another way, so that none could be checked: install the "
             "flwr version that fedskew is tested with, or remove app-hashes from the policy"
         )
-    setattr(internal, HOOK, guard.wrap(connect))
+    setattr(supernode_internal, HOOK, guard.wrap(connect))
     try:
         yield
     finally:
-        setattr(internal, HOOK, connect)
+        setattr(supernode_internal, HOOK, connect)
 
 
 def run_site(arguments: Sequence[str]) -> None:
@@ -224,8 +229,7 @@ def _prepare_home(stack: ExitStack, guard: BundleGuard) -> str:
 
 
 def _flower_supernode(arguments: Sequence[str]) -> NoReturn:
-    from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: PLC0415  # after FLWR_HOME is set
-
+    from fedskew.flower import flower_supernode  # noqa: PLC0415  # after FLWR_HOME is set
     from fedskew.site.contact import run_in_contact  # noqa: PLC0415  # likewise
 
     sys.argv = ["flower-supernode", *arguments]
@@ -236,7 +240,7 @@ def main() -> None:
     """`python -m fedskew.site.guard`: the arguments are those of `flower-supernode`."""
     try:
         run_site(sys.argv[1:])
-    except (GuardError, PolicyError) as error:
+    except (GuardError, PolicyError, FlowerError) as error:
         sys.exit(f"fedskew site: {error}")
 
 

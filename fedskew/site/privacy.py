@@ -8,8 +8,8 @@ import math
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
-from flwr.supercore.differential_privacy import add_gaussian_noise_inplace, get_norm
 
+from fedskew.flower import add_gaussian_noise_inplace, get_norm
 from fedskew.site.policy import Noise
 
 _NO_NOISE = Noise(sensitivity=0.0, epsilon=1.0, delta=1e-5)  # a deviation of 0: the mod then only clips
