@@ -11,8 +11,8 @@ import torch
 from builders import run_here, tiny_config
 
 from fedskew.config.schema import ConfigError
-from fedskew.federation.acceptance import largest, objection, sent, taken
 from fedskew.federation.grids import LocalGrid
+from fedskew.federation.mean import largest, objection, sent, taken
 from fedskew.federation.server import FederatedRun
 from fedskew.learning.server_data import ServerData
 from fedskew.model.finite import not_finite

@@ -14,9 +14,9 @@ from fedskew.config.schema import FederationConfig
 from fedskew.federation.checks import Update
 from fedskew.federation.folding import make_folding
 from fedskew.federation.grids import LocalGrid
+from fedskew.federation.mean import server_step
 from fedskew.federation.messages import MessageError, Task, pack_task, unpack_task
 from fedskew.federation.server import FederatedRun
-from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import layout, layout_of, to_record
 from fedskew.learning import local

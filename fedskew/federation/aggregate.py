@@ -1,4 +1,4 @@
-"""Streaming FedAvg whose result does not depend on the order in which replies arrive; and how much one node may weigh.
+"""Streaming FedAvg whose result does not depend on the order of arrival; how much a node may weigh; updates put aside.
 
 Limits on weights and norms are told from what the nodes sent, so they must withstand the nodes that they limit. A
 median of n values stays between the smallest and the largest honest one as long as fewer than n / 2 are not honest; of
@@ -9,10 +9,16 @@ one of them can say anything about the other.
 
 from __future__ import annotations
 
+import shutil
 import statistics
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
+
+from fedskew.federation.checks import Update
 
 CHUNK = 16_384  # values summed at a time: what is computed on the way stays in the processor's cache
 
@@ -116,3 +122,51 @@ def too_large(norms: Mapping[str, float], bound: float) -> dict[str, float]:
     """Nodes whose update is larger than `bound` times the reference of `reference_norms`, with that reference."""
     references = reference_norms(norms)
     return {node: reference for node, reference in references.items() if norms[node] > bound * reference}
+
+
+IN_MEMORY = 64 * 2**20  # bytes of a round's updates; what is beyond them lies on disk
+
+
+class UpdateSpool:
+    """Keeps the first updates in memory, the others in a temporary folder; hands them out one at a time.
+
+    Args:
+        parent: where the folder is made, if one is needed.
+        in_memory: bytes that may stay in memory.
+    """
+
+    def __init__(self, parent: Path | None = None, in_memory: int = IN_MEMORY) -> None:
+        self._parent, self._left = parent, in_memory
+        self._folder: Path | None = None
+        self._kept: list[tuple[str, dict[str, np.ndarray] | None]] = []  # node, arrays unless they are on disk
+
+    def __enter__(self) -> UpdateSpool:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._kept.clear()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, node: str, update: Update) -> None:
+        """Put the arrays of an update aside."""
+        size = sum(array.nbytes for array in update.arrays.values())
+        if size <= self._left:
+            self._left -= size
+            self._kept.append((node, update.arrays))
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix=".updates-", dir=self._parent))
+        np.savez(self._folder / str(len(self._kept)), **update.arrays)
+        self._kept.append((node, None))
+
+    def items(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Node and arrays of each update, in the order of the nodes' names."""
+        for index in sorted(range(len(self._kept)), key=lambda i: self._kept[i][0]):
+            node, arrays = self._kept[index]
+            yield node, self._read(index) if arrays is None else arrays
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        assert self._folder is not None
+        with np.load(self._folder / f"{index}.npz", allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}

@@ -14,10 +14,9 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from fedskew.config.schema import Config, ConfigError, FederationConfig
-from fedskew.federation.aggregate import MAJORITY, RunningMean, limited_weights, too_large
+from fedskew.federation.aggregate import MAJORITY, RunningMean, UpdateSpool, limited_weights, too_large
 from fedskew.federation.checks import Update
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS
-from fedskew.federation.spool import UpdateSpool
 
 log = logging.getLogger("flwr.fedskew.server")
 

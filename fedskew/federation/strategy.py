@@ -17,15 +17,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedskew.config.schema import Config
-from fedskew.federation.acceptance import largest, objection, sent, taken
 from fedskew.federation.aggregate import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
+from fedskew.federation.mean import largest, objection, sent, server_step, taken
 from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
-from fedskew.federation.server_optimiser import server_step
 from fedskew.federation.weights import from_record, layout, to_record, to_state
 from fedskew.learning.judging import is_evaluated
 from fedskew.learning.server_data import ServerData
