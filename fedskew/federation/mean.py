@@ -1,7 +1,7 @@
 """What becomes of the mean before the method sees it: the server's optimiser, and whether the round is taken at all.
 
-FedAvgM, FedAdam and FedYogi are Flower's own code. Flower's strategies keep their memory in attributes, by tensor. Here it is handed in and out, so that it can be
-checkpointed and cut with the model.
+FedAvgM, FedAdam and FedYogi are Flower's own code. Flower's strategies keep their memory in attributes, by tensor. Here
+it is handed in and out, so that it can be checkpointed and cut with the model.
 """
 
 from __future__ import annotations
