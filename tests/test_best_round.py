@@ -15,8 +15,8 @@ from fedskew.federation.server import FederatedRun
 from fedskew.learning.server_data import ServerData
 from fedskew.model.modelfile import read_model
 from fedskew.runs.predictions import read_predictions
-from fedskew.runs.report import round_heading, round_line
 from fedskew.runs.resume import open_checkpoint, resume_config
+from fedskew.runs.round_table import round_heading, round_line
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.manifest import ManifestLayout
 from fedskew.data.names import name_key, other_spellings
 from fedskew.data.sources import open_source
-from fedskew.learning.datasets import describe_split, node_data, open_data, split_server
+from fedskew.learning.datasets import node_data, open_data, split_server
+from fedskew.learning.manifest import describe_split
 from fedskew.ops.check_data import Expected, check_data
 
 

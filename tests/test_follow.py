@@ -20,7 +20,7 @@ from fedskew.cli.main import app
 from fedskew.config import load_config
 from fedskew.console import PROGRESS_FILE
 from fedskew.errors import ExitCode
-from fedskew.runs.report import round_heading
+from fedskew.runs.round_table import round_heading
 
 NOISE = [
     "Using SuperLink: local-simulation (127.0.0.1:39091)",

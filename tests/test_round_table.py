@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedskew.config import load_config
-from fedskew.runs.report import NARROW, duration, evaluation_text, round_heading, round_line, summary_text
+from fedskew.runs.report import evaluation_text, summary_text
+from fedskew.runs.round_table import NARROW, duration, round_heading, round_line
 
 RECORD = {
     "round": 4, "accuracy": 0.63, "balanced_accuracy": 0.395, "f1_macro": 0.392, "auroc_macro": 0.81,

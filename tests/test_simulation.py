@@ -161,7 +161,7 @@ def test_another_order_of_arrival_gives_the_same_model_bit_for_bit(run, finished
 def test_another_seed_gives_another_model_on_the_same_test_set(run, finished_run):
     folder, records = run(run={"seed": 1})
     assert tensors(folder)["classifier.weight"].tobytes() != tensors(finished_run)["classifier.weight"].tobytes()
-    split = [json.loads((f.path / "split.json").read_text())["hash"] for f in (folder, finished_run)]
+    split = [json.loads((f.path / "split.json").read_text())["ids"] for f in (folder, finished_run)]
     assert split[0] == split[1]
     assert records[0]["examples"] == finished_run.records()[0]["examples"]
 
@@ -240,7 +240,7 @@ def test_a_guarded_run_gives_units_back_and_records_how_many(run, monkeypatch):
     def judge(server, model):
         return sum(parameter.numel() for parameter in model.parameters()) / 80_209
 
-    monkeypatch.setattr(ServerData, "_judge", judge)
+    monkeypatch.setattr(ServerData, "judge", judge)
     _, records = run(prune={"rollback": 0.02}, federation={"rounds": 1})
     assert records[1]["given_back"] > 0
     assert 0.98 <= records[1]["parameters"] / records[1]["dense_parameters"] < 1.0

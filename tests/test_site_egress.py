@@ -6,7 +6,7 @@ from builders import run_here, tiny_config
 from fedskew.apps import make_client_app
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import TRAINING_METRICS, VALIDATION_METRICS
-from fedskew.runs.report import round_heading, round_line
+from fedskew.runs.round_table import round_heading, round_line
 from fedskew.site.egress import EFFORT, split_metrics, suppress_counts
 from fedskew.site.policy import METRICS, PolicyError, parse_policy
 from fedskew.tools.compare import comparison, read_runs, to_markdown

@@ -18,7 +18,7 @@ from fedskew.cli.terminal import Terminal
 from fedskew.config import load_config
 from fedskew.console import MESSAGE_MARK, PROGRESS_FILE, RESULT_MARK
 from fedskew.runs.folder import CONFIG, RunFolder
-from fedskew.runs.report import round_heading, round_line
+from fedskew.runs.round_table import round_heading, round_line
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 EXCEPTION = re.compile(r"([A-Za-z_]\w*\.)*[A-Za-z_]*(Error|Exception|Exit|Interrupt|Timeout)\b.*: \S")

@@ -7,8 +7,6 @@ lesion of the training set); `unit="image"` is for comparison only.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,10 +114,10 @@ def split_manifest(samples: Sequence[Sample], split: Split, parts: Sequence[np.n
 
     Returns:
         `unit`, `seed`, `ids` (image ids of `test`, `open` and each of `parts`), `counts` (images per class of the
-        same), and `hash`, the sha256 of all that in canonical JSON: equal hashes mean equal splits.
+        same).
     """
     sets: dict[str, Any] = {"test": split.test, "open": split.open}
-    content: dict[str, Any] = {
+    return {
         "unit": split.unit,
         "seed": split.seed,
         "ids": {name: _ids(samples, indices) for name, indices in sets.items()}
@@ -127,8 +125,6 @@ def split_manifest(samples: Sequence[Sample], split: Split, parts: Sequence[np.n
         "counts": {name: class_counts(samples, indices) for name, indices in sets.items()}
         | {"parts": [class_counts(samples, part) for part in parts]},
     }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return content | {"hash": hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def _ids(samples: Sequence[Sample], indices: np.ndarray) -> list[str]:

@@ -19,7 +19,7 @@ from fedskew.federation.seal import check_seal, new_nonce, with_nonce
 from fedskew.federation.selection import public_keys
 from fedskew.flower import ErrorCode
 from fedskew.runs.record import FAILED, LATE, MISSING, REFUSED, RoundLog
-from fedskew.runs.report import duration
+from fedskew.runs.round_table import duration
 
 log = logging.getLogger("flwr.fedskew.server")
 progress = logging.getLogger(PROGRESS)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from shutil import get_terminal_size
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
-from fedskew.data.partitions import sites_of
-from fedskew.data.splits import train_validation
 from fedskew.federation.folding import check_effect
 from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
 from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
-from fedskew.learning.datasets import describe_split, open_data, partitions, split_hash, split_server
+from fedskew.learning.datasets import open_data, split_hash, split_server
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
+from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
 from fedskew.learning.server_data import Evaluation, ServerData, initial_model
 from fedskew.methods import make_method
@@ -36,8 +34,9 @@ from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.lineage import about_model
 from fedskew.runs.record import RoundLog, round_record
-from fedskew.runs.report import head_lines, quiet_flower, round_heading, round_line, summary_of, summary_text
+from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
+from fedskew.runs.round_table import round_heading, round_line
 from fedskew.runs.start_checks import check_place, check_settings, idle_settings
 from fedskew.runs.starts import (
     STARTS,
@@ -175,29 +174,8 @@ class FederatedRun:
             nodes = sharing_nodes(self.grid, self.config.federation, recorded)
             if recorded:
                 check_nodes(self.folder.path, nodes)
-        parts = partitions(self.data, self.split, settings, nodes) if nodes else ()
-        by_site = settings.partition == "site" and parts
-        sites = {"sites": sites_of(self.data.samples, parts, settings.split_by)} if by_site else {}
-        return (
-            describe_split(self.data, self.split, parts, self.config.model.classes, self.config.data.partition)
-            | sites
-            | {
-                "unused_validation": 0 if self.config.federation.evaluate_clients else self._held_out(parts),
-                "nodes": nodes or None,
-                "held_back": [self.data.samples[i].image_id for i in self.server.held_back],
-                "split_hash": self.split_hash,
-                "samples_hash": samples_hash(self.data.samples),
-            }
-        )
-
-    def _held_out(self, parts: Sequence[np.ndarray]) -> int:
-        """How many images the nodes hold out for validation, as each of them will."""
-        settings = self.config.data
-        return sum(
-            len(train_validation(self.data.samples, part, validation=settings.validation, unit=settings.split_by,
-                                 seed=settings.split_seed)[1])
-            for part in parts
-        )  # fmt: skip
+        manifest = run_manifest(self.config, self.data, self.split, self.server.held_back, nodes)
+        return manifest | {"samples_hash": samples_hash(self.data.samples)}
 
     def _take_up(self, manifest: dict[str, Any]) -> None:
         """Check that the data is what it was, then write down that it is, and with what changes."""

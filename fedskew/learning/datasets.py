@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,14 +21,13 @@ import torch
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
-from fedskew.data.contradictions import several_sites_lines
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
-from fedskew.data.notes import check_usable, empty_classes, metadata_notes, skipped_notes
+from fedskew.data.notes import check_usable, metadata_notes, skipped_notes
 from fedskew.data.resident import resident_images
 from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
-from fedskew.data.splits import Split, partition, split_manifest, split_samples, train_validation
+from fedskew.data.splits import Split, partition, split_samples, train_validation
 from fedskew.demo.generator import generate
 from fedskew.model.architecture import Architecture
 from fedskew.paths import cache_directory, home
@@ -170,30 +169,6 @@ def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> t
         data.samples, split.clients, nodes=nodes, kind=config.partition, alpha=config.alpha, unit=config.split_by,
         seed=config.split_seed,
     )  # fmt: skip
-
-
-def describe_split(
-    data: DataSet,
-    split: Split,
-    parts: tuple[np.ndarray, ...],
-    classes: Sequence[str] = (),
-    kind: str = "iid",
-) -> dict[str, Any]:
-    """The manifest of a split, with its hash, for the run folder.
-
-    Args:
-        classes: of the model: those without images are among the `warnings`, as are duplicates and contradictions.
-        kind: how the parts were made: where it is by site, who has images of several is told.
-    """
-    named = {"test": split.test, "open": split.open} | {f"partition-{i}": part for i, part in enumerate(parts)}
-    warnings = [
-        *empty_classes(data.samples, data.usable, split.test, classes),
-        *data.warnings,
-        *(several_sites_lines(data.samples) if kind == "site" else []),
-        *duplicate_lines(data.samples, data.duplicates, named),
-    ]
-    about = {"data": data.place, "skipped": list(data.skipped), "notes": list(data.notes), "warnings": warnings}
-    return split_manifest(data.samples, split, parts) | about
 
 
 def split_hash(data: DataSet, split: Split) -> str:

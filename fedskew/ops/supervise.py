@@ -25,7 +25,8 @@ from typing import Protocol, TypeVar
 from fedskew.config import load_config
 from fedskew.errors import ExitCode
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
-from fedskew.runs.report import round_line, summary_text
+from fedskew.runs.report import summary_text
+from fedskew.runs.round_table import round_line
 from fedskew.text import printable_lines
 
 AnswerT = TypeVar("AnswerT")

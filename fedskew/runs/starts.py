@@ -173,7 +173,7 @@ def check_split(path: Path, manifest: Mapping[str, Any]) -> None:
     differ = [text for name, text in names.items() if saved["ids"][name] != manifest["ids"][name]]
     if saved.get("samples_hash", manifest["samples_hash"]) != manifest["samples_hash"]:
         differ.append("labels or metadata")
-    if differ or saved["hash"] != manifest["hash"]:
+    if differ or any(saved[name] != manifest[name] for name in ("unit", "seed", "counts")):
         counts = [f"{name} {sum(m['counts'][name].values())}" for m in (saved, manifest) for name in ("test", "open")]
         raise RunFolderError(
             f"{path} cannot be resumed: its data was {saved['data']} ({counts[0]}, {counts[1]} images), now it is "

@@ -10,8 +10,8 @@ from statistics import fmean
 
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.runs.folder import CONFIG, METRICS, SPLIT, SUMMARY, RunFolder
-from fedskew.runs.report import duration
 from fedskew.runs.resume import differences
+from fedskew.runs.round_table import duration
 from fedskew.sweeps.study import PlannedRun
 
 NEW, BEGUN, DONE = "new", "begun", "done"

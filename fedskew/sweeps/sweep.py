@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedskew.runs.report import duration
+from fedskew.runs.round_table import duration
 from fedskew.sweeps.history import History
 from fedskew.sweeps.job import COMMAND, Job, shared_cores
 from fedskew.sweeps.progress import BEGUN, DONE, Progress, conflicts, progress_line, progress_of, read_summary
