@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
-from fedskew.data.batches import ImageBatches
+from fedskew.data.batches import Batch, ImageBatches
 from fedskew.learning.imbalance import class_weights, logit_offsets
 from fedskew.learning.memory import keep_freed_memory
 from fedskew.learning.mixing import Mixing
@@ -132,39 +132,53 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(seed)  # stochastic depth
-    groups = parameter_groups(model, config.weight_decay)
-    optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    if moments is not None:
-        set_moments(optimiser, model, moments)
-    trained = [parameter for group in groups for parameter in group["params"]]
-    proximal, objective = Proximal(trained, config.proximal), make_objective(config, counts, device)
-    mixing = Mixing(config.mixup, config.cutmix, classes=len(model.architecture.classes),
-                    smoothing=config.label_smoothing, seed=seed)  # fmt: skip
+    step = _Step(model, config, counts, moments, seed)
     steps, means = 0, []
     total = max(1, config.local_epochs * len(batches))
     model.train()
     for epoch in range(config.local_epochs):
         batches.set_epoch(epoch)
         losses = torch.zeros((), device=device)
-        for images, metadata, labels in batches:
-            rate = learning_rate(config, (round_number - 1 + steps / total) / max(1, rounds), steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            mixed, targets = mixing(images, labels)
-            with autocast(config, device):
-                logits = model(mixed.to(device), metadata.to(device))
-            loss = objective(logits, targets.to(device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            proximal.add()
-            clip_in_step(optimiser, trained, config.clip_norm)
-            optimiser.step()
-            losses += loss.detach()
+        for batch in batches:
+            losses += step(batch, learning_rate(config, (round_number - 1 + steps / total) / max(1, rounds), steps))
             steps += 1
         means.append(float(losses) / max(1, len(batches)))
         if not math.isfinite(means[-1]):
             raise TrainingError(f"the training loss is {means[-1]} in local epoch {epoch + 1}; lower train.lr")
-    return TrainResult(means[-1], means[0], steps, time.perf_counter() - start, get_moments(optimiser, model))
+    return TrainResult(means[-1], means[0], steps, time.perf_counter() - start, get_moments(step.optimiser, model))
+
+
+class _Step:
+    """One optimiser step on one batch, with everything of the recipe that it needs."""
+
+    def __init__(
+        self, model: MultimodalModel, config: TrainConfig, counts: np.ndarray | None, moments: Moments | None, seed: int
+    ) -> None:
+        self._model, self._config, self._device = model, config, next(model.parameters()).device
+        groups = parameter_groups(model, config.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        if moments is not None:
+            set_moments(self.optimiser, model, moments)
+        self._trained = [parameter for group in groups for parameter in group["params"]]
+        self._proximal = Proximal(self._trained, config.proximal)
+        self._objective = make_objective(config, counts, self._device)
+        self._mixing = Mixing(config.mixup, config.cutmix, classes=len(model.architecture.classes),
+                              smoothing=config.label_smoothing, seed=seed)  # fmt: skip
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """The loss of a batch [], after which the model has made its step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        mixed, targets = self._mixing(batch.images, batch.labels)
+        with autocast(self._config, self._device):
+            logits = self._model(mixed.to(self._device), batch.metadata.to(self._device))
+        loss = self._objective(logits, targets.to(self._device))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._proximal.add()
+        clip_in_step(self.optimiser, self._trained, self._config.clip_norm)
+        self.optimiser.step()
+        return loss.detach()
 
 
 @torch.no_grad()

@@ -64,19 +64,11 @@ def round_record(
         metrics: on the test set; all None in a round without evaluation.
         more: the running sums, and what the round was judged by.
     """
-    macs, dense = cost.macs(arch), arch.dense()
-    dense_macs = cost.macs(dense)
     return {
         "round": log.number,
         **metrics,
-        "parameters": cost.parameters(arch),
-        "macs": macs.linear,
-        "macs_total": macs.total,
-        "memory_bytes": cost.memory_bytes(arch),
-        "dense_parameters": cost.parameters(dense),
-        "dense_macs": dense_macs.linear,
-        "dense_macs_total": dense_macs.total,
-        "dense_memory_bytes": cost.memory_bytes(dense),
+        **sizes(arch),
+        **{f"dense_{name}": value for name, value in sizes(arch.dense()).items()},
         "bytes_down": log.bytes_down,
         "bytes_up": log.bytes_up,
         **more,
@@ -104,6 +96,17 @@ def round_record(
         "given_back": log.step.given_back if log.step else 0,
         "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
         "blocks": _blocks(log.before or arch, arch, log.step),
+    }
+
+
+def sizes(arch: Architecture) -> dict[str, int]:
+    """Parameters, multiply-accumulates of an image without and with attention products, bytes in float32."""
+    macs = cost.macs(arch)
+    return {
+        "parameters": cost.parameters(arch),
+        "macs": macs.linear,
+        "macs_total": macs.total,
+        "memory_bytes": cost.memory_bytes(arch),
     }
 
 

@@ -29,6 +29,11 @@ from fedskew.tools.seen import run_split, seen_images
 
 log = logging.getLogger("flwr.fedskew.runs")
 
+OTHER_IMAGES = (
+    "holds what the run's model says of the run's test set, and these are other images: give --predictions another "
+    "place"
+)
+
 
 @dataclass(frozen=True)
 class _Setting:
@@ -66,10 +71,8 @@ def evaluate_run(
         RunFolderError, ModelFileError, DataError: what is missing, where.
         PredictionsError: they cannot be written there, or are not those of the run that lies there.
     """
-    path = run if run.is_file() else run / ("best" if best else "") / MODEL
-    if not path.is_file():
-        raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
-    if data is None and not ((path.parent.parent if best else path.parent) / CONFIG).is_file():
+    path = _model_file(run, best=best)
+    if data is None and not _beside(path, best=best).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
     own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
@@ -81,10 +84,7 @@ def evaluate_run(
     split = split_server(opened, config.data)
     same = _same_split(setting.lineage, split_hash(opened, split))
     if own and (everything or same is False):
-        raise PredictionsError(
-            f"{predictions} holds what the run's model says of the run's test set, and these are other images: give "
-            "--predictions another place"
-        )
+        raise PredictionsError(f"{predictions} {OTHER_IMAGES}")
     found = predict_images(
         model.to(pick_device(config.train.device)),
         opened,
@@ -105,14 +105,26 @@ def evaluate_run(
         "split": "all" if everything else "test",
         "split_as_in_run": None if everything else same,
         "seen_in_training": seen.trained,
-        "warnings": list(seen.warnings),
+        "warnings": [*opened.warnings, *seen.warnings],
     }
+
+
+def _model_file(run: Path, *, best: bool) -> Path:
+    path = run if run.is_file() else run / ("best" if best else "") / MODEL
+    if not path.is_file():
+        raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
+    return path
+
+
+def _beside(model: Path, *, best: bool) -> Path:
+    """Where the configuration of a model file's run would lie."""
+    return (model.parent.parent if best else model.parent) / CONFIG
 
 
 def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) -> _Setting:
     """What the file says, then the configuration beside it, then what training does by default."""
     about, prepared, assumed = read_about(path), read_preprocessing(path), []
-    beside = (path.parent.parent if best else path.parent) / CONFIG
+    beside = _beside(path, best=best)
     config = load_config(file=beside) if beside.is_file() else _config_from(path, about)
     if not (beside.is_file() or about.get("split") or everything):
         assumed.append("nothing says how the run split its data: split by the default settings of data.*")
