@@ -14,7 +14,7 @@ from fedskew.config.schema import ConfigError
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.mean import largest, objection, sent, taken
 from fedskew.federation.server import FederatedRun
-from fedskew.learning.server_data import ServerData
+from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.finite import not_finite
 from fedskew.runs.checkpoint import read_checkpoint
 from fedskew.runs.folder import RunFolder, RunFolderError
@@ -128,12 +128,12 @@ def test_zeros_that_claim_to_be_everybody_are_weighed_like_one(run, caplog):
 
 def test_a_round_that_ends_worse_than_the_bound_is_rolled_back_before_anything_is_cut(run, monkeypatch):
     cut = []
-    original = ServerData.prune
-    monkeypatch.setattr(ServerData, "prune", lambda *args: cut.append(args[-1]) or original(*args))
+    original = SkewnessPruning.advance
+    monkeypatch.setattr(SkewnessPruning, "advance", lambda *args: cut.append(args[2]) or original(*args))
     app = hostile.federation(lambda task, reply: hostile.lie(task, reply, lambda _, own: own * 30), {0}, rounds={1})
     _, records = run(app, federation={"rollback": 1.0})
     assert "more than federation.rollback=1 above" in records[1]["rolled_back"]
-    assert cut == [2]
+    assert cut == [0, 2]
     assert records[1]["parameters"] == records[0]["parameters"] > records[2]["parameters"]
 
 
