@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from fedskew.model.architecture import RESERVED, Architecture
-from fedskew.model.families.swin import STEMS, SwinSpec, SwinStage
+from fedskew.model.families.swin import SwinSpec, SwinStage
 from fedskew.model.families.vit import ViTSpec
 from fedskew.model.groups import REMOVED_MODES, PrunableGroup, Spec
 
@@ -29,7 +29,8 @@ def specs(draw, max_side: int = 12) -> Spec:
         head_dim, window, depth = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
         stages.append(SwinStage(width * 2**i, head_dim, heads, hidden, window, depth))
     side = draw(st.integers(low, max(low, max_side)))
-    return SwinSpec(patch * side, patch, tuple(stages), draw(st.sampled_from(STEMS if patch == 4 else STEMS[:1])))
+    stem = draw(st.sampled_from(SwinSpec.stems if patch == 4 else SwinSpec.stems[:1]))
+    return SwinSpec(patch * side, patch, tuple(stages), stem)
 
 
 @st.composite

@@ -8,11 +8,12 @@ from builders import architecture, block_of, heads_of, hidden_of, inputs, lively
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masking import MaskedReference, kept_parameters
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 
 from fedskew.config.schema import ModelConfig
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.codec import architecture_from_json
+from fedskew.model.families.swin_modules import PrunedSwinBlock
 from fedskew.model.fusion import build
 from fedskew.model.groups import ATTENTION, MLP
 from fedskew.pruning.criteria import READINGS
@@ -64,6 +65,24 @@ def test_the_dense_model_is_timms(multimodal, removed):
         for column, (name, _) in enumerate(arch.vocabularies):
             feature = feature + arch.weights[column + 1] * model.embeddings[name].weight[metadata[:, column]]
         assert_equal_outputs(model(images, metadata), model.classifier(feature))
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])
+@pytest.mark.parametrize(("side", "window"), [(8, 4), (10, 4), (7, 3), (5, 7)], ids=str)
+def test_a_swin_block_is_timms_bit_for_bit(side, window, shifted):
+    """In training too: padded windows, moved ones, and one window that is larger than the picture."""
+    ours = PrunedSwinBlock(width=12, side=side, head_dim=4, window=window, shifted=shifted, heads=3, hidden=24,
+                           removed="norm", drop_path=0.0)  # fmt: skip
+    theirs = SwinTransformerBlock(12, (side, side), num_heads=3, head_dim=4, window_size=window, mlp_ratio=2.0,
+                                  shift_size=window // 2 if shifted else 0)  # fmt: skip
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    tokens = torch.randn(2, side, side, 12, generator=torch.Generator().manual_seed(side), requires_grad=True)
+    found, expected = (block(tokens) for block in (ours, theirs))
+    assert torch.equal(found, expected)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    gradients = ([torch.autograd.grad((out * weights).sum(), [tokens, *block.parameters()])
+                  for block, out in ((ours, found), (theirs, expected))])  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("removed", ["norm", "skip"])

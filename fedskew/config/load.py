@@ -10,14 +10,14 @@ import logging
 import re
 import shlex
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from fedskew.config.schema import Config, ConfigError
+from fedskew.config.schema import Config, ConfigError, Section
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
 
@@ -80,8 +80,8 @@ def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "
         content = _read_yaml(path)
         preset = str(content.get("preset", path.stem))
         _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
-    files = [file] if isinstance(file, str | Path) else list(file)
-    for own in filter(None, files):
+    files: Iterable[str | Path] = [file] if isinstance(file, str | Path) else list(file)
+    for own in [own for own in files if own]:
         content = _read_yaml(Path(own))
         preset = preset or str(content.get("preset", ""))
         _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
@@ -169,8 +169,8 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
             hint = suggestion(name or key, section if dot else "", _keys()) if equals else ""
             raise ConfigError(f'set="…": {word!r} is not of the form section.key=value{hint}')
         try:
-            text = _is_text(section, name)  # a name or path stays what was typed: 007, 1.50, on
-            values.setdefault(section, {})[name] = value if text or not value else read_yaml(value)
+            typed = _is_text(section, name) or not value  # a name or path stays what was typed: 007, 1.50, on
+            values.setdefault(section, {})[name] = value if typed else read_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f'set="…": the value of {key} cannot be read: {error}') from error
     return values
@@ -181,9 +181,9 @@ def _is_text(section: str, key: str) -> bool:
     return kind is not None and get_type_hints(kind).get(key.replace("-", "_")) is str
 
 
-def _sections() -> dict[str, type]:
+def _sections() -> dict[str, type[Section]]:
     hints = get_type_hints(Config)
-    return {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    return {name: hint for name, hint in hints.items() if issubclass(hint, Section)}
 
 
 def _keys() -> dict[str, list[str]]:

@@ -42,11 +42,12 @@ def check_value(value: Any, spec: Field[Any], key: str) -> None:
             raise ConfigError(f"{key} is {value}, expected a finite number")
 
 
+@dataclass(frozen=True)
 class Section:
     """Base of the sections: bounds are checked however the section was built."""
 
     def __post_init__(self) -> None:
-        for spec in fields(self):  # type: ignore[arg-type]
+        for spec in fields(self):
             check_value(getattr(self, spec.name), spec, f"{self._name}.{spec.name.replace('_', '-')}")
 
     _name = ""

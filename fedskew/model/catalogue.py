@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import replace
-from typing import Any
 
 import timm
 
@@ -76,14 +74,10 @@ def _spec(model: ModelConfig) -> Spec:
     family = next((family for family in KNOWN.values() if model.name in family.names), None)
     if family is None:
         raise ConfigError(f"model.name {model.name!r} {_unknown(model.name)}")
-    spec: Any = family.spec(model.name)
-    if model.image_size:
-        spec = replace(spec, image_size=model.image_size)
-    if hasattr(spec, "stem"):
-        return replace(spec, stem=model.stem)
-    if model.stem != "patch":
+    spec = family.spec(model.name)
+    if model.stem not in spec.stems:
         raise ConfigError(f"model.stem is {model.stem}: only Swins have another than patch, {model.name} has not")
-    return spec
+    return spec.variant(image_size=model.image_size or spec.image_size, stem=model.stem)
 
 
 def _unknown(name: str) -> str:

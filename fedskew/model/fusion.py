@@ -25,11 +25,10 @@ class MultimodalModel(nn.Module):
         self.architecture = arch
         with nullcontext() if initialise else WithoutInitialisation():
             self.encoder = arch.spec.encoder(arch.units, arch.removed, drop_path)
-        self.embeddings = nn.ModuleDict(
-            {name: nn.Embedding(len(values), arch.features) for name, values in arch.vocabularies}
-        )
-        for embedding in self.embeddings.values():
+        embeddings = {name: nn.Embedding(len(values), arch.features) for name, values in arch.vocabularies}
+        for embedding in embeddings.values():
             nn.init.normal_(embedding.weight, std=embedding_std)  # the pooled feature has a deviation near 1
+        self.embeddings = nn.ModuleDict(embeddings)
         self.classifier = nn.Linear(arch.features, len(arch.classes))
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
@@ -39,7 +38,8 @@ class MultimodalModel(nn.Module):
         fused = self.architecture.weights[0] * self.encoder(images)  # [B, features]
         for i, embedding in enumerate(self.embeddings.values()):
             fused = fused + self.architecture.weights[i + 1] * embedding(metadata[:, i])
-        return self.classifier(fused)
+        logits: Tensor = self.classifier(fused)
+        return logits
 
 
 def build(

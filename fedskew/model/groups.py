@@ -115,7 +115,12 @@ class Spec(Protocol):
     """The fixed shape of an encoder: what pruning does not change. One class a family."""
 
     family: ClassVar[str]
-    image_size: int
+    stems: ClassVar[tuple[str, ...]]  # what can make tokens of a picture
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        ...
 
     @property
     def features(self) -> int:
@@ -135,6 +140,10 @@ class Spec(Protocol):
     @property
     def undecayed(self) -> tuple[str, ...]:
         """Parts of names of matrices that weight decay leaves alone."""
+        ...
+
+    def variant(self, *, image_size: int, stem: str) -> Self:
+        """For pictures of another size, with one of `stems`; raises `ArchitectureError` where they do not fit."""
         ...
 
     def fixed_cost(self) -> Cost:

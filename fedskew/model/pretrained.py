@@ -48,11 +48,12 @@ def _from_hub(tag: str, family: KnownFamily) -> Mapping[str, Tensor]:
         raise ConfigError(f"model.pretrained {tag!r} is neither a file nor a timm tag with weights. {REMEDY}")
     _check_family(tag, family)
     try:
-        return timm.create_model(tag, pretrained=True).state_dict()
+        state: Mapping[str, Tensor] = timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises many kinds; each becomes one clear message
         raise ConfigError(
             f"model.pretrained: the weights of {tag!r} could not be fetched ({error}). {REMEDY}"
         ) from error
+    return state
 
 
 def _check_family(tag: str, family: KnownFamily) -> None:
@@ -85,11 +86,12 @@ def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
             f"model.pretrained: {path} is a pickle; set model.pretrained-sha256={found} after checking its source"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad or unsafe pickle
         raise ConfigError(
             f"model.pretrained: {path} does not hold plain tensors and was not unpickled: {error}"
         ) from error
+    return state
 
 
 def file_sha256(path: Path) -> str:

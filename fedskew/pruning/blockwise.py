@@ -6,6 +6,8 @@ at a time, so that nothing but a half block that lost units runs twice.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -67,8 +69,8 @@ class _Walk:
     def _observe(self, segment: Segment, units: Bundles, chunks: Chunks) -> Chunks:
         passed: Chunks = []
         for half, tokens in chunks:
-            with observed(self._model.encoder, units, lambda seen, half=half: self._scoring.look(seen, half),
-                          self._config.mlp_activation):  # fmt: skip
+            look = partial(self._scoring.look, half=half)
+            with observed(self._model.encoder, units, look, self._config.mlp_activation):
                 passed += _run(segment, [(half, tokens)])
         return passed
 

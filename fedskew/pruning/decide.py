@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedskew.model import cost
-from fedskew.model.architecture import Architecture
+from fedskew.model.architecture import Architecture, Kept
 from fedskew.model.groups import SublayerKey
 from fedskew.pruning.units import Bundles, Table
 
@@ -105,7 +105,7 @@ def _allowed(wanted: int, units: Bundles, limits: Limits) -> int:
 
 def apply_plan(arch: Architecture, plan: Plan) -> Architecture:
     """The architecture after a plan: which dense heads are left and how many hidden channels."""
-    left = {}
+    left: dict[SublayerKey, Kept] = {}
     for key, gone in plan.remove.items():
         kept, lost = arch.left[key], set(gone)
         if isinstance(kept, int):

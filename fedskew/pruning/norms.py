@@ -17,7 +17,7 @@ def unit_norms(values: Tensor, probe: Probe, units: int) -> Tensor:
     """Norms [B, windows, positions, units] of activations that lie as a probe says, `units` neighbours in C."""
     if probe.layout == WINDOWS:
         norms = values.unflatten(-1, (units, -1)).float().norm(dim=-1)  # [B·nW, W², units]
-        return norms.unflatten(0, (-1, (-(-probe.side // probe.window)) ** 2))
+        return torch.unflatten(norms, 0, (-1, (-(-probe.side // probe.window)) ** 2))
     size = values.shape[-1] // units
     if probe.layout == TOKENS:
         return group_norms(values, size)[:, None]
@@ -32,7 +32,7 @@ def windowed_norms(hidden: Tensor, size: int, window: int) -> Tensor:
     if hidden.device.type != "cpu":
         return to_windows(group_norms(hidden, size), window)
     images = max(1, CHUNK // max(1, hidden[0].numel()))
-    first, *rest = hidden.split(images)
+    first, *rest = torch.split(hidden, images)
     part = to_windows(group_norms(first, size), window)
     norms = part.new_empty(hidden.shape[0], *part.shape[1:])
     norms[:images] = part
@@ -50,7 +50,8 @@ def group_norms(hidden: Tensor, size: int) -> Tensor:
     groups = hidden.numel() // size
     together = math.gcd(groups, PRODUCT_WIDTH // size) if size <= PRODUCT_WIDTH else 1
     if hidden.device.type != "cpu" or together == 1:
-        return hidden.unflatten(-1, (-1, size)).float().norm(dim=-1)
+        norms: Tensor = hidden.unflatten(-1, (-1, size)).float().norm(dim=-1)
+        return norms
     ones = torch.eye(together).repeat_interleave(size, 0)  # [together·size, together]
     squares = hidden.float().square().view(-1, together * size)
     return (squares @ ones).sqrt_().view(*hidden.shape[:-1], -1)
@@ -62,7 +63,7 @@ def to_windows(tokens: Tensor, window: int) -> Tensor:
     padding = -side % window
     tokens = nn.functional.pad(tokens, (0, 0, 0, padding, 0, padding)) if padding else tokens
     rows = (side + padding) // window
-    grid = tokens.unflatten(2, (rows, window)).unflatten(1, (rows, window))  # [B, rows, W, cols, W, U]
+    grid: Tensor = tokens.unflatten(2, (rows, window)).unflatten(1, (rows, window))  # [B, rows, W, cols, W, U]
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -79,8 +80,8 @@ def to_picture(norms: Tensor, probe: Probe) -> Tensor:
     Undoes padding and the cyclic shift; tokens that are no part of the picture are left out.
     """
     if probe.layout == TOKENS:
-        return norms[:, 0, probe.prefix :].unflatten(1, (probe.side, probe.side))
+        return torch.unflatten(norms[:, 0, probe.prefix :], 1, (probe.side, probe.side))
     window, rows = round(norms.shape[2] ** 0.5), round(norms.shape[1] ** 0.5)
     grid = norms.unflatten(2, (window, window)).unflatten(1, (rows, rows))  # [B, rows, cols, W, W, U]
-    tokens = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, : probe.side, : probe.side]
+    tokens: Tensor = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, : probe.side, : probe.side]
     return torch.roll(tokens, (probe.shift, probe.shift), (1, 2)) if probe.shift else tokens

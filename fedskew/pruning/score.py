@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Scoring:
     def look(self, seen: Observation, half: int) -> None:
         """Take in one chunk's observation of a sublayer."""
         halves = self._seen.setdefault(seen.key, {})
-        old = halves.get(half) or [None] * len(self._criteria)
+        old: Sequence[Summary | None] = halves.get(half) or [None] * len(self._criteria)
         halves[half] = [_extended(*pair, seen) for pair in zip(old, self._criteria, strict=True)]
 
     @property
@@ -109,7 +110,7 @@ def score_units(
     """Scores of every unit in a table, all from the same model: one forward pass a view."""
     scoring = Scoring(config, seed)
     for half, chunk in scoring_chunks(images, config.views):
-        observe(model, chunk, lambda seen, half=half: scoring.look(seen, half), table, activation=config.mlp_activation)
+        observe(model, chunk, partial(scoring.look, half=half), table, activation=config.mlp_activation)
     return {key: scoring.scores(key) for key in scoring.seen}
 
 

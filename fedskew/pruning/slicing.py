@@ -70,7 +70,7 @@ def _index(kept: Sequence[int], like: Tensor) -> Tensor:
 
 def by_unit(tensor: Tensor, cut: Cut, units: int) -> Tensor:
     """A tensor whose cut axis is split in three: parts, units, and the values that a unit has in a part."""
-    return tensor.unflatten(cut.axis, (cut.parts, units, -1))
+    return torch.unflatten(tensor, cut.axis, (cut.parts, units, -1))
 
 
 def _drop(state: dict[str, Tensor], group: PrunableGroup, removed: str, prefix: str) -> None:

@@ -4,4 +4,5 @@ from fedskew.model.families.swin import SwinSpec
 from fedskew.model.families.vit import ViTSpec
 from fedskew.model.groups import Spec
 
-SPECS: dict[str, type[Spec]] = {spec.family: spec for spec in (SwinSpec, ViTSpec)}
+_SPECS: tuple[type[Spec], ...] = (SwinSpec, ViTSpec)
+SPECS = {spec.family: spec for spec in _SPECS}

@@ -34,9 +34,9 @@ class KnownFamily:
     title: str
     small: Mapping[str, Spec]
     pattern: str
-    read: Callable[[nn.Module], Spec]
+    read: Callable[[Any], Spec]
     module: type[nn.Module]
-    fit: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+    fit: Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
     example: str
 
     @cached_property

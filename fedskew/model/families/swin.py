@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerStage
 from torch import nn
 
 from fedskew.model.bounds import ArchitectureError, check_choice, check_integer, list_of, mapping_of
+from fedskew.model.families.halves import block_segments
 from fedskew.model.families.swin_modules import ConvStem, PrunedSwinBlock
 from fedskew.model.groups import (
     ATTENTION,
@@ -27,7 +28,6 @@ from fedskew.model.groups import (
     Units,
 )
 
-STEMS = ("patch", "conv")
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 
 
@@ -54,19 +54,20 @@ class SwinSpec:
     """A timm Swin v1, or one with a convolutional stem."""
 
     family: ClassVar[str] = "swin"
+    stems: ClassVar[tuple[str, ...]] = ("patch", "conv")  # see `swin_modules`
     undecayed: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
 
     image_size: int
     patch_size: int
     stages: tuple[SwinStage, ...]
-    stem: str = "patch"  # see `swin_modules`
+    stem: str = "patch"
 
     def __post_init__(self) -> None:
         check_integer(self.image_size, "image_size", 8, 1024)
         check_integer(self.patch_size, "patch_size", 1, 32)
         if self.image_size % self.patch_size:
             raise ArchitectureError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        check_choice(self.stem, "stem", STEMS)
+        check_choice(self.stem, "stem", self.stems)
         if self.stem == "conv" and self.patch_size != 4:
             raise ArchitectureError(f"stem `conv` makes patches of 4 pixels, patch_size is {self.patch_size}")
         check_integer(len(self.stages), "number of stages", 1, 6)
@@ -132,6 +133,10 @@ class SwinSpec:
         return PrunableGroup(SublayerKey(i, j, MLP), stage.hidden, False, stage.width, cuts,
                              f"{block}mlp.", f"{block}norm2.", before, after)  # fmt: skip
 
+    def variant(self, *, image_size: int, stem: str) -> Self:
+        """See `Spec`."""
+        return replace(self, image_size=image_size, stem=stem)
+
     def fixed_cost(self) -> Cost:
         """See `Spec`: stem, patch merging and the final norm."""
         cost = self._stem_cost() + Cost(parameters=2 * self.features)
@@ -185,7 +190,7 @@ class SwinSpec:
             depths=(1,) * count,  # one small block a stage, thrown away below
             num_heads=(1,) * count,
             head_dim=1,
-            window_size=tuple((stage.window, stage.window) for stage in self.stages),
+            window_size=tuple((stage.window, stage.window) for stage in self.stages),  # type: ignore[arg-type]  # timm takes one a stage
             mlp_ratio=1.0,
             drop_path_rate=0.0,
             weight_init="skip",
@@ -216,22 +221,22 @@ class SwinSpec:
     def half(self, key: SublayerKey, units: Units, removed: str) -> tuple[str, nn.Module, Segment]:
         """See `Spec`."""
         block = self._block(key.stage, key.block, units, removed, 0.0)
-        return f"layers.{key.stage}.blocks.{key.block}.", block, _half(block, key)
+        return f"layers.{key.stage}.blocks.{key.block}.", block, block.segment(key)
 
     def segments(self, encoder: nn.Module) -> Iterator[Segment]:
         """See `Spec`."""
-        yield Segment(None, encoder.patch_embed)
-        for i, layer in enumerate(encoder.layers):
+        swin = cast(SwinTransformer, encoder)
+        yield Segment(None, swin.patch_embed)
+        for i, layer in enumerate(cast(Iterator[SwinTransformerStage], swin.layers)):
             yield Segment(None, layer.downsample)
-            for j, block in enumerate(layer.blocks):
-                yield from (_half(block, SublayerKey(i, j, kind)) for kind in (ATTENTION, MLP))
+            yield from block_segments(layer.blocks, i)
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""
         return asdict(self)
 
     @classmethod
-    def from_mapping(cls, value: Any) -> SwinSpec:
+    def from_mapping(cls, value: Any) -> Self:
         """See `Spec`."""
         content = mapping_of(value, cls, "spec")
         stages = [
@@ -239,7 +244,3 @@ class SwinSpec:
             for i, stage in enumerate(list_of(content["stages"], "stages"))
         ]
         return cls(**content | {"stages": tuple(stages)})
-
-
-def _half(block: PrunedSwinBlock, key: SublayerKey) -> Segment:
-    return Segment(key, block.first_half if key.kind == ATTENTION else block.second_half)

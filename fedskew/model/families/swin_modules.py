@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
 from fedskew.model.families.halves import PrunedHalves
 
 
-class PrunedSwinBlock(PrunedHalves, SwinTransformerBlock):
+class PrunedSwinBlock(PrunedHalves):
     """A timm Swin block with its own number of heads and hidden width, or with a sublayer removed.
 
     Args:
@@ -34,8 +35,7 @@ class PrunedSwinBlock(PrunedHalves, SwinTransformerBlock):
         removed: str,
         drop_path: float,
     ) -> None:
-        SwinTransformerBlock.__init__(
-            self,
+        block = SwinTransformerBlock(
             width,
             (side, side),
             num_heads=max(1, heads),
@@ -45,31 +45,37 @@ class PrunedSwinBlock(PrunedHalves, SwinTransformerBlock):
             drop_path=drop_path,
             mlp_ratio=1 / width,  # placeholder of one channel: the real MLP follows
         )
-        self.mlp = Mlp(width, max(1, hidden))
-        self.remove(heads, hidden, removed)
-        if not heads:
-            self.register_buffer("attn_mask", None, persistent=False)
+        mlp = Mlp(width, max(1, hidden))
+        super().__init__(block, block.attn if heads else None, mlp if hidden else None, removed)
+        self.window, self.shift = block.window_size[0], block.shift_size[0]
+        mask = cast("Tensor | None", block.attn_mask)
+        self.register_buffer("attn_mask", mask if heads else None, persistent=False)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, attention: nn.Module, x: Tensor) -> Tensor:
         """timm's shifted-window attention, bit for bit, with one copy of the tokens where timm makes up to six."""
         batch, side, _, width = x.shape
-        window = self.window_size[0]
-        if side % window:
-            return self._attn(x)
-        there, back = _window_order(side, window, self.shift_size[0], x.device)
-        windows = x.reshape(batch, side * side, width).index_select(1, there).view(-1, window * window, width)
-        windows = self.attn(windows, mask=self.attn_mask)  # [B·nW, W², C]
-        return windows.view(batch, side * side, width).index_select(1, back).view(batch, side, side, width)
+        there, back = _window_order(side, self.window, self.shift, x.device)
+        tokens = x.reshape(batch, side * side, width)
+        if side % self.window:
+            tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # a token of zeros, that fills the last windows
+        windows = tokens.index_select(1, there).view(-1, self.window**2, width)
+        attended: Tensor = attention(windows, mask=self.attn_mask)  # [B·nW, W², C]
+        return attended.view(batch, -1, width).index_select(1, back).view(batch, side, side, width)
 
 
 @lru_cache
 def _window_order(side: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each token of the shifted windows comes from, and where each token of the picture went: [side²] each."""
+    """Where each token of the shifted windows comes from, and where each token of the picture, [side²], went.
+
+    Windows that reach past the picture are filled with token side².
+    """
     with torch.inference_mode(False):  # shared by all models of the process, those in training too
         tokens = torch.arange(side * side, device=device).view(1, side, side, 1)
         shifted = torch.roll(tokens, (-shift, -shift), (1, 2))
-        there = window_partition(shifted, (window, window)).flatten()
-        return there, there.argsort()
+        missing = -side % window
+        whole = nn.functional.pad(shifted, (0, 0, 0, missing, 0, missing), value=side * side)
+        there = window_partition(whole, (window, window)).flatten()
+        return there, there.argsort()[: side * side]
 
 
 class ConvStem(nn.Module):
@@ -89,4 +95,5 @@ class ConvStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] to tokens [B, S/4, S/4, C]."""
         hidden = nn.functional.gelu(self.norm1(self.conv1(images)))
-        return self.norm(self.conv2(hidden).permute(0, 2, 3, 1))
+        tokens: Tensor = self.norm(self.conv2(hidden).permute(0, 2, 3, 1))
+        return tokens

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fedskew.model.bounds import ArchitectureError, check_flag, check_integer, mapping_of
-from fedskew.model.families.halves import PrunedHalves
+from fedskew.model.families.halves import PrunedHalves, block_segments
 from fedskew.model.groups import (
     ATTENTION,
     MLP,
@@ -33,18 +34,19 @@ BOUNDS = {
 }  # fmt: skip
 
 
-class PrunedViTBlock(PrunedHalves, Block):
+class PrunedViTBlock(PrunedHalves):
     """A timm ViT block with its own number of heads and hidden width, or with a sublayer removed."""
 
     def __init__(self, *, width: int, head_dim: int, heads: int, hidden: int, removed: str, drop_path: float) -> None:
-        Block.__init__(self, width, num_heads=1, mlp_ratio=1 / width, drop_path=drop_path)  # placeholders
-        self.attn = Attention(width, max(1, heads), attn_head_dim=head_dim, qkv_bias=True)
-        self.mlp = Mlp(width, max(1, hidden))
-        self.remove(heads, hidden, removed)
+        block = Block(width, num_heads=1, mlp_ratio=1 / width, drop_path=drop_path)  # small: only its norms stay
+        attention = Attention(width, max(1, heads), attn_head_dim=head_dim, qkv_bias=True)
+        mlp = Mlp(width, max(1, hidden))
+        super().__init__(block, attention if heads else None, mlp if hidden else None, removed)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, attention: nn.Module, x: Tensor) -> Tensor:
         """Attention of all tokens [B, N, C] to all."""
-        return self.attn(x)
+        attended: Tensor = attention(x)
+        return attended
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ViTSpec:
     """
 
     family: ClassVar[str] = "vit"
+    stems: ClassVar[tuple[str, ...]] = ("patch",)
     undecayed: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
     stage_count: ClassVar[int] = 1
 
@@ -114,6 +117,10 @@ class ViTSpec:
         return PrunableGroup(SublayerKey(0, j, MLP), self.hidden, False, self.width, cuts,
                              f"{block}mlp.", f"{block}norm2.", before, after)  # fmt: skip
 
+    def variant(self, *, image_size: int, stem: str) -> Self:
+        """See `Spec`."""
+        return replace(self, image_size=image_size)
+
     def fixed_cost(self) -> Cost:
         """See `Spec`: patches, positions, class token and the final norm."""
         pixels = 3 * self.patch_size**2
@@ -166,23 +173,19 @@ class ViTSpec:
     def half(self, key: SublayerKey, units: Units, removed: str) -> tuple[str, nn.Module, Segment]:
         """See `Spec`."""
         block = self._block(key.block, units, removed, 0.0)
-        return f"blocks.{key.block}.", block, _half(block, key)
+        return f"blocks.{key.block}.", block, block.segment(key)
 
     def segments(self, encoder: nn.Module) -> Iterator[Segment]:
         """See `Spec`."""
-        yield Segment(None, lambda images: encoder.norm_pre(encoder._pos_embed(encoder.patch_embed(images))))
-        for j, block in enumerate(encoder.blocks):
-            yield from (_half(block, SublayerKey(0, j, kind)) for kind in (ATTENTION, MLP))
+        vit = cast(VisionTransformer, encoder)
+        yield Segment(None, lambda images: vit.norm_pre(vit._pos_embed(vit.patch_embed(images))))
+        yield from block_segments(vit.blocks, 0)
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""
         return asdict(self)
 
     @classmethod
-    def from_mapping(cls, value: Any) -> ViTSpec:
+    def from_mapping(cls, value: Any) -> Self:
         """See `Spec`."""
         return cls(**mapping_of(value, cls, "spec"))
-
-
-def _half(block: PrunedViTBlock, key: SublayerKey) -> Segment:
-    return Segment(key, block.first_half if key.kind == ATTENTION else block.second_half)
