@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test test-deployment test-soak test-docker test-guide lint format clean bench results lock sbom audit
+.PHONY: install demo test test-deployment test-soak test-docker test-guide lint mutants format clean bench results lock sbom audit
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Wrong lines put into a room's code, and which of them no test notices: ROOM=pruning, learning, federation, data or site.
+ROOM ?= pruning
+mutants: install
+	$(BIN)/python scripts/mutants.py $(ROOM)
 
 format: install
 	$(BIN)/ruff check --fix .
