@@ -99,10 +99,9 @@ def make_objective(config: TrainConfig, counts: np.ndarray | None, device: torch
     """The loss that the configuration asks for; `counts` are images of each class [classes]."""
     if counts is None:
         return Objective(None, None, config.label_smoothing)
-    weights, offsets = class_weights(counts, config.class_weights), logit_offsets(counts, config.logit_adjustment)
-    return Objective(
-        *(None if part is None else part.to(device) for part in (weights, offsets)), config.label_smoothing
-    )
+    parts = class_weights(counts, config.class_weights), logit_offsets(counts, config.logit_adjustment)
+    weights, offsets = (None if part is None else part.to(device) for part in parts)
+    return Objective(weights, offsets, config.label_smoothing)
 
 
 def train(

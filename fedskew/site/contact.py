@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any, NoReturn
 
 import flwr.supernode.fleet_http_connection as connection
@@ -137,7 +138,7 @@ def watching(contact: Contact) -> Iterator[None]:
     Raises:
         GuardError: this Flower version has no such places.
     """
-    places = (
+    places: tuple[tuple[ModuleType, str, Callable[[Any, Contact], Any]], ...] = (
         (connection, "FleetHttpClient", _recording),
         (connection, "HeartbeatSender", _ending_aloud),
         (connection, "make_simple_http_retry_invoker", _patient),
@@ -172,7 +173,7 @@ def tell_systemd(status: str) -> None:
 def _recording(client: Any, contact: Contact) -> Any:
     """Flower's client of the fleet routes, telling `contact` what came of each request."""
 
-    class RecordingClient(client):
+    class RecordingClient(client):  # type: ignore[misc]  # the class is looked up at run time
         def _unary_unary(self, **request: Any) -> Any:
             try:
                 answer = super()._unary_unary(**request)
@@ -191,7 +192,7 @@ def _recording(client: Any, contact: Contact) -> Any:
 def _ending_aloud(sender: Any, contact: Contact) -> Any:
     """Flower's heartbeats: without them the SuperLink sends no more tasks, whatever else works."""
 
-    class LoudSender(sender):
+    class LoudSender(sender):  # type: ignore[misc]  # the class is looked up at run time
         def _run(self) -> None:
             try:
                 super()._run()
