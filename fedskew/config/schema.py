@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from fedskew.data.choices import Fit, PartitionKind, Unit
 from fedskew.data.samples import HAM10000_CLASSES, METADATA_FIELDS, UNKNOWN, DataError, bin_vocabulary, lower_ends
+from fedskew.errors import FedskewError
 
 
-class ConfigError(ValueError):
+class ConfigError(FedskewError, ValueError):
     """A configuration that cannot be used; the message names the key, the file and the remedy."""
 
 

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
+from fedskew.errors import FedskewError
 from fedskew.federation.messages import (
     ARRAYS,
     AUDIT_ENTRIES,
@@ -44,7 +45,7 @@ HEADER = re.compile(
 )
 
 
-class BadReply(ValueError):
+class BadReply(FedskewError, ValueError):
     """A reply that must not be averaged; the message is the reason for log and record, one line whatever the reply."""
 
     def __init__(self, reason: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedskew.errors import FedskewError
 from fedskew.federation.checks import BadReply
 from fedskew.federation.messages import CONFIG, METRICS, REPORT
 from fedskew.federation.weights import arrays_sha256
@@ -29,7 +30,7 @@ PURPOSE = "fedskew answer 1"  # signed too, so that a signature made for somethi
 Sign = Callable[[bytes], bytes]
 
 
-class SealError(ValueError):
+class SealError(FedskewError, ValueError):
     """A node that cannot sign its answers as it is told to; names the file and the remedy."""
 
 

@@ -17,6 +17,7 @@ from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.data.partitions import sites_of
 from fedskew.data.splits import train_validation
+from fedskew.errors import FedskewError
 from fedskew.federation.folding import check_effect
 from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
@@ -57,7 +58,7 @@ SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
 
-class RunStopped(RuntimeError):
+class RunStopped(FedskewError, RuntimeError):
     """A run that ends before its last round on purpose; everything up to here is saved."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import ImageBatches
+from fedskew.errors import FedskewError
 from fedskew.learning.imbalance import class_weights, logit_offsets
 from fedskew.learning.memory import keep_freed_memory
 from fedskew.learning.mixing import Mixing
@@ -31,7 +32,7 @@ from fedskew.metrics import classification_metrics
 from fedskew.model.fusion import MultimodalModel
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FedskewError, RuntimeError):
     """Training that cannot go on; the message says why and what to change."""
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedskew.errors import FedskewError
 from fedskew.metrics.predictions import Predictions
 from fedskew.metrics.resampling import DRAWS, SEED, lesion_draws, weighted_metrics
 
 LEVEL = 0.95
 
 
-class PairingError(ValueError):
+class PairingError(FedskewError, ValueError):
     """Predictions that cannot be compared in pairs; the message says what differs."""
 
 

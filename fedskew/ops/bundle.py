@@ -7,8 +7,10 @@ from pathlib import Path
 
 from flwr.cli.build import build_fab_from_disk
 
+from fedskew.errors import FedskewError
 
-class BundleError(ValueError):
+
+class BundleError(FedskewError, ValueError):
     """A folder from which no app bundle can be built; says why."""
 
 

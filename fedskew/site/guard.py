@@ -34,6 +34,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
 from flwr.supercore.run import Run
 
+from fedskew.errors import FedskewError
 from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
 from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
 from fedskew.text import printable
@@ -44,7 +45,7 @@ HOOK = "http_request_response"  # of `internal`: makes the connection that fetch
 ALLOWED, REFUSED = "allowed", "refused"
 
 
-class GuardError(RuntimeError):
+class GuardError(FedskewError, RuntimeError):
     """What fedskew puts into Flower's SuperNode does not fit it, so it must not start; says why and what to do."""
 
 

@@ -10,13 +10,14 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from flwr.supercore.differential_privacy import add_gaussian_noise_inplace, get_norm
 
+from fedskew.errors import FedskewError
 from fedskew.site.policy import Noise
 
 _NO_NOISE = Noise(sensitivity=0.0, epsilon=1.0, delta=1e-5)  # a deviation of 0: the mod then only clips
 _NO_CONTEXT = Context(0, 0, {}, RecordDict(), {})  # the mod hands it on and reads nothing of it
 
 
-class PrivacyError(ValueError):
+class PrivacyError(FedskewError, ValueError):
     """An update that cannot be clipped; it must not leave."""
 
 
