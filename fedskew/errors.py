@@ -5,6 +5,13 @@ from __future__ import annotations
 from enum import IntEnum
 
 
+class FedskewError(Exception):
+    """Base of what a person can mend; the message names the thing, what was expected and the remedy.
+
+    Each error is a ValueError or a RuntimeError too, for callers to whom fedskew is a library like any other.
+    """
+
+
 class ExitCode(IntEnum):
     """Exit codes of the `fedskew` command."""
 
@@ -18,4 +25,4 @@ class ExitCode(IntEnum):
 
 def is_ours(error: BaseException | None) -> bool:
     """Whether an error says what a person can mend; any other is a fault, and its traceback is of use."""
-    return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("fedskew.")
+    return isinstance(error, FedskewError)

@@ -30,7 +30,7 @@ def _visible(character: str) -> str:
 class UniqueKeys(yaml.SafeLoader):
     """YAML takes the last of two equal keys without a word; the first would be lost, and nobody would know."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """See `yaml.SafeLoader`; an error if a key is there twice. Later, merged maps (`<<`) would look like that."""
         node, lines = super().compose_mapping_node(anchor), dict[Any, int]()
         for key_node, _ in node.value:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedskew.errors import ExitCode, is_ours
+from fedskew.errors import ExitCode, FedskewError
 
 LOCK_SECONDS = 60.0  # a sweep that was killed leaves its runs a moment to notice
 ORPHANED = 3  # exit code
@@ -28,9 +28,7 @@ def main() -> int:
         os.sched_setaffinity(0, request["cores"])  # before torch counts them
     try:
         start_or_resume(request["config"], request["nodes"])
-    except (ValueError, RuntimeError) as error:
-        if not is_ours(error):
-            raise
+    except FedskewError as error:
         print(f"fedskew: {error}", file=sys.stderr)
         return ExitCode.USER
     return 0

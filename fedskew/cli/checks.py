@@ -6,10 +6,11 @@ import os
 
 from fedskew.cli.flower import SIMULATION, RunRequest
 from fedskew.config import Config, ConfigError
+from fedskew.errors import FedskewError
 from fedskew.runs.start_checks import check_combination, check_data_given
 
 
-class MachineError(RuntimeError):
+class MachineError(FedskewError, RuntimeError):
     """A request that this machine cannot serve; names the option and the remedy."""
 
 

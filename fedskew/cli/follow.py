@@ -29,7 +29,7 @@ from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
 from fedskew.console import in_terminal
-from fedskew.errors import ExitCode, is_ours
+from fedskew.errors import ExitCode, FedskewError
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
 from fedskew.runs.report import learned_nothing, summary_text
@@ -220,8 +220,8 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
     try:
         with Interrupts(), in_terminal(terminal.result, message, terminal.status):
             path = simulate(values, nodes).path
-    except (ValueError, RuntimeError) as error:
-        if not is_ours(error) or is_debugging() or not any(path.is_dir() for path in folder):
+    except FedskewError as error:
+        if is_debugging() or not any(path.is_dir() for path in folder):
             raise
         terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
         terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))

@@ -25,6 +25,7 @@ from fedskew.cli.flower import SIMULATION, flower_home
 from fedskew.cli.interrupts import Interrupts
 from fedskew.cli.terminal import Terminal
 from fedskew.cli.watch import ANSI
+from fedskew.errors import FedskewError
 from fedskew.ops.processes import end_processes, processes_of
 from fedskew.ops.supervise import FlowerCommands
 
@@ -37,7 +38,7 @@ SOCKET_ROOM = 30  # characters of a folder in which Ray can still make sockets (
 ENDED = "finished:failed"
 
 
-class SuperLinkError(RuntimeError):
+class SuperLinkError(FedskewError, RuntimeError):
     """The SuperLink of a simulation does not start; the message names the reason, or the remedy."""
 
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -178,7 +178,12 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
 
 def _is_text(section: str, key: str) -> bool:
     kind = _sections().get(section)
-    return kind is not None and get_type_hints(kind).get(key.replace("-", "_")) is str
+    return kind is not None and _is_word(get_type_hints(kind).get(key.replace("-", "_")))
+
+
+def _is_word(kind: Any) -> bool:
+    """Whether a field holds a text, any or one of some."""
+    return kind is str or get_origin(kind) is Literal
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -246,6 +251,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return float(value)  # YAML 1.1 reads 3e-4 (no dot) as a string
     if kind is float and type(value) in (int, float):
         return float(value)
+    if _is_word(kind):
+        kind = str  # which words there may be is checked with the bounds
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # prune.mlp-group=8
     if kind in (int, bool, str) and type(value) is kind:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
+from fedskew.data.choices import Fit, PartitionKind, Unit
 from fedskew.data.samples import HAM10000_CLASSES, METADATA_FIELDS, UNKNOWN, DataError, bin_vocabulary, lower_ends
+from fedskew.errors import FedskewError
 
 
-class ConfigError(ValueError):
+class ConfigError(FedskewError, ValueError):
     """A configuration that cannot be used; the message names the key, the file and the remedy."""
 
 
@@ -71,7 +73,7 @@ class DataConfig(Section):
         "`partition`: nodes share this data set; `own`: each has its own, the server splits its own in test and open",
         choices=("partition", "own"),
     )
-    fit: str = option("squash", "how a 4:3 picture becomes square", choices=("squash", "crop"))
+    fit: Fit = option("squash", "how a 4:3 picture becomes square", choices=get_args(Fit))
     cache_dir: str = option("", "where decoded images are kept; empty: $FEDSKEW_HOME/cache. A site has its own")
     test: float = option(0.2, "share of the data that the server keeps for testing", low=0.01, high=0.98)
     open: float = option(0.1, "share that is open data, for warm start, scoring and judging", low=0.01, high=0.98)
@@ -82,11 +84,13 @@ class DataConfig(Section):
         high=0.9,
     )
     validation: float = option(0.2, "share of each node's own data that is held out for validation", low=0.0, high=0.9)
-    split_by: str = option(
-        "lesion", "`image` leaks lesions into the test set: for comparison only", choices=("lesion", "image")
+    split_by: Unit = option(
+        "lesion", "`image` leaks lesions into the test set: for comparison only", choices=get_args(Unit)
     )
     split_seed: int = option(0, "seed of the split, apart from run.seed so that seeds share a test set", low=0)
-    partition: str = option("iid", "how simulated nodes share the clients' part", choices=("iid", "dirichlet", "site"))
+    partition: PartitionKind = option(
+        "iid", "how simulated nodes share the clients' part", choices=get_args(PartitionKind)
+    )
     alpha: float = option(0.5, "Dirichlet concentration; smaller is more skewed", low=0.01, high=1000.0)
 
     _name = "data"

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from fedskew.data.decode import Fit, UnreadableImage, decode
+from fedskew.data.choices import Fit
+from fedskew.data.decode import UnreadableImage, decode
 from fedskew.data.samples import DataError
 from fedskew.data.sources import DataSource
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-Fit = Literal["squash", "crop"]
+from fedskew.data.choices import Fit
+from fedskew.errors import FedskewError
+
 # No other decoder is ever given hospital files: what is decoded may come from anywhere, and TIFF alone is a dozen
 # codecs, each with native code of its own. Other formats are recognised by their first bytes, to say so.
 FORMATS = ("JPEG", "PNG")
@@ -37,7 +38,7 @@ _UPRIGHT = {
 }
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(FedskewError, ValueError):
     """The bytes are not an image that can be used; the message says why."""
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedskew.data.archives import open_store
 from fedskew.data.batches import cache_size
-from fedskew.data.decode import Fit, decode
+from fedskew.data.choices import Fit
+from fedskew.data.decode import decode
 from fedskew.data.samples import DataError
 
 SUFFIX = "_segmentation.png"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
+from fedskew.data.choices import PartitionKind, Unit
 from fedskew.data.samples import DataError, Sample
 from fedskew.data.units import (
     Group,
-    Unit,
     flatten,
     group_by_class,
     image_count,
@@ -21,7 +20,6 @@ from fedskew.data.units import (
     unit_of,
 )  # fmt: skip
 
-PartitionKind = Literal["iid", "dirichlet", "site"]
 Classes = Mapping[str, Sequence[Group]]
 
 

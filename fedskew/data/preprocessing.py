@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from fedskew.data.batches import IMAGENET_MEAN, IMAGENET_STD, Statistics, cache_size
-from fedskew.data.decode import Fit
+from fedskew.data.choices import Fit
 from fedskew.data.samples import DataError
 
 MAX_EDGE = 4096

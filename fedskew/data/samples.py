@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedskew.errors import FedskewError
+
 Vocabularies = Mapping[str, Sequence[str]]
 _SHOWN = 5  # strange labels in a message
 
 
-class DataError(ValueError):
+class DataError(FedskewError, ValueError):
     """The data are not what they should be; the message names the thing, the expectation and the remedy."""
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fedskew.data.partitions import PartitionKind, partition
+from fedskew.data.choices import Unit
+from fedskew.data.partitions import partition
 from fedskew.data.samples import DataError, Sample
-from fedskew.data.units import Group, Unit, class_counts, flatten, group_by_class, to_indices, unit_of
+from fedskew.data.units import Group, class_counts, flatten, group_by_class, to_indices, unit_of
 
-__all__ = ["PartitionKind", "Split", "Unit", "check_disjoint", "partition", "split_manifest",
-           "split_samples", "train_validation"]  # fmt: skip
+__all__ = ["Split", "check_disjoint", "partition", "split_manifest", "split_samples", "train_validation"]
 
 
 @dataclass(frozen=True, eq=False)

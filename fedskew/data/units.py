@@ -7,13 +7,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from fedskew.data.choices import Unit
 from fedskew.data.samples import DataError, Sample
-
-Unit = Literal["lesion", "image"]
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class UpdateSpool:
             return
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=".updates-", dir=self._parent))
-        np.savez(self._folder / str(len(self._kept)), **update.arrays)
+        np.savez(self._folder / str(len(self._kept)), **update.arrays)  # type: ignore[arg-type]  # no tensor has numpy's option's name
         self._kept.append((node, None))
 
     def items(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
+from fedskew.errors import FedskewError
 from fedskew.federation.messages import (
     ARRAYS,
     AUDIT_ENTRIES,
@@ -24,8 +26,9 @@ from fedskew.federation.messages import (
     TRAINING_METRICS,
     VALIDATION_METRICS,
 )
-from fedskew.federation.weights import Layout, TensorSpec, check_vectors, to_arrays, vector_layout
+from fedskew.federation.weights import check_vectors, to_arrays, vector_layout
 from fedskew.learning.optimiser import STEPS
+from fedskew.model.layout import Layout, TensorSpec
 from fedskew.text import printable
 
 MAX_EXAMPLES = 2**28  # keeps weighted float32 values exact in float64 (see aggregate.RunningMean)
@@ -42,7 +45,7 @@ HEADER = re.compile(
 )
 
 
-class BadReply(ValueError):
+class BadReply(FedskewError, ValueError):
     """A reply that must not be averaged; the message is the reason for log and record, one line whatever the reply."""
 
     def __init__(self, reason: str) -> None:
@@ -154,7 +157,7 @@ def check_report(message: Message) -> Report:
     """What any reply says in words; raises `BadReply` if it is an error or its report is not in order."""
     if message.has_error():
         raise BadReply(message.error.reason or f"error code {message.error.code}")
-    report = message.content.config_records.get(REPORT, {})
+    report = message.content.config_records.get(REPORT, ConfigRecord())
     node, notes = report.get("node", ""), report.get("notes", [])
     if not isinstance(node, str) or not isinstance(notes, list):
         raise BadReply("its report holds no node name and notes as text")
@@ -164,22 +167,23 @@ def check_report(message: Message) -> Report:
     if not all(type(count) is int and 0 <= count <= MAX_EXAMPLES for count in counts):
         raise BadReply("its report holds a class count that is no number of images")
     entries, sha256 = report.get(AUDIT_ENTRIES), report.get(AUDIT_SHA256)
-    if (entries, sha256) != (None, None) and not (
-        type(entries) is int and 0 < entries < 2**63 and isinstance(sha256, str) and SHA256_HEX.fullmatch(sha256)
-    ):
+    audit = None
+    if type(entries) is int and 0 < entries < 2**63 and isinstance(sha256, str) and SHA256_HEX.fullmatch(sha256):
+        audit = entries, sha256
+    elif (entries, sha256) != (None, None):
         raise BadReply("its report does not hold the length and last hash of its audit log")
-    audit = None if entries is None else (entries, sha256)
     hidden, small = report.get(SUPPRESSED, []), report.get(SUPPRESSED_CLASSES, [])
     if not isinstance(hidden, list) or not set(hidden) <= TOLD - {EXAMPLES}:
         raise BadReply("its report names as suppressed what is no metric")
     if not isinstance(small, list):
         raise BadReply("its report does not hold its suppressed classes as a list")
-    told = {one_line(name, 100): count for name, count in zip(classes[:1000], counts, strict=False)}
+    numbers = cast(list[int], counts)
+    told = {one_line(name, 100): count for name, count in zip(classes[:1000], numbers, strict=False)}
     return Report(
         one_line(node, 100),
         tuple(one_line(note, 500) for note in notes[:50]),
         told,
-        suppressed=tuple(sorted(hidden)),
+        suppressed=tuple(sorted(map(str, hidden))),
         suppressed_classes=tuple(one_line(name, 100) for name in small[:1000]),
         audit=audit,
     )

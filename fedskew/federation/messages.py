@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedskew import __version__
 from fedskew.config.load import from_mapping, to_mapping
 from fedskew.config.schema import Config
+from fedskew.errors import FedskewError
 from fedskew.federation.weights import to_record
 from fedskew.methods import METHODS
 from fedskew.methods.average import AVERAGE
@@ -37,7 +38,7 @@ AUDIT_ENTRIES, AUDIT_SHA256 = "audit-entries", "audit-sha256"  # in the report: 
 PLAIN = Work(AVERAGE)
 
 
-class MessageError(ValueError):
+class MessageError(FedskewError, ValueError):
     """A message that does not hold what it must; says which field."""
 
 

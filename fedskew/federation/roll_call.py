@@ -158,10 +158,12 @@ class RollCall:
         """The node whose task a reply answers; None if nobody was asked for it, or its node has answered already."""
         node, source = self._grid.destination(reply), reply.metadata.src_node_id
         if node is None:
-            return self._stranger(f"an answer that names node {source} belongs to no task of this round")
-        if self._asked.pop(node, None) is None:
-            return self._stranger(f"a second answer of {self.names.get(node) or f'node {node}'} was left out")
-        return node
+            self._stranger(f"an answer that names node {source} belongs to no task of this round")
+        elif self._asked.pop(node, None) is None:
+            self._stranger(f"a second answer of {self.names.get(node) or f'node {node}'} was left out")
+        else:
+            return node
+        return None
 
     def _check(self, reply: Message, node: int, number: int) -> None:
         """Raise `BadReply` where an answer is not that of the node that was asked, and note it as a stranger's."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedskew.errors import FedskewError
 from fedskew.federation.checks import BadReply
 from fedskew.federation.messages import CONFIG, METRICS, REPORT
 from fedskew.federation.weights import arrays_sha256
@@ -29,7 +30,7 @@ PURPOSE = "fedskew answer 1"  # signed too, so that a signature made for somethi
 Sign = Callable[[bytes], bytes]
 
 
-class SealError(ValueError):
+class SealError(FedskewError, ValueError):
     """A node that cannot sign its answers as it is told to; names the file and the remedy."""
 
 
@@ -77,7 +78,7 @@ def seal(reply: Message, task: Message, round_number: int, sign: Sign | None) ->
 
     A reply that is an error has no content to bear them; the server believes it no more than that there is no answer.
     """
-    nonce = task.content.config_records.get(CONFIG, {}).get(NONCE, "")
+    nonce = task.content.config_records.get(CONFIG, ConfigRecord()).get(NONCE, "")
     if reply.has_error():
         return reply
     report = dict(reply.content.config_records.get(REPORT, {})) | {NONCE: str(nonce)}
@@ -112,7 +113,7 @@ def check_seal(
         public_key: that the node was registered with, as PEM; empty if unknown (simulated nodes).
         required: a signature must be there. One that is there is verified in any case, if the key is known.
     """
-    report = reply.content.config_records.get(REPORT, {})
+    report = reply.content.config_records.get(REPORT, ConfigRecord())
     if not hmac.compare_digest(str(report.get(NONCE, "")).encode(), nonce.encode()):
         raise BadReply("its answer does not bear the nonce of its task: somebody else sent it in its name")
     signature = report.get(SIGNATURE)

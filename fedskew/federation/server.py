@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
+from fedskew.errors import FedskewError
 from fedskew.federation.folding import check_effect
 from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
@@ -56,7 +57,7 @@ SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
 
-class RunStopped(RuntimeError):
+class RunStopped(FedskewError, RuntimeError):
     """A run that ends before its last round on purpose; everything up to here is saved."""
 
 
@@ -194,7 +195,7 @@ class FederatedRun:
     @property
     def _run_id(self) -> int:
         """Flower's number of this attempt, which stands in the sites' audit logs too."""
-        return self.grid.run.run_id
+        return int(self.grid.run.run_id)
 
     def _say_learning_rate(self, saved: Config, finished: int) -> None:
         """More rounds stretch the curve of the learning rate, from here on."""

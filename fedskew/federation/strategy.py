@@ -25,13 +25,14 @@ from fedskew.federation.mean import largest, objection, sent, server_step, taken
 from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
-from fedskew.federation.weights import from_record, layout, to_record, to_state
+from fedskew.federation.weights import from_record, to_record, to_state
 from fedskew.learning.judging import is_evaluated
 from fedskew.learning.server_data import ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
+from fedskew.model.layout import layout
 from fedskew.runs.record import IN, MISSING, UNUSED, RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
@@ -286,7 +287,7 @@ class RoundStrategy(FedAvg):
             if (telling := [pair for pair in found if key in pair[1].metrics])
         }
         self.round.validation = mean
-        return MetricRecord(mean)
+        return MetricRecord({**mean})
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -49,7 +49,7 @@ def _joined(parts: list[np.ndarray], vector: TensorSpec) -> Array:
     """What Flower makes of the concatenated parts, without the copies that concatenating and serialising would be."""
     header, values = io.BytesIO(), np.dtype(vector.dtype)
     np.lib.format.write_array_header_1_0(header, {"descr": values.str, "fortran_order": False, "shape": vector.shape})
-    return Array(vector.dtype, vector.shape, SType.NUMPY, b"".join([header.getvalue(), *parts]))
+    return Array(vector.dtype, vector.shape, SType.NUMPY, b"".join([header.getvalue(), *(part.data for part in parts)]))
 
 
 def to_arrays(vectors: Mapping[str, np.ndarray], wanted: Layout) -> dict[str, np.ndarray]:

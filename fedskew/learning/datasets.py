@@ -21,6 +21,7 @@ import torch
 from fedskew.config.schema import DataConfig
 from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
+from fedskew.data.choices import Fit
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import check_usable, metadata_notes, skipped_notes
@@ -120,7 +121,7 @@ def open_data(
 
 
 @lru_cache(maxsize=2)
-def _open(place: str, manifest: str, fit: str, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
+def _open(place: str, manifest: str, fit: Fit, cache_dir: str, size: int, vocabularies: NamedVocabularies) -> DataSet:
     source = open_source(place, manifest=load_manifest(manifest) if manifest else None)
     check_usable(place, source.samples, [(image_id, source.why_missing(image_id)) for image_id in source.missing])
     cached = build_cache(source, size=size, fit=fit, directory=cache_directory(cache_dir))

@@ -49,7 +49,8 @@ def drawing_weights(labels: np.ndarray, setting: str) -> np.ndarray | None:
     if setting == "natural" or not len(labels):
         return None
     weights = _rarity(class_counts(labels, int(labels.max()) + 1), setting)[labels]
-    return weights / weights.sum()
+    shares: np.ndarray = weights / weights.sum()
+    return shares
 
 
 def _rarity(counts: np.ndarray, setting: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ def learning_rate(config: TrainConfig, progress: float, step: int | None = None)
 def parameter_groups(model: MultimodalModel, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
     undecayed = model.architecture.spec.undecayed
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             skip = parameter.ndim < 2 or name.startswith("embeddings.") or any(part in name for part in undecayed)
@@ -91,8 +92,13 @@ def clip_in_step(optimiser: torch.optim.AdamW, parameters: Sequence[nn.Parameter
     divisor that gradient scaling uses.
     """
     if limit:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = nn.utils.get_total_norm(_gradients(parameters))
         optimiser.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """After a backward pass: then each has one."""
+    return [cast(Tensor, parameter.grad) for parameter in parameters]
 
 
 class Proximal:
@@ -106,4 +112,4 @@ class Proximal:
         """Add it to the gradients, after the backward pass."""
         if self._strength:
             away = torch._foreach_sub([p.detach() for p in self._parameters], self._start)
-            torch._foreach_add_([p.grad for p in self._parameters], away, alpha=self._strength)
+            torch._foreach_add_(_gradients(self._parameters), away, alpha=self._strength)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import Batch, ImageBatches
+from fedskew.errors import FedskewError
 from fedskew.learning.imbalance import class_weights, logit_offsets
 from fedskew.learning.memory import keep_freed_memory
 from fedskew.learning.mixing import Mixing
@@ -31,7 +32,7 @@ from fedskew.metrics import classification_metrics
 from fedskew.model.fusion import MultimodalModel
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FedskewError, RuntimeError):
     """Training that cannot go on; the message says why and what to change."""
 
 
@@ -99,10 +100,9 @@ def make_objective(config: TrainConfig, counts: np.ndarray | None, device: torch
     """The loss that the configuration asks for; `counts` are images of each class [classes]."""
     if counts is None:
         return Objective(None, None, config.label_smoothing)
-    weights, offsets = class_weights(counts, config.class_weights), logit_offsets(counts, config.logit_adjustment)
-    return Objective(
-        *(None if part is None else part.to(device) for part in (weights, offsets)), config.label_smoothing
-    )
+    parts = class_weights(counts, config.class_weights), logit_offsets(counts, config.logit_adjustment)
+    weights, offsets = (None if part is None else part.to(device) for part in parts)
+    return Objective(weights, offsets, config.label_smoothing)
 
 
 def train(

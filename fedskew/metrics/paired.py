@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedskew.errors import FedskewError
 from fedskew.metrics.predictions import Predictions
 from fedskew.metrics.resampling import DRAWS, SEED, lesion_draws, weighted_metrics
 
 LEVEL = 0.95
 
 
-class PairingError(ValueError):
+class PairingError(FedskewError, ValueError):
     """Predictions that cannot be compared in pairs; the message says what differs."""
 
 
@@ -99,12 +100,12 @@ def paired_differences(
               for side in (first, second)]  # fmt: skip
     seeds = np.random.default_rng(seed + 1).integers(0, len(first), (draws, len(first)))  # [draws, seeds]
     return {
-        name: _difference(name, *(np.stack([value[name] for value in side]) for side in values), seeds)
+        name: _difference(name, seeds, *(np.stack([value[name] for value in side]) for side in values))
         for name in values[0][0]
     }
 
 
-def _difference(name: str, first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> Difference:
+def _difference(name: str, seeds: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
     """From the metric of every seed in every draw [seeds, 1 + draws], the first column being the test set as it is."""
     gap = second - first
     count, drawn = len(gap), gap[:, 1:]

@@ -107,4 +107,5 @@ def _auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.
     own = scores[positive]
     credit = below[np.searchsorted(others, own, "left")] + below[np.searchsorted(others, own, "right")]
     ours = weights[positive]
-    return np.einsum("pw,pw->w", ours, credit) / (2 * ours.sum(0) * below[-1])
+    area: np.ndarray = np.einsum("pw,pw->w", ours, credit) / (2 * ours.sum(0) * below[-1])
+    return area

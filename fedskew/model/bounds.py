@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from fedskew.errors import FedskewError
 
-class ArchitectureError(ValueError):
+
+class ArchitectureError(FedskewError, ValueError):
     """An architecture that cannot be built; the message names the field, what was found and what is allowed."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedskew.data.preprocessing import Preprocessing, preprocessing_from
 from fedskew.data.samples import DataError
+from fedskew.errors import FedskewError
 from fedskew.model.architecture import Architecture
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.codec import architecture_from_json
@@ -25,7 +26,7 @@ MAX_ABOUT_BYTES = 100_000
 _ALIGNMENT = 8  # of the tensors in a safetensors file
 
 
-class ModelFileError(ValueError):
+class ModelFileError(FedskewError, ValueError):
     """A model file that cannot be used; the message names the file and what is wrong."""
 
 

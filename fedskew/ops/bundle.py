@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from fedskew.errors import FedskewError
 from fedskew.flower import build_fab_from_disk
 
 
-class BundleError(ValueError):
+class BundleError(FedskewError, ValueError):
     """A folder from which no app bundle can be built; says why."""
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fedskew.data.cache import CONTENT_BYTES, content_hash
-from fedskew.data.decode import Fit, UnreadableImage, decode
+from fedskew.data.choices import Fit
+from fedskew.data.decode import UnreadableImage, decode
 from fedskew.data.duplicates import duplicate_groups, duplicate_lines
 from fedskew.data.manifest import MANIFEST_NAME, load_manifest
 from fedskew.data.samples import (

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from fedskew.errors import FedskewError
 from fedskew.ops.check_tls import check_roots, client_context, describe, expiry, explain
 from fedskew.ops.findings import Finding, exit_code, fail, ok, warn
 
@@ -25,7 +26,7 @@ CONTROL = "/v1/control/list-nodes"  # reads only; an empty body is a whole reque
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
 
-class AddressError(ValueError):
+class AddressError(FedskewError, ValueError):
     """An address that is not host:port; says how it should look."""
 
 

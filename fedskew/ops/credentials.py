@@ -33,6 +33,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedskew.errors import FedskewError
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # the reverse proxy and `flwr run` beside the SuperLink use these
 PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700
 CA, COORDINATOR = "ca", "coordinator"
@@ -41,7 +43,7 @@ EARLIER = timedelta(hours=1)  # certificates begin in the past: clocks of other 
 File = tuple[str, bytes, int]  # name, content, mode
 
 
-class CredentialsError(ValueError):
+class CredentialsError(FedskewError, ValueError):
     """Credentials that cannot be made; names the file or option and the remedy."""
 
 

@@ -23,7 +23,7 @@ from shutil import get_terminal_size
 from typing import Protocol, TypeVar
 
 from fedskew.config import load_config
-from fedskew.errors import ExitCode
+from fedskew.errors import ExitCode, FedskewError
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
 from fedskew.runs.report import summary_text
 from fedskew.runs.round_table import round_line
@@ -38,7 +38,7 @@ PATIENCE = 5  # failures in a row without a finished round between them
 FIRST_TRIES = 12  # calls until the first answer: a wrong connection is no restart to wait for
 
 
-class Unreachable(RuntimeError):
+class Unreachable(FedskewError, RuntimeError):
     """The SuperLink did not answer, or refused: its message."""
 
 

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
+from fedskew.errors import FedskewError
 from fedskew.files import link, sync_directory, write_bytes, write_json
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
@@ -45,7 +46,7 @@ ARCHITECTURE = "architecture.json"
 METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(FedskewError, RuntimeError):
     """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
 
 

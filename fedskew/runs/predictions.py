@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedskew.errors import FedskewError
 from fedskew.metrics.predictions import Predictions
 from fedskew.model.pretrained import file_sha256
 from fedskew.runs.checkpoint import MODEL, STATE
@@ -22,7 +23,7 @@ PREDICTIONS, METRICS = "predictions.npz", "metrics.jsonl"
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 
-class PredictionsError(RuntimeError):
+class PredictionsError(FedskewError, RuntimeError):
     """Predictions that cannot be read; the message names the file and the remedy."""
 
 

@@ -13,13 +13,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
+from fedskew.errors import FedskewError
+
 NO_PRIVACY = "no differential privacy"
 # of the Rényi divergence; dp-accounting's own list begins at 1.1, where ε in the thousands comes out 5 % too large
 ORDERS = tuple(1 + 0.0101 * 1.1**step for step in range(140))
 HARMLESS, LOST = 5.0, 40.0  # norm of the noise over the clipping norm, as tried in docs/deployment.md
 
 
-class AccountingError(RuntimeError):
+class AccountingError(FedskewError, RuntimeError):
     """The accountant is not installed; says how to install it."""
 
 

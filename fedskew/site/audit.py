@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fedskew.errors import FedskewError
 from fedskew.paths import home
 
 PREVIOUS, TORN = "previous", "after-torn-line"
@@ -31,7 +32,7 @@ ANSWERED, REFUSED, FAILED = "answered", "refused", "failed"
 Entry = Mapping[str, Any]
 
 
-class AuditError(ValueError):
+class AuditError(FedskewError, ValueError):
     """An audit log that is damaged or cannot be written; names the file, the line and the remedy."""
 
 

@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any, NoReturn
 
 import httpx
@@ -133,6 +134,7 @@ def run_in_contact(supernode: Callable[[], None]) -> NoReturn:
         except Exception:  # noqa: BLE001  # whatever it is, the thread of the API would keep the process
             traceback.print_exc()
         flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode stopped working; the reason is printed above.")
+        raise SystemExit(1)  # it does not come to that: flwr_exit ends the process
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def watching(contact: Contact) -> Iterator[None]:
     Raises:
         FlowerError: this release of Flower has no such places.
     """
-    places = (
+    places: tuple[tuple[ModuleType, str, Callable[[Any, Contact], Any]], ...] = (
         (fleet_connection, "FleetHttpClient", _recording),
         (fleet_connection, "HeartbeatSender", _ending_aloud),
         (fleet_connection, "make_simple_http_retry_invoker", _patient),
@@ -174,7 +176,7 @@ def tell_systemd(status: str) -> None:
 def _recording(client: Any, contact: Contact) -> Any:
     """Flower's client of the fleet routes, telling `contact` what came of each request."""
 
-    class RecordingClient(client):
+    class RecordingClient(client):  # type: ignore[misc]  # the class is looked up at run time
         def _unary_unary(self, **request: Any) -> Any:
             try:
                 answer = super()._unary_unary(**request)
@@ -193,7 +195,7 @@ def _recording(client: Any, contact: Contact) -> Any:
 def _ending_aloud(sender: Any, contact: Contact) -> Any:
     """Flower's heartbeats: without them the SuperLink sends no more tasks, whatever else works."""
 
-    class LoudSender(sender):
+    class LoudSender(sender):  # type: ignore[misc]  # the class is looked up at run time
         def _run(self) -> None:
             try:
                 super()._run()

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
@@ -34,11 +34,12 @@ from fedskew.federation.messages import (
     Task,
     payload_bytes,
 )
-from fedskew.federation.weights import Layout, arrays_sha256, from_record, to_record
+from fedskew.federation.weights import arrays_sha256, from_record, to_record
 from fedskew.learning.datasets import NodeData
 from fedskew.learning.train import TrainingError
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.cost import parameters
+from fedskew.model.layout import Layout
 from fedskew.site.accounting import AccountingError, check_accountant, noise_in_words, noise_multiplier
 from fedskew.site.audit import (
     ANSWERED,
@@ -127,7 +128,7 @@ class Gate:
             return reply
         self._filter(reply, data)
         content = reply.content
-        examples = int(content.metric_records[METRICS][EXAMPLES])
+        examples = cast(int, content.metric_records[METRICS][EXAMPLES])
         self._check(examples=examples)  # before the work of clipping; the check that counts is the one under the lock
         protection = self._protect(reply)
         sent = {
@@ -213,8 +214,8 @@ class Gate:
         report = dict(content.config_records.get(REPORT, {}))
         for key in (CLASSES, CLASS_COUNTS):  # added again, by the site's own labels, where the policy tells them
             report.pop(key, None)
-        if not policy.report_notes and report.get("notes"):
-            report["notes"] = [f"{len(report['notes'])} notes on the data; the site's policy keeps them"]
+        if not policy.report_notes and (notes := cast(list[str], report.get("notes"))):
+            report["notes"] = [f"{len(notes)} notes on the data; the site's policy keeps them"]
         if policy.report_class_counts and self._kind == "train":
             shown, small = suppress_counts(counts, policy.min_count)
             report |= {CLASSES: list(shown), CLASS_COUNTS: list(shown.values())}

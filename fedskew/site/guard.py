@@ -29,6 +29,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fedskew.errors import FedskewError
 from fedskew.flower import (
     Fab,
     FlowerError,
@@ -49,7 +50,7 @@ HOOK = "http_request_response"  # of Flower's SuperNode: makes the connection th
 ALLOWED, REFUSED = "allowed", "refused"
 
 
-class GuardError(RuntimeError):
+class GuardError(FedskewError, RuntimeError):
     """What fedskew puts into Flower's SuperNode does not fit it, so it must not start; says why and what to do."""
 
 

@@ -67,7 +67,7 @@ class Books:
 
     def without_noise(self) -> int:
         """Answers that left without noise: of these no ε can be told."""
-        earlier = sum(LEDGER not in entry and entry.get("outcome") == ANSWERED for entry in self.audit)
+        earlier: int = sum(LEDGER not in entry and entry.get("outcome") == ANSWERED for entry in self.audit)
         known = [entry for entry in self.ledger if entry.get("outcome") == ANSWERED]
         return earlier + sum(not entry.get(MULTIPLIER) for entry in known)
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from fedskew.errors import FedskewError
 from fedskew.site.accounting import NO_PRIVACY
 from fedskew.site.limits import LIMIT_KEYS, Limits
 from fedskew.text import read_yaml
@@ -43,11 +44,11 @@ METRICS = ("loss", "first-loss", "accuracy", "auroc_macro", "balanced_accuracy",
 SHORT_HASH = 8  # hexadecimal digits of a bundle's hash that Flower puts into the name of the installed app
 
 
-class PolicyError(ValueError):
+class PolicyError(FedskewError, ValueError):
     """A policy file that cannot be used; names the file, the key and the remedy. It forbids everything."""
 
 
-class PolicyRefusal(ValueError):
+class PolicyRefusal(FedskewError, ValueError):
     """A task that the policy forbids. Its text goes to the coordinator, so it tells nothing of the data."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
+from fedskew.errors import FedskewError
 from fedskew.flower import add_gaussian_noise_inplace, get_norm
 from fedskew.site.policy import Noise
 
@@ -16,7 +17,7 @@ _NO_NOISE = Noise(sensitivity=0.0, epsilon=1.0, delta=1e-5)  # a deviation of 0:
 _NO_CONTEXT = Context(0, 0, {}, RecordDict(), {})  # the mod hands it on and reads nothing of it
 
 
-class PrivacyError(ValueError):
+class PrivacyError(FedskewError, ValueError):
     """An update that cannot be clipped; it must not leave."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from fedskew.errors import FedskewError
 from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, RunFolder
 from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, accuracy_of, read_predictions
@@ -22,7 +23,7 @@ from fedskew.text import read_yaml
 RUN_NAME = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)")
 
 
-class ResultsError(RuntimeError):
+class ResultsError(FedskewError, RuntimeError):
     """Results that cannot be read or compared; the message names the folder or the cell, and the remedy."""
 
 

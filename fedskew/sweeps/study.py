@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from fedskew.config import Config, ConfigError, load_config
+from fedskew.errors import FedskewError
 from fedskew.model.catalogue import dense_architecture
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.start_checks import check_combination
@@ -37,7 +38,7 @@ OWN_KEYS = {"run.seed": "seeds", "run.name": "the cell's name", "run.output-dir"
 DEFAULT_NODES = 4  # as `fedskew simulate`
 
 
-class StudyError(ValueError):
+class StudyError(FedskewError, ValueError):
     """A study that cannot be run; the message lists all that is wrong with it, by cell."""
 
 

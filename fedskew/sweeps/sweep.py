@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedskew.errors import FedskewError
 from fedskew.runs.round_table import duration
 from fedskew.sweeps.history import History
 from fedskew.sweeps.job import COMMAND, Job, shared_cores
@@ -50,7 +51,7 @@ class Place:
     command: Sequence[str] = COMMAND
 
 
-class SweepError(RuntimeError):
+class SweepError(FedskewError, RuntimeError):
     """A sweep that cannot begin in this folder; the message says why."""
 
 
