@@ -82,5 +82,5 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 bench: install
-	for name in scoring_overhead data_throughput round_overhead latency server_memory client_start; do \
+	for name in scoring_overhead data_throughput training_step round_overhead latency server_memory client_start; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 PHASES = ("imports", "data", "model", "train", "rest")
-MODELS = ("swin_small64_patch4_window4_64", "swin_tiny_patch4_window7_224")
+CASES = (("swin_small64_patch4_window4_64",), ("swin_tiny_patch4_window7_224",))
 REPEATS = 3
+CHILD = "--child"  # what a fresh process of this file is told first
 
 
 def child(model: str, state: Path) -> None:
@@ -31,9 +32,14 @@ def child(model: str, state: Path) -> None:
     seconds = {"imports": time.process_time()}  # since the process began
     grid, sent = prepared(clientapp.app, model, state)
     from fedskew.federation import client
+    from fedskew.learning.local import Trainer
 
-    for phase, name in (("data", "node_data"), ("model", "load_model"), ("train", "train")):
-        setattr(client, name, timed(getattr(client, name), phase, seconds))
+    for phase, place, name in (
+        ("data", client, "node_data"),
+        ("model", client, "load_model"),
+        ("train", Trainer, "train"),
+    ):
+        setattr(place, name, timed(getattr(place, name), phase, seconds))
     start = time.process_time()
     (reply,) = grid.pull_messages(sent)
     seconds["rest"] = time.process_time() - start - sum(seconds[phase] for phase in ("data", "model", "train"))
@@ -99,27 +105,28 @@ def import_shares(environment: dict[str, str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Each model in fresh processes with a data cache that is warm."""
-    from timing import finish
+    from timing import finish, options
 
+    asked = options(__doc__, "MODEL", CASES, REPEATS)
     rows = []
     root = os.environ.get("PYTHONPATH") or str(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"FEDSKEW_HOME": home, "FLWR_HOME": home, "PYTHONPATH": root}
-        for model in MODELS:
-            command = [sys.executable, __file__, model, str(Path(home) / f"{model}.safetensors")]
+        for (model,) in asked.cases:
+            command = [sys.executable, __file__, CHILD, model, str(Path(home) / f"{model}.safetensors")]
             runs = []
-            for _ in range(1 + REPEATS):  # the first fills the cache
+            for _ in range(1 + asked.repeats):  # the first fills the cache
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
                 runs.append([float(value) for value in out.split()[-len(PHASES) :]])
             medians = [statistics.median(column) for column in zip(*runs[1:], strict=True)]
             row = {f"{phase} s": value for phase, value in zip(PHASES, medians, strict=True)}
             rows.append({"model": model, **row, "start-up s": sum(medians) - row["train s"]})
-        finish("client_imports", import_shares(environment))
-    finish("client_start", rows)
+        finish("client_imports", import_shares(environment), asked.out)
+    finish("client_start", rows, asked.out)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        child(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1:2] == [CHILD]:
+        child(sys.argv[2], Path(sys.argv[3]))
     else:
         main()

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timing import finish, interleaved, median_ratio
+from timing import finish, interleaved, median_ratio, options
 
 from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
 from fedskew.data.batches import Batch, ImageBatches
-from fedskew.federation.client import augmentation
 from fedskew.learning.datasets import batches, open_data
+from fedskew.learning.local import augmentation
 from fedskew.learning.train import train
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
@@ -26,6 +26,7 @@ from fedskew.model.fusion import build
 TARGET = 0.9
 CASES = (("swin_mini_patch4_window4_64", 32, 320), ("swin_small64_patch4_window4_64", 32, 128),
          ("swin_tiny_patch4_window7_224", 8, 16))  # fmt: skip
+REPEATS = 5
 
 
 class RandomBatches:
@@ -44,12 +45,12 @@ class RandomBatches:
         """Every epoch is the same."""
 
 
-def measure(name: str, batch: int, images: int, repeats: int = 5) -> dict[str, Any]:
+def measure(name: str, batch: int, images: int, repeats: int) -> dict[str, Any]:
     """One epoch from the data set and one on random tensors, taking turns."""
     torch.manual_seed(0)
     arch = dense_architecture(ModelConfig(name=name))
     config = TrainConfig(batch_size=batch, precision="float32", device="cpu")
-    data = open_data(DataConfig(source="generated", generated_images=400), arch.image_size)
+    data = open_data(DataConfig(source="generated", generated_images=max(50, images)), arch.image_size)
     real = batches(data, data.usable[:images], arch, batch_size=batch, seed=0, augmentation=augmentation(config))
     random = RandomBatches(real)
     model = build(arch)
@@ -69,7 +70,8 @@ def measure(name: str, batch: int, images: int, repeats: int = 5) -> dict[str, A
 
 
 if __name__ == "__main__":
+    asked = options(__doc__, "MODEL,BATCH,IMAGES", CASES, REPEATS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         os.environ["FEDSKEW_HOME"] = home
-        finish("data_throughput", [measure(*case) for case in CASES])
+        finish("data_throughput", [measure(*case, asked.repeats) for case in asked.cases], asked.out)

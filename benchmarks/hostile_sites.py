@@ -1,7 +1,7 @@
 """What one, and what two, of n hostile sites do to a model in one round, under each setting.
 
     fedskew simulate --preset demo --set "federation.rounds=5 run.name=victim"
-    python benchmarks/hostile_sites.py runs/victim
+    python benchmarks/hostile_sites.py runs/victim [--sites 5,2]
 
 The model and the data are those of the run. Each honest site trains once, for real; then every attack goes through the
 server's own path (checks, roll call, folding, rollback; nothing is pruned), and what is left of the model is tested.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from timing import RESULTS
+from timing import parser
 
 from fedskew.apps import make_client_app
 from fedskew.config import Config, ConfigError
@@ -154,12 +154,24 @@ class Victim:
         return f"{accuracy:.2f} {''.join(letter for letter, true in did.items() if true)}".strip()
 
 
+def federation(text: str) -> tuple[int, int]:
+    """`--sites 5,2`."""
+    sites, hostile = (int(number) for number in text.split(","))
+    return sites, hostile
+
+
 def main() -> None:
-    """Print the table of each federation and write all figures to results/hostile_sites.json."""
-    victim = Victim(Path(sys.argv[1]))
+    """Print the table of each federation and write all figures to hostile_sites.json."""
+    found = parser(__doc__)
+    found.add_argument("run", type=Path, help="folder of a finished run")
+    found.add_argument("--sites", type=federation, action="append", metavar="N,HOSTILE",
+                       help="so many sites, so many of them hostile; repeatable; default: 2,1 3,1 5,1 5,2")  # fmt: skip
+    asked = found.parse_args()
+    victim = Victim(asked.run)
+    federations = asked.sites or SITES
     rows = {"before": round(victim.before, 4), "sites": {}}
-    answers = {sites: victim.honest(sites) for sites in sorted({sites for sites, _ in SITES})}
-    for sites, hostile in SITES:
+    answers = {sites: victim.honest(sites) for sites in sorted({sites for sites, _ in federations})}
+    for sites, hostile in federations:
         table: dict[str, dict[str, str]] = {}
         print(f"\n{hostile} of {sites} (before the round {victim.before:.2f}, all honest "
               f"{victim.attacked(answers[sites], OFF)})\n| setting | {' | '.join(ATTACKS)} |")  # fmt: skip
@@ -171,7 +183,8 @@ def main() -> None:
                 table[name][attack] = victim.attacked(lied, settings)
             print(f"| {name} | {' | '.join(table[name].values())} |", flush=True)
         rows["sites"][f"{hostile} of {sites}"] = table
-    (RESULTS / "hostile_sites.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "hostile_sites.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

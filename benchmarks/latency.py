@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import finish, interleaved, median_ratio
+from timing import finish, interleaved, median_ratio, options
 
 from fedskew.config.schema import ModelConfig, PruneConfig
 from fedskew.model.architecture import Architecture
@@ -22,10 +22,10 @@ from fedskew.model.catalogue import dense_architecture
 from fedskew.model.cost import macs
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import make_plan
+from fedskew.pruning.step import propose
 
 TARGET = 1.15
-MODELS = (("swin_tiny_patch4_window7_224", 4, 15), ("swin_small64_patch4_window4_64", 32, 60))
+CASES = (("swin_tiny_patch4_window7_224", 4, 15), ("swin_small64_patch4_window4_64", 32, 60))
 ALIGN = (1, 8)
 SHARE = 0.5  # of the dense MACs
 
@@ -34,10 +34,10 @@ def pruned(model: MultimodalModel, batch: int, align: int, steps: int = 4) -> Mu
     """What some skewness steps over all stages leave, not below half of the MACs."""
     arch = model.architecture
     config = PruneConfig(align=align, min_macs=SHARE)
-    images, metadata = inputs(arch, batch)
+    images, _ = inputs(arch, batch)
     for step in range(steps):
-        plan = make_plan(model, images, metadata, config, tuple(range(len(arch.stages))), step)
-        state, arch = slice_model(model.state_dict(), arch, plan, config.mlp_group)
+        plan = propose(model, images, config, tuple(range(arch.stages)), step).plan
+        state, arch = slice_model(model.state_dict(), arch, plan)
         model = build(arch, state).eval()
     return model
 
@@ -95,5 +95,6 @@ def measure(name: str, batch: int, repeats: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    asked = options(__doc__, "MODEL,BATCH,REPEATS", CASES)
     torch.set_num_threads(1)
-    finish("latency", [row for case in MODELS for row in measure(*case)])
+    finish("latency", [row for case in asked.cases for row in measure(*case)], asked.out)

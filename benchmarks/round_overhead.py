@@ -16,25 +16,27 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord
-from timing import finish, interleaved, median_ratio
+from timing import finish, interleaved, median_ratio, options
 from torch import Tensor
 
 from fedskew.apps import make_client_app
 from fedskew.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fedskew.data.splits import Split
-from fedskew.federation.client import augmentation
 from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record
 from fedskew.learning.datasets import DataSet, batches, open_data, partitions, split_server, train_validation
+from fedskew.learning.local import augmentation
+from fedskew.learning.optimiser import learning_rate, parameter_groups
 from fedskew.learning.server_data import ServerData, initial_model
-from fedskew.learning.train import learning_rate, parameter_groups
 from fedskew.model.architecture import Architecture
+from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import build
 
 TARGET = 1.2
 NODES = 4
 CASES = (("swin_mini_patch4_window4_64", 1600), ("swin_small64_patch4_window4_64", 1600))
+REPEATS = 3
 
 
 def plain_epochs(config: Config, data: DataSet, split: Split, arch: Architecture, state: dict[str, Tensor]) -> None:
@@ -56,14 +58,14 @@ def plain_epochs(config: Config, data: DataSet, split: Split, arch: Architecture
             optimiser.step()
 
 
-def measure(name: str, images: int, repeats: int = 3) -> dict[str, Any]:
+def measure(name: str, images: int, repeats: int) -> dict[str, Any]:
     """One model: CPU seconds of a round and of the epochs in it."""
     config = Config(
         data=DataConfig(source="generated", generated_images=images),
         model=ModelConfig(name=name),
         train=TrainConfig(batch_size=32, precision="float32", device="cpu", threads=1),
     )
-    data = open_data(config.data, 64)
+    data = open_data(config.data, image_size(config.model))
     split = split_server(data, config.data)
     server = ServerData(config, data, split)
     state, arch = initial_model(config)
@@ -89,7 +91,8 @@ def measure(name: str, images: int, repeats: int = 3) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    asked = options(__doc__, "MODEL,IMAGES", CASES, REPEATS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         os.environ["FEDSKEW_HOME"] = home
-        finish("round_overhead", [measure(*case) for case in CASES])
+        finish("round_overhead", [measure(*case, asked.repeats) for case in asked.cases], asked.out)

@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 import torch
-from timing import finish, interleaved, median_ratio
+from timing import finish, interleaved, median_ratio, options
 
 from fedskew.config.schema import ModelConfig, PruneConfig
 from fedskew.model.catalogue import dense_architecture
@@ -21,17 +21,18 @@ from fedskew.pruning.step import propose
 
 TARGET = 1.3
 CASES = (("swin_small64_patch4_window4_64", 128), ("swin_tiny_patch4_window7_224", 8))
+REPEATS = 9
 READINGS = (("mean", "step"), ("pool", "step"), ("per-window", "step"), ("pool", "block"))
 
 
-def measure(name: str, batch: int, reading: str, order: str, repeats: int = 9) -> dict[str, Any]:
+def measure(name: str, batch: int, reading: str, order: str, repeats: int) -> dict[str, Any]:
     """One model and batch: medians of CPU seconds and of their ratio."""
     torch.manual_seed(0)
     arch, config = dense_architecture(ModelConfig(name=name)), PruneConfig(reading=reading, order=order)
     model = build(arch).eval()
     images = torch.randn(batch, 3, arch.image_size, arch.image_size)
     metadata = torch.zeros(batch, 3, dtype=torch.long)
-    stages = tuple(range(len(arch.stages)))
+    stages = tuple(range(arch.stages))
 
     def forward() -> None:
         with torch.no_grad():
@@ -39,7 +40,7 @@ def measure(name: str, batch: int, reading: str, order: str, repeats: int = 9) -
 
     def step() -> None:
         plan = propose(model, images, config, stages, 0).plan
-        slice_model(model.state_dict(), arch, plan, config.mlp_group)
+        slice_model(model.state_dict(), arch, plan)
 
     seconds = interleaved({"forward": forward, "step": step}, repeats)
     return {
@@ -54,5 +55,7 @@ def measure(name: str, batch: int, reading: str, order: str, repeats: int = 9) -
 
 
 if __name__ == "__main__":
+    asked = options(__doc__, "MODEL,BATCH", CASES, REPEATS)
     torch.set_num_threads(1)
-    finish("scoring_overhead", [measure(*case, *reading) for case in CASES for reading in READINGS])
+    rows = [measure(*case, *reading, asked.repeats) for case in asked.cases for reading in READINGS]
+    finish("scoring_overhead", rows, asked.out)

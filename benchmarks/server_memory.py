@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from timing import finish
+from timing import finish, options
 
 from fedskew.config.schema import Config, ModelConfig, PruneConfig
 from fedskew.federation.grids import LocalGrid, StreamingGrid
@@ -31,8 +32,8 @@ from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
 
 TARGET = 1.2
-FEW, MANY = 5, 50
-MODEL = "swin_tiny_patch4_window7_224"
+CASES = (("swin_tiny_patch4_window7_224", 5, 50),)
+CHILD = "--child"  # what a fresh process of this file is told first
 
 
 class RepliesGrid(LocalGrid):
@@ -63,7 +64,9 @@ def fedskew_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecor
     streaming = StreamingGrid(grid)
     strategy = RoundStrategy(config, dense_architecture(config.model), NoJudge(), streaming)  # type: ignore[arg-type]
     messages = strategy.configure_train(1, arrays, ConfigRecord(), streaming)
-    return strategy.aggregate_train(1, streaming.send_and_receive(messages))[0]
+    result, _ = strategy.aggregate_train(1, streaming.send_and_receive(messages))
+    assert not strategy.round.kept_model, strategy.round.failed
+    return result
 
 
 def flower_round(grid: Grid, arrays: ArrayRecord, config: Config) -> ArrayRecord | None:
@@ -82,10 +85,10 @@ def peak_kilobytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def one_case(name: str, clients: int) -> None:
+def one_case(name: str, model: str, clients: int) -> None:
     """Run one round in this process and print its peak memory and seconds."""
     torch.set_num_threads(1)
-    config = Config(model=ModelConfig(name=MODEL), prune=PruneConfig(criterion="none"))
+    config = Config(model=ModelConfig(name=model), prune=PruneConfig(criterion="none"))
     arrays = to_record(build(dense_architecture(config.model)).state_dict())
     before, start = peak_kilobytes(), time.process_time()
     result = ROUNDS[name](RepliesGrid(None, clients), arrays, config)  # type: ignore[arg-type]
@@ -93,36 +96,38 @@ def one_case(name: str, clients: int) -> None:
     print(before, peak_kilobytes(), time.process_time() - start)
 
 
-def run_case(name: str, clients: int) -> tuple[float, float, float]:
+def run_case(name: str, model: str, clients: int) -> tuple[float, float, float]:
     """(MB before the round, peak MB, CPU seconds) of a case in a fresh process."""
-    command = [sys.executable, __file__, name, str(clients)]
+    command = [sys.executable, __file__, CHILD, name, model, str(clients)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     before, peak, seconds = out.split()[-3:]
     return int(before) / 1024, int(peak) / 1024, float(seconds)
 
 
+def measure(name: str, model: str, few: int, many: int) -> dict[str, Any]:
+    """One strategy with few and with many clients, each in its own process."""
+    small, large = run_case(name, model, few), run_case(name, model, many)
+    return {
+        "strategy": name,
+        "model": model,
+        "start MB": round(small[0]),
+        f"{few} clients MB": round(small[1]),
+        f"{many} clients MB": round(large[1]),
+        "ratio": large[1] / small[1],
+        "MB a client": round((large[1] - small[1]) / (many - few), 2),
+        "CPU s a client": round((large[2] - small[2]) / (many - few), 2),
+        "target": TARGET if name == "fedskew" else "",
+    }
+
+
 def main() -> None:
-    """All cases, each in its own process."""
-    rows = []
-    for name in ROUNDS:
-        few, many = run_case(name, FEW), run_case(name, MANY)
-        rows.append(
-            {
-                "strategy": name,
-                "start MB": round(few[0]),
-                f"{FEW} clients MB": round(few[1]),
-                f"{MANY} clients MB": round(many[1]),
-                "ratio": many[1] / few[1],
-                "MB a client": round((many[1] - few[1]) / (MANY - FEW), 2),
-                "CPU s a client": round((many[2] - few[2]) / (MANY - FEW), 2),
-                "target": TARGET if name == "fedskew" else "",
-            }
-        )
-    finish("server_memory", rows)
+    """Flower's strategy beside this one."""
+    asked = options(__doc__, "MODEL,FEW,MANY", CASES)
+    finish("server_memory", [measure(name, *case) for case in asked.cases for name in ROUNDS], asked.out)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        one_case(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:2] == [CHILD]:
+        one_case(*sys.argv[2:4], int(sys.argv[4]))
     else:
         main()

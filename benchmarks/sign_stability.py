@@ -1,6 +1,6 @@
 """Is the sign of a unit's skewness more than noise? Agreement between disjoint sets of scoring images.
 
-    python benchmarks/sign_stability.py /path/to/HAM10000 [--seeds 0 1 2] [--epochs 12]
+    python benchmarks/sign_stability.py /path/to/HAM10000 [--seeds 0 1 2] [--epochs 12] [--set SETTINGS]
 
 For each seed a small Swin is trained on the open images alone; then two disjoint sets of open images are scored
 apart, for every reading, 64, 128 or 256 images and 1, 4 or 8 views, several times with other sets. The table gives
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import sys
 from collections import defaultdict
 from functools import reduce
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import finish
+from timing import finish, parser
 
 from fedskew.config import Config, load_config
+from fedskew.config.schema import PruneConfig
 from fedskew.learning.datasets import batches, open_data, split_server
 from fedskew.learning.server_data import ServerData, initial_model
 from fedskew.model.catalogue import image_size
@@ -31,8 +34,8 @@ from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.criteria import READINGS, Summary, skewness
 from fedskew.pruning.observe import Observation, observe
 from fedskew.pruning.score import view
+from fedskew.pruning.units import bundles
 
-BLOCK = 64  # images whose summaries are kept together
 IMAGES, VIEWS = (64, 128, 256), (1, 4, 8)
 DRAWS = 6
 Place = tuple[int, int]  # (block of images, view)
@@ -50,17 +53,18 @@ def trained(config: Config) -> tuple[MultimodalModel, torch.Tensor]:
     return model, next(iter(batches(data, order, arch, batch_size=len(order)))).images
 
 
-def summaries(model: MultimodalModel, images: torch.Tensor) -> Summaries:
-    """What every reading keeps of every sublayer, for every block of images and every view of it."""
+def summaries(model: MultimodalModel, images: torch.Tensor, size: int, views: int, prune: PruneConfig) -> Summaries:
+    """What every reading keeps of every sublayer, for every block of so many images and every view of it."""
     found: Summaries = {}
-    for block, number in itertools.product(range(len(images) // BLOCK), range(max(VIEWS))):
+    table = bundles(model.architecture, prune.mlp_group)
+    for block, number in itertools.product(range(len(images) // size), range(views)):
         here = found[block, number] = {}
 
         def look(seen: Observation, here: dict[tuple[str, SublayerKey], Summary] = here) -> None:
             here.update({(reading, seen.key): skewness(seen, reading=reading) for reading in READINGS})
 
-        chunk = view(images[block * BLOCK : (block + 1) * BLOCK], number)
-        observe(model, chunk, look, stages=range(len(model.architecture.stages)))
+        chunk = view(images[block * size : (block + 1) * size], number)
+        observe(model, chunk, look, table, activation=prune.mlp_activation)
     return found
 
 
@@ -72,9 +76,9 @@ def signs(found: Summaries, reading: str, blocks: np.ndarray, views: int) -> dic
     return {key: summary.scores() for key, summary in merged.items()}
 
 
-def compared(found: Summaries, reading: str, images: int, views: int, seed: int) -> list[dict[SublayerKey, SignTable]]:
-    """Tables of the signs from two disjoint sets of images, for several draws."""
-    generator, half = np.random.default_rng(seed), images // BLOCK
+def compared(found: Summaries, reading: str, half: int, views: int, seed: int) -> list[dict[SublayerKey, SignTable]]:
+    """Tables of the signs from two disjoint sets of `half` blocks of images, for several draws."""
+    generator = np.random.default_rng(seed)
     tables = []
     for _ in range(DRAWS):
         blocks = generator.permutation(1 + max(block for block, _ in found))[: 2 * half]
@@ -100,25 +104,36 @@ def row(reading: str, images: int, views: int, tables: list[dict[SublayerKey, Si
     return line
 
 
+def options() -> argparse.Namespace:
+    """What was asked for on the command line."""
+    found = parser(__doc__)
+    found.add_argument("data", type=Path)
+    found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    found.add_argument("--epochs", type=int, default=12)
+    found.add_argument("--images", type=int, nargs="+", default=IMAGES, help="in each of the two sets")
+    found.add_argument("--views", type=int, nargs="+", default=VIEWS)
+    found.add_argument(
+        "--set", default="", metavar="SETTINGS", help="on top of the preset, as `model.name=… data.open=…`"
+    )
+    return found.parse_args()
+
+
 def main() -> None:
     """Train, score and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--no-save", action="store_true")
-    asked = parser.parse_args()
+    asked = options()
+    size = math.gcd(*asked.images)  # images whose summaries are kept together
     tables: dict[tuple[str, int, int], list[dict[SublayerKey, SignTable]]] = defaultdict(list)
     for seed in asked.seeds:
-        config = load_config(
-            "ham10000-small",
-            overrides=f"data.dir={asked.data.resolve()} train.warm-start-epochs={asked.epochs} run.seed={seed}",
-        )
+        settings = f"data.dir={asked.data.resolve()} train.warm-start-epochs={asked.epochs} run.seed={seed} {asked.set}"
+        config = load_config("ham10000-small", overrides=settings)
         torch.set_num_threads(max(1, config.run.threads))
-        found = summaries(*trained(config))
-        for case in itertools.product(READINGS, IMAGES, VIEWS):
-            tables[case] += compared(found, *case, seed)
-    finish("sign_stability", [row(*case, tables[case]) for case in tables])
+        model, images = trained(config)
+        if len(images) < 2 * (most := max(asked.images)):
+            sys.exit(f"two sets of {most} open images are needed, and there are {len(images)}: lower --images")
+        found = summaries(model, images, size, max(asked.views), config.prune)
+        for reading, count, views in itertools.product(READINGS, asked.images, asked.views):
+            tables[reading, count, views] += compared(found, reading, count // size, views, seed)
+    finish("sign_stability", [row(*case, tables[case]) for case in tables], asked.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What the benchmarks share: interleaved medians, the machine's description, a table and a JSON file."""
+"""What the benchmarks share: options, interleaved medians, the machine's description, a table and a JSON file."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +20,44 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+Case = tuple[Any, ...]  # (model, numbers …)
+
+
+def parser(documentation: str | None) -> argparse.ArgumentParser:
+    """The option that every benchmark has: where its record goes."""
+    found = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="FOLDER", help="the record goes here; default: benchmarks/results"
+    )
+    return found
+
+
+def options(
+    documentation: str | None, shape: str, cases: Sequence[Case], repeats: int | None = None
+) -> argparse.Namespace:
+    """What was asked for on the command line: `out`, `cases`, and `repeats` where there is a default.
+
+    Args:
+        documentation: of the benchmark, for --help.
+        shape: of a case, as MODEL,BATCH: the first is a name, the others are numbers.
+        cases: the default.
+        repeats: the default; None where cases have their own.
+    """
+
+    def case(text: str) -> Case:
+        name, *numbers = text.split(",")
+        if len(numbers) != shape.count(",") or not all(number.isdecimal() for number in numbers):
+            raise argparse.ArgumentTypeError(f"expected {shape}, found {text}")
+        return name, *(int(number) for number in numbers)
+
+    found = parser(documentation)
+    found.add_argument("--case", dest="cases", type=case, action="append", metavar=shape,
+                       help="measure this and not the default cases; repeatable")  # fmt: skip
+    if repeats is not None:
+        found.add_argument("--repeats", type=int, default=repeats, metavar="N", help=f"default: {repeats}")
+    asked = found.parse_args()
+    asked.cases = asked.cases or list(cases)
+    return asked
 
 
 def interleaved(
@@ -69,8 +107,8 @@ def _processor() -> str:
     return f"{model}, AMX" if "amx_bf16" in fields.get("flags", "") else model
 
 
-def finish(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows as a table and as JSON, and keep them under `results/`."""
+def finish(name: str, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Print the rows as a table and as JSON, and keep them as `NAME.json` in a folder."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns, *([_text(row.get(key, "")) for key in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -78,9 +116,8 @@ def finish(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     text = json.dumps({"benchmark": name, "machine": machine(), "rows": list(rows)}, indent=1)
     print(text)
-    if "--no-save" not in sys.argv:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(text + "\n")
 
 
 def _text(value: Any) -> str:

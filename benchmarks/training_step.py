@@ -13,32 +13,33 @@ import tempfile
 from typing import Any
 
 import torch
-from timing import finish, interleaved, median_ratio
+from timing import finish, interleaved, median_ratio, options
 
 from fedskew.config.schema import DataConfig, ModelConfig, TrainConfig
-from fedskew.federation.client import count_classes, training_batches
 from fedskew.learning.datasets import open_data
-from fedskew.learning.train import autocast, train
+from fedskew.learning.local import Trainer, training_batches
+from fedskew.learning.train import autocast
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
 
 TARGET = 0.95
 CASES = (("swin_small64_patch4_window4_64", 32, 256), ("swin_small64_patch4_window4_64", 64, 256),
          ("swin_tiny_patch4_window7_224", 8, 24))  # fmt: skip
+REPEATS = 7
 
 
-def measure(name: str, batch: int, images: int, repeats: int = 7) -> dict[str, Any]:
+def measure(name: str, batch: int, images: int, repeats: int) -> dict[str, Any]:
     """An epoch of local training, and as many bare passes, taking turns."""
     torch.manual_seed(0)
     arch = dense_architecture(ModelConfig(name=name))
     config = TrainConfig(batch_size=batch, precision="bfloat16", device="cpu", logit_adjustment=1.0)
-    data = open_data(DataConfig(source="generated", generated_images=400), arch.image_size)
-    source = training_batches(data, data.usable[:images], arch, config, 0)
-    counts = count_classes(data, data.usable[:images], arch)
+    data = open_data(DataConfig(source="generated", generated_images=max(50, images)), arch.image_size)
+    trainer = Trainer(data, data.usable[:images], config, seed=0, round_number=1, rounds=1)
+    source = training_batches(data, trainer.images, arch, config, trainer.seed)
     model, resident = build(arch).train(), next(iter(source))
 
     def local() -> None:
-        train(model, source, config, round_number=1, rounds=1, seed=0, counts=counts)
+        trainer.train(model)
 
     def bare() -> None:
         for _ in range(len(source)):
@@ -59,7 +60,8 @@ def measure(name: str, batch: int, images: int, repeats: int = 7) -> dict[str, A
 
 
 if __name__ == "__main__":
+    asked = options(__doc__, "MODEL,BATCH,IMAGES", CASES, REPEATS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         os.environ["FEDSKEW_HOME"] = home
-        finish("training_step", [measure(*case) for case in CASES])
+        finish("training_step", [measure(*case, asked.repeats) for case in asked.cases], asked.out)

@@ -15,6 +15,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from builders import MICRO
 from flwr.cli.flower_config import read_superlink_connection
@@ -34,6 +35,7 @@ SETTINGS = (
     "prune.batch-size=16 prune.first-round=1 train.warm-start-epochs=0 federation.rounds="
 )
 PATIENCE = 900.0  # seconds, for a machine that does much else
+TIED = ("setpriv", "--pdeathsig", "TERM", "--")  # a process that gets SIGTERM when that of the tests is killed
 SLOW = "import sys, time\nif any('flower-superlink' in word for word in sys.orig_argv):\n    time.sleep({seconds})\n"
 
 
@@ -55,7 +57,7 @@ class Command:
     """A `fedskew` command in a session of its own, whose two streams are read as they come."""
 
     def __init__(self, words, environment, cwd):
-        command = [sys.executable, "-m", "fedskew", *words]
+        command = [*TIED, sys.executable, "-m", "fedskew", *words]
         self.process = subprocess.Popen(command, env=environment, cwd=cwd, text=True, start_new_session=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         self.lines: list[str] = []
@@ -90,6 +92,21 @@ def place():
         for folder in ("flwr", "other", "t", "work"):
             (Path(name) / folder).mkdir()
         yield Path(name).resolve()
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_a_test(place):
+    """Whatever becomes of a test, and of what it asks for first, all that it started has ended afterwards."""
+    yield
+    assert not end_processes(lambda: started_in(place))
+
+
+def started_in(place):
+    """Processes that were started for a Flower home below a place, with all that they started."""
+    homes = set()
+    for variables in _environments():
+        homes |= {word[10:] for word in variables.split("\0") if word.startswith(f"FLWR_HOME={place}/")}
+    return [process for home in sorted(homes) for process in processes_of(Path(home))]
 
 
 def environment_of(place, home="flwr", **more):
@@ -129,15 +146,39 @@ def _environments():
 def somebody_elses(place):
     """The local SuperLink of another Flower home, as `flwr run` starts it, on what is Flower's port here."""
     port, log = free_port(), place / "other" / "local-superlink" / "superlink.log"
-    log.parent.mkdir()
-    command = [PROGRAMS / "flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
-               "--log-file", log, "--database", log.with_name("state.db")]  # fmt: skip
+    log.parent.mkdir(exist_ok=True)
+    command = [*TIED, PROGRAMS / "flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1",
+               "--port", str(port), "--log-file", log, "--database", log.with_name("state.db")]  # fmt: skip
     process = subprocess.Popen(command, env=environment_of(place, "other"), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     wait_for(lambda: superlink.is_healthy(port), "another SuperLink")
     yield port, process, log.with_name("state.db")
     end_processes(lambda: processes_of(place / "other"))
     process.wait()
+
+
+def test_what_a_test_starts_ends_with_it(place):
+    """What `nothing_outlives_a_test` does, with what has left its parent behind, too."""
+    orphan = "setsid sleep 600 & exec sleep 600"
+    process = subprocess.Popen(["sh", "-c", orphan], env=environment_of(place, "other"))
+    family = wait_for(lambda: len(found := {member.pid for member in started_in(place)}) == 2 and found, "the orphan")
+    assert process.pid in family
+    assert end_processes(lambda: started_in(place)) == []
+    assert process.wait() == -signal.SIGTERM
+    assert started_in(place) == []
+
+
+def test_what_the_tests_start_ends_when_they_are_killed():
+    """No finaliser runs then."""
+    killed = (
+        f"import subprocess, time; print(subprocess.Popen({[*TIED, 'sleep', '600']}).pid, flush=True); time.sleep(600)"
+    )
+    tests = subprocess.Popen([sys.executable, "-c", killed], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(tests.stdout.readline()))
+    wait_for(lambda: child.name() == "sleep", "setpriv")
+    tests.kill()
+    tests.wait()
+    assert psutil.wait_procs([child], PATIENCE)[0] == [child]
 
 
 def test_runs_side_by_side_do_not_meet_and_leave_nothing(generated, place, somebody_elses):

@@ -1,0 +1,133 @@
+"""Every benchmark still runs on today's code and finds its figures, at the smallest sizes that its options take."""
+
+import json
+import math
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from builders import MICRO
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """Runs a benchmark as its command line does and gives what it wrote."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("FEDSKEW_HOME", os.environ["FEDSKEW_HOME"])  # some take another one
+
+    def run(name, *words):
+        script = BENCHMARKS / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(script), *words, "--out", str(tmp_path)])
+        runpy.run_path(str(script), run_name="__main__")
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    return run
+
+
+def rows_of(found, *figures):
+    """The rows of a record, in which each of these is a number above 0."""
+    assert {"date", "processor", "cores", "threads", "load", "python", "torch"} == set(found["machine"])
+    for row in found["rows"]:
+        for name in figures:
+            assert math.isfinite(row[name]), (name, row)
+            assert row[name] > 0, (name, row)
+    return found["rows"]
+
+
+def test_each_benchmark_has_a_test_here():
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"timing"}
+    assert scripts == {name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in scripts}
+
+
+def test_a_case_that_is_none_is_refused(record, capsys):
+    with pytest.raises(SystemExit):
+        record("latency", "--case", f"{MICRO},4")
+    assert f"argument --case: expected MODEL,BATCH,REPEATS, found {MICRO},4" in capsys.readouterr().err
+
+
+def test_client_start(record, tmp_path):
+    (row,) = rows_of(record("client_start", "--case", MICRO, "--repeats", "1"), "imports s", "data s", "model s",
+                     "train s", "rest s")  # fmt: skip
+    assert row["start-up s"] == pytest.approx(sum(row[f"{part} s"] for part in ("imports", "data", "model", "rest")))
+    imports = {
+        row["package"]: row["share"] for row in json.loads((tmp_path / "client_imports.json").read_text())["rows"]
+    }
+    assert imports["torch"] > 0.1
+    assert sum(imports.values()) <= 1.01
+
+
+def test_data_throughput(record):
+    found = record("data_throughput", "--case", f"{MICRO},8,16", "--repeats", "1")
+    (row,) = rows_of(found, "images/s from data", "images/s random")
+    assert row["ratio"] == pytest.approx(row["images/s from data"] / row["images/s random"])
+
+
+def test_training_step(record):
+    found = record("training_step", "--case", f"{MICRO},8,16", "--repeats", "1")
+    (row,) = rows_of(found, "images/s local", "images/s bare")
+    assert row["ratio"] == pytest.approx(row["images/s local"] / row["images/s bare"])
+
+
+def test_round_overhead(record):
+    (row,) = rows_of(record("round_overhead", "--case", f"{MICRO},160", "--repeats", "1"), "round s", "plain s")
+    assert row["ratio"] == pytest.approx(row["round s"] / row["plain s"])
+    assert row["images"] < 160, "the test set and the open images are no node's"
+
+
+def test_scoring_overhead(record):
+    rows = rows_of(record("scoring_overhead", "--case", f"{MICRO},4", "--repeats", "1"), "forward s", "step s")
+    assert [(row["reading"], row["order"]) for row in rows] == [
+        ("mean", "step"), ("pool", "step"), ("per-window", "step"), ("pool", "block"),
+    ]  # fmt: skip
+    assert all(row["ratio"] == pytest.approx(row["step s"] / row["forward s"]) for row in rows)
+
+
+def test_latency(record):
+    rows = rows_of(record("latency", "--case", f"{MICRO},4,1"), "dense ms", "latency", "fixed")
+    assert [row["align"] for row in rows] == [1, 8]
+    for row in rows:
+        assert 0.5 <= row["MACs"] < 1, "pruned, and not below half"
+        assert row["latency/MACs"] == pytest.approx(row["latency"] / row["MACs"])
+
+
+def test_server_memory(record):
+    rows = rows_of(record("server_memory", "--case", f"{MICRO},2,3"), "start MB", "ratio")
+    assert [row["strategy"] for row in rows] == ["fedskew", "flower FedAvg"]
+    assert all(row["3 clients MB"] >= row["start MB"] for row in rows)
+
+
+def test_hostile_sites(record, finished_run):
+    found = record("hostile_sites", str(finished_run.path), "--sites", "3,1")
+    (table,) = found["sites"].values()
+    assert 0 < found["before"] < 1
+    cells = [cell for row in table.values() for cell in row.values()]
+    assert len(cells) == 32
+    assert all(cell == "P" or 0 <= float(cell.split()[0]) <= 1 for cell in cells)
+    assert table["none of them"]["1e30"].endswith(" R")
+    assert table["max-weight-ratio=3"]["zeros, 2^28 examples"].endswith(" W")
+    assert table["norm-bound=3"]["1e30"].endswith(" S")
+    assert set(table["krum, malicious-nodes=1"].values()) == {"P"}, "three sites are too few for it"
+
+
+def test_sign_stability(record, generated):
+    tiny = f"model.name={MICRO} data.open=0.4 model.drop-path=0"
+    found = record("sign_stability", str(generated), "--seeds", "0", "--epochs", "1", "--images", "8", "16",
+                   "--views", "1", "2", "--set", tiny)  # fmt: skip
+    rows = rows_of(found)
+    assert [(row["images"], row["views"]) for row in rows] == [(8, 1), (8, 2), (16, 1), (16, 2)] * 4
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(("heads", "MLP")) and not name.endswith("kappa"):
+                assert 0 <= value <= 1, (name, row)
+
+
+def test_sign_stability_says_when_there_are_too_few_images(record, generated):
+    tiny = f"model.name={MICRO} data.open=0.4 model.drop-path=0"
+    with pytest.raises(SystemExit, match=r"two sets of 256 open images are needed, and there are \d+: lower --images"):
+        record("sign_stability", str(generated), "--seeds", "0", "--epochs", "1", "--set", tiny)
