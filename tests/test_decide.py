@@ -1,6 +1,7 @@
 """Which units go: rules, floors, alignment, budgets; nothing is removed by looking at a plan."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -175,6 +176,34 @@ def test_a_budget_is_used_up():
     plan = within_budget(decide(scores, TABLE, Limits()), ARCH, TABLE, Limits(), min_parameters=0.5, min_macs=0)
     share = cost.parameters(apply_plan(ARCH, plan)) / cost.parameters(ARCH)
     assert 0.5 <= share < 0.51
+
+
+@pytest.mark.parametrize("least", [0.3, 0.4, 0.55, 0.7, 0.85])
+def test_what_costs_least_by_its_rank_for_the_macs_it_saves_goes_first(least):
+    """The documented order from exact fractions and from models that really lack the unit."""
+    generator = torch.Generator().manual_seed(5)
+    scores = {key: torch.randn(units.count, generator=generator) for key, units in TABLE.items()}
+    limits = Limits(min_width=4)
+    wanted = decide(scores, TABLE, limits, rule="share", share=1.0)
+    found = within_budget(wanted, ARCH, TABLE, limits, min_parameters=least, min_macs=least)
+    entries = []
+    for key in wanted.remove:
+        order = sorted(range(TABLE[key].count), key=lambda unit, key=key: float(scores[key][unit]))
+        without = apply_plan(ARCH, plan_of(ARCH, {key: (order[0],)}, scores=scores))
+        saved = [count(ARCH) - count(without) for count in (cost.parameters, lambda arch: cost.macs(arch).linear)]
+        entries += [
+            (Fraction(rank + 1, len(order)) / saved[1], key, unit, saved)
+            for rank, unit in enumerate(order)
+            if unit in wanted.remove[key]
+        ]
+    left_over = [(1 - least) * whole for whole in (cost.parameters(ARCH), cost.macs(ARCH).linear)]
+    expected = {key: set() for key in wanted.remove}
+    for _, key, unit, saved in sorted(entries, key=lambda entry: entry[:3]):
+        if all(own <= rest for own, rest in zip(saved, left_over, strict=True)):
+            left_over = [rest - own for own, rest in zip(saved, left_over, strict=True)]
+            expected[key].add(unit)
+    assert {key: set(units) for key, units in found.remove.items()} == expected
+    assert 0 < found.units < wanted.units
 
 
 def test_without_a_budget_the_plan_stays():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.decide import Plan, lowest_first
-from fedskew.pruning.rollback import TRIES, roll_back
+from fedskew.pruning.rollback import TRIES, first_units, removal_order, roll_back
 from fedskew.pruning.step import prune_step
 
 FIRST, SECOND = SublayerKey(0, 0, ATTENTION), SublayerKey(1, 1, MLP)
@@ -115,3 +115,11 @@ def test_what_the_guard_gives_back_leaves_widths_aligned():
     assert step.plan.units > 0
     widths = [hidden_of(step.architecture, i, j) for i, j in arch.blocks]
     assert all(width % 8 == 0 for width in widths), widths
+
+
+def test_units_go_by_their_rank_among_all_units_of_their_sublayer():
+    """Two of ten hidden groups go before the one of four heads: ranks 1/10 and 2/10 against 1/4, whatever the scores."""
+    scores = {FIRST: torch.tensor([3.0, -9.0, 4.0, 5.0]), SECOND: torch.arange(10.0) - 1.5}
+    plan = Plan({FIRST: (1,), SECOND: (0, 1, 2)}, scores)
+    assert removal_order(plan) == [(SECOND, 0), (SECOND, 1), (FIRST, 1), (SECOND, 2)]
+    assert first_units(plan, removal_order(plan), 3).remove == {FIRST: (1,), SECOND: (0, 1)}

@@ -120,8 +120,8 @@ def within_budget(
 ) -> Plan:
     """The part of a plan that does not go below a share of the dense parameters or MACs.
 
-    Units go in the order of the most negative score for the MACs they save, over all sublayers, until the next
-    one would cross a budget. Each sublayer still loses its lowest scores first.
+    Units go in the order of the lowest rank within their sublayer per saved MAC, over all sublayers; one that would
+    cross a budget is passed over. Each sublayer still loses its lowest scores first.
     """
     if min_parameters <= 0 and min_macs <= 0:
         return plan

@@ -13,11 +13,10 @@ TRIES = 6  # halvings: the share of units that stays removed is found to within 
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The plan that is left, and what it saw."""
+    """The plan that is left, how many units came back, and the accuracy with it."""
 
     plan: Plan
     given_back: int
-    before: float
     after: float
 
 
@@ -40,7 +39,7 @@ def roll_back(
         trim: makes a part of a plan one that keeps the limits (alignment).
     """
     if not plan.units or (after := judge(plan)) >= before - tolerance:
-        return RolledBack(plan, 0, before, after if plan.units else before)
+        return RolledBack(plan, 0, after if plan.units else before)
     order = removal_order(plan)
     good, bad, best = 0, len(order), (plan.less(dict.fromkeys(plan.remove, ())), before)
     for _ in range(TRIES):
@@ -53,7 +52,7 @@ def roll_back(
             good, best = middle, (candidate, accuracy)
         else:
             bad = middle
-    return RolledBack(best[0], plan.units - best[0].units, before, best[1])
+    return RolledBack(best[0], plan.units - best[0].units, best[1])
 
 
 def removal_order(plan: Plan) -> list[tuple[SublayerKey, int]]:
