@@ -118,7 +118,7 @@ def test_what_the_guard_gives_back_leaves_widths_aligned():
 
 
 def test_units_go_by_their_rank_among_all_units_of_their_sublayer():
-    """Two of ten hidden groups go before the one of four heads: ranks 1/10 and 2/10 against 1/4, whatever the scores."""
+    """Two of ten hidden groups go before one of four heads: ranks 1/10 and 2/10 against 1/4, whatever the scores."""
     scores = {FIRST: torch.tensor([3.0, -9.0, 4.0, 5.0]), SECOND: torch.arange(10.0) - 1.5}
     plan = Plan({FIRST: (1,), SECOND: (0, 1, 2)}, scores)
     assert removal_order(plan) == [(SECOND, 0), (SECOND, 1), (FIRST, 1), (SECOND, 2)]
