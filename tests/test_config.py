@@ -132,6 +132,13 @@ def test_a_value_out_of_bounds_is_refused_by_name(text):
     assert "set=" in str(error.value), "and where it was set"
 
 
+@pytest.mark.parametrize("word", ["on", "007", "null"])
+@pytest.mark.parametrize("key", ["data.fit", "data.split-by", "data.partition", "data.clients"])
+def test_a_word_is_what_was_typed_whether_its_words_are_a_type_or_not(key, word):
+    with pytest.raises(ConfigError, match=f"{key} is '{word}', expected one of "):
+        load_config(overrides=f"{key}={word}")
+
+
 def test_nothing_is_left_for_clients_is_said():
     with pytest.raises(ConfigError, match="nothing is left"):
         DataConfig(test=0.6, open=0.4)
