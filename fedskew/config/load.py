@@ -76,10 +76,7 @@ def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "
     values: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     if preset:
-        path, where = preset_file(preset)
-        content = _read_yaml(path)
-        preset = str(content.get("preset", path.stem))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
+        preset = _take_preset(values, origin, preset)
     files = [file] if isinstance(file, str | Path) else list(file)
     for own in filter(None, files):
         content = _read_yaml(Path(own))
@@ -100,6 +97,22 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Config:
     sections = {key: value for key, value in mapping.items() if key != "preset"}
     _merge(values, origin, sections, where)
     return _build(values, origin, str(mapping.get("preset", "defaults")))
+
+
+def with_preset(mapping: Mapping[str, Any], where: str) -> Config:
+    """A configuration from sections as in YAML, on top of the preset that they name, if any.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where} is {mapping!r:.80}, expected sections ({', '.join(_sections())})")
+    preset = str(mapping.get("preset", ""))
+    name = _take_preset(values, origin, preset) if preset else ""
+    _merge(values, origin, {key: value for key, value in mapping.items() if key != "preset"}, where)
+    return _build(values, origin, name or "defaults")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -140,6 +153,14 @@ def _is_named(kind: Any) -> bool:
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML; `load_config(file=…)` reads it back."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def _take_preset(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str) -> str:
+    """Begin with the values of a preset; returns what it is called."""
+    path, where = preset_file(preset)
+    content = _read_yaml(path)
+    _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
+    return str(content.get("preset", path.stem))
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -78,6 +78,20 @@ def idle_settings(config: Config) -> Iterator[str]:
         yield f"prune.last-round={prune.last_round} has no effect: federation.rounds is {rounds}"
 
 
+def check_enough_nodes(config: Config, nodes: int) -> None:
+    """Refuse a simulation with fewer nodes than are to take part: it would wait for the others.
+
+    Raises:
+        ConfigError: more are asked for than there are.
+    """
+    for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
+        if count > nodes:
+            raise ConfigError(
+                f"federation.{key} is {count}, and {nodes} nodes are simulated: give --nodes {count} or more, "
+                f"or --set federation.{key}={nodes} or less"
+            )
+
+
 def check_data_given(data: DataConfig) -> None:
     """Refuse a run without a data set before anything is fetched or started for it.
 

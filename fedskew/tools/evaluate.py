@@ -31,7 +31,7 @@ log = logging.getLogger("flwr.fedskew.runs")
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """How a model file is to be evaluated, and what had to be assumed because nothing says it."""
 
     config: Config
@@ -66,14 +66,12 @@ def evaluate_run(
         RunFolderError, ModelFileError, DataError: what is missing, where.
         PredictionsError: they cannot be written there, or are not those of the run that lies there.
     """
-    path = run if run.is_file() else run / ("best" if best else "") / MODEL
-    if not path.is_file():
-        raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
+    path = model_file(run, best=best)
     if data is None and not ((path.parent.parent if best else path.parent) / CONFIG).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
     own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
-    setting = _setting(path, model.architecture, best=best, everything=everything)
+    setting = setting_of(path, model.architecture, best=best, everything=everything)
     config, prepared = _of_data(setting, data, manifest), setting.preprocessing
     opened = open_data(
         config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
@@ -109,8 +107,24 @@ def evaluate_run(
     }
 
 
-def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) -> _Setting:
-    """What the file says, then the configuration beside it, then what training does by default."""
+def model_file(run: Path, *, best: bool = False) -> Path:
+    """The model file of a run folder (its last model, or its best), or the file itself.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    path = run if run.is_file() else run / ("best" if best else "") / MODEL
+    if not path.is_file():
+        raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
+    return path
+
+
+def setting_of(path: Path, arch: Architecture, *, best: bool, everything: bool) -> Setting:
+    """How a model file is used: what it says, then the configuration beside it, then what training does by default.
+
+    Raises:
+        ModelFileError: what it says cannot be used.
+    """
     about, prepared, assumed = read_about(path), read_preprocessing(path), []
     beside = (path.parent.parent if best else path.parent) / CONFIG
     config = load_config(file=beside) if beside.is_file() else _config_from(path, about)
@@ -127,7 +141,7 @@ def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) ->
         raise ModelFileError(
             f"{path} prepares pictures of {prepared.image_size} pixels for a model of {arch.image_size}"
         )
-    return _Setting(config, prepared, tuple(assumed), about.get("lineage", {}))
+    return Setting(config, prepared, tuple(assumed), about.get("lineage", {}))
 
 
 def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
@@ -139,7 +153,7 @@ def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
         raise ModelFileError(str(error)) from error
 
 
-def _of_data(setting: _Setting, data: Path | None, manifest: str) -> Config:
+def _of_data(setting: Setting, data: Path | None, manifest: str) -> Config:
     """The configuration for a data set elsewhere, or for the run's own (None)."""
     settings = setting.config.data
     where = {"dir": str(data), "source": "folder"} if data is not None else {}
@@ -152,7 +166,7 @@ def _same_split(lineage: Mapping[str, Any], found: str) -> bool | None:
     return lineage["split_hash"] == found if "split_hash" in lineage else None
 
 
-def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture, setting: _Setting) -> dict[str, Any]:
+def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture, setting: Setting) -> dict[str, Any]:
     macs = cost.macs(arch)
     return {
         "model": str(path),
