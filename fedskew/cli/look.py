@@ -28,8 +28,8 @@ def compare(
 ) -> None:
     """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
     from fedskew.cli.terminal import Terminal, shown, wrapped
-    from fedskew.runs import compare as comparing
-    from fedskew.runs import fairness, pairing
+    from fedskew.tools import compare as comparing
+    from fedskew.tools import fairness, pairing
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
