@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import open_store
 from fedskew.data.augment import RandAugment
@@ -35,10 +36,21 @@ def check_combination(config: Config) -> None:
     """Refuse settings with which a run would not do what it says.
 
     Raises:
-        ConfigError: a pruning rule that removes nothing with its criterion, or a schedule that ends before it begins.
+        ConfigError: a criterion or method that there is not, a pruning rule that removes nothing with its criterion, a
+            method that does not go with the criterion, or a schedule that ends before it begins.
     """
-    prune = config.prune
+    check_names(config)
+    prune, method = config.prune, config.federation.method
     check_rule(prune)
+    if method == "average" and prune.criterion != "none":
+        raise ConfigError(
+            f"federation.method=average prunes nothing, and prune.criterion is {prune.criterion}: set "
+            "prune.criterion=none, or federation.method=auto"
+        )
+    if method == "skewness" and prune.criterion == "none":
+        raise ConfigError(
+            "federation.method=skewness prunes, and prune.criterion is none: set a criterion, or federation.method=auto"
+        )
     if prune.criterion != "none" and 0 < prune.last_round < prune.first_round:
         raise ConfigError(
             f"prune.first-round is {prune.first_round} and prune.last-round {prune.last_round}: no round is left for a "

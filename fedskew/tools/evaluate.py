@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedskew.config import load_config
-from fedskew.config.load import from_mapping
+from fedskew.config.load import from_mapping, load_saved
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
 from fedskew.files import write_bytes
@@ -127,7 +126,7 @@ def setting_of(path: Path, arch: Architecture, *, best: bool, everything: bool) 
     """
     about, prepared, assumed = read_about(path), read_preprocessing(path), []
     beside = (path.parent.parent if best else path.parent) / CONFIG
-    config = load_config(file=beside) if beside.is_file() else _config_from(path, about)
+    config = load_saved(beside) if beside.is_file() else _config_from(path, about)
     if not (beside.is_file() or about.get("split") or everything):
         assumed.append("nothing says how the run split its data: split by the default settings of data.*")
     if prepared is None:
