@@ -64,7 +64,7 @@ sbom: install
 		--mc-type application --output-reproducible --of JSON --output-file $(SBOM)
 
 # Pages of what programs use, from the docstrings: build/api/index.html.
-API := fedskew.api fedskew.plugins fedskew.config fedskew.config.schema fedskew.config.registry fedskew.pruning.criteria fedskew.methods fedskew.methods.base fedskew.model.architecture fedskew.model.modelfile fedskew.runs.folder
+API := fedskew.api fedskew.plugins fedskew.config fedskew.pruning.criteria fedskew.methods fedskew.model.architecture fedskew.model.modelfile fedskew.runs.folder
 api: install
 	$(BIN)/python -W error::UserWarning -m pdoc --output-directory build/api $(API)
 

@@ -36,7 +36,8 @@ PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python (\S+)\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"```bash\n(.*?)\n```", PAGE, re.DOTALL)
 TINY = (f"model.name={MICRO} data.generated-images=160 data.open=0.2 run.threads=1 train.threads=1 train.device=cpu "
-        "train.batch-size=16 prune.batch-size=16 train.warm-start-epochs=0 prune.first-round=1 federation.rounds=1")  # fmt: skip
+        "train.batch-size=16 prune.batch-size=16 train.warm-start-epochs=0 prune.first-round=1 "
+        "federation.rounds=1")  # fmt: skip
 CRITERION = """
 from fedskew.pruning.criteria import Fixed, register_criterion
 @register_criterion("{name}")
@@ -142,7 +143,7 @@ def test_what_half_a_plugin_registered_does_not_stay(here):
     with pytest.raises(PluginError, match="ValueError: late"):
         load_plugin(path)
     assert not plugins.loaded()
-    with pytest.raises(ConfigError, match="prune.criterion is 'mine', expected one of skewness, .*l1-norm; .*--plugin"):
+    with pytest.raises(ConfigError, match=r"is 'mine', expected one of skewness, .*--plugin"):
         make_criterion("mine", reading="pool", seed=0)
     assert load_plugin(written(here)).names == {("prune.criterion", "mine")}, "once it is mended, it can be loaded"
 
@@ -186,13 +187,12 @@ def test_a_run_goes_on_with_its_plugin_only(own_run, here):
     assert (done.exit_code, "mine.py (SHA-256" in done.stderr, "--plugin" in done.stderr) == (2, True, True), (
         done.output
     )
+    undo = plugins.snapshot()
     written(here, content=CRITERION.format(name="mine", factor=-1))
     done = call(*again, "--plugin", "mine.py")
     assert (done.exit_code, "was begun with another plugin mine.py" in done.stderr) == (2, True), done.output
     assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*") if path.name != ".lock"} == before
-    plugins._loaded.clear()
-    for registry in plugins.REGISTRIES.values():
-        registry.set_entries({name: entry for name, entry in registry.items() if name != "mine"})
+    undo()
     written(here)
     done = call(*again, "--plugin", "mine.py")
     assert done.exit_code == 0, done.output
