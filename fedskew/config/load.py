@@ -117,7 +117,7 @@ def _load(preset: str, files: Sequence[str | Path], overrides: str, saved: str =
     origin: dict[str, str] = {}
     if preset:
         preset = _take_preset(values, origin, preset)
-    for own in filter(None, files):
+    for own in (given for given in files if given):
         content = _read_yaml(Path(own))
         preset = preset or str(content.get("preset", ""))
         _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
