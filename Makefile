@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: install demo test test-deployment test-soak test-docker test-guide lint mutants format clean bench results lock sbom audit
+.PHONY: api install demo test test-deployment test-soak test-docker test-guide lint mutants format clean bench results lock sbom audit
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,11 @@ sbom: install
 	@mkdir -p $(dir $(SBOM))
 	cat locks/requirements.txt locks/torch.txt | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --of JSON --output-file $(SBOM)
+
+# Pages of what programs use, from the docstrings: build/api/index.html.
+API := fedskew.api fedskew.plugins fedskew.config fedskew.pruning.criteria fedskew.methods fedskew.model.architecture fedskew.model.modelfile fedskew.runs.folder
+api: install
+	$(BIN)/python -W error::UserWarning -m pdoc --output-directory build/api $(API)
 
 # Known vulnerabilities of what the locks pin. Asks a database on the internet: where there is none, it fails.
 audit: install

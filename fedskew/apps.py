@@ -49,8 +49,12 @@ def config_from_run(run_config: Mapping[str, Any]) -> Config:
 
 def run_on(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
     """Start or resume the run that Flower's run configuration describes, on a grid."""
-    config, resume = config_from_run(run_config), str(run_config.get("resume", ""))
-    return go_on(grid, config, Path(resume)) if resume else FederatedRun(grid, config).run()
+    resume = str(run_config.get("resume", ""))
+    return _run(grid, config_from_run(run_config), Path(resume) if resume else None)
+
+
+def _run(grid: Grid, config: Config, resume: Path | None) -> RunFolder:
+    return go_on(grid, config, resume) if resume else FederatedRun(grid, config).run()
 
 
 def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
@@ -86,10 +90,23 @@ def simulate(run_config: Mapping[str, Any], nodes: int | None = None) -> RunFold
     Raises:
         ConfigError: another number than the run that is resumed has, or nodes that need data of their own.
     """
-    count = node_count(str(run_config.get("resume", "")), nodes)
-    if config_from_run(run_config).data.clients == "own":
+    resume = str(run_config.get("resume", ""))
+    count = node_count(resume, nodes)
+    return simulate_config(config_from_run(run_config), count, Path(resume) if resume else None)
+
+
+def simulate_config(config: Config, nodes: int, resume: Path | None = None) -> RunFolder:
+    """The same of a configuration that is there already.
+
+    Args:
+        resume: the run folder to go on in.
+
+    Raises:
+        ConfigError: nodes that need data of their own.
+    """
+    if config.data.clients == "own":
         raise ConfigError(
             "data.clients is own, but simulated nodes have no data of their own; set data.clients=partition, or "
             "connect nodes that have (docs/deployment.md)"
         )
-    return run_on(LocalGrid(make_client_app(), count), run_config)
+    return _run(LocalGrid(make_client_app(), nodes), config, resume)

@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+from fedskew.errors import FedskewError
+
 # name → (module, attribute; empty for the module itself, whose contents are replaced for the time of a run)
 PLACES: Mapping[str, tuple[str, str]] = {
     # what messages, runs and nodes are
@@ -64,7 +66,7 @@ PLACES: Mapping[str, tuple[str, str]] = {
 }
 
 
-class FlowerError(RuntimeError):
+class FlowerError(FedskewError, RuntimeError):
     """A release of Flower that lacks what fedskew uses of it."""
 
 

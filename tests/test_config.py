@@ -233,12 +233,17 @@ def configs(draw):
         values = {field.name: draw(values_of(field)) for field in dataclasses.fields(kind)}
         values |= {"test": 0.3, "open": draw(st.floats(0.01, 0.6))} if name == "data" else {}
         values |= {"mlp_group": draw(st.sampled_from(["ratio", "width", "8"]))} if name == "prune" else {}
+        values |= {"name": draw(TEXT.filter(is_folder_name))} if name == "run" else {}
         if name == "model":
             values["metadata"] = draw(st.lists(COLUMNS, max_size=3, unique_by=lambda column: column.name).map(tuple))
             if values["metadata"]:
                 values |= dict.fromkeys(("sex_weight", "age_weight", "localization_weight"), 0.05)
         built[name] = kind(**values)
     return Config(**built, preset=draw(TEXT))
+
+
+def is_folder_name(text):
+    return text not in (".", "..") and not set(text) & set("/\\")
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
@@ -304,7 +309,7 @@ def test_a_configuration_is_frozen(section):
 
 @pytest.mark.parametrize(
     ("kind", "values"),
-    [(TrainConfig, {"lr": math.nan}), (PruneConfig, {"criterion": "x"}), (ModelConfig, {"image_weight": 2})],
+    [(TrainConfig, {"lr": math.nan}), (PruneConfig, {"rule": "x"}), (ModelConfig, {"image_weight": 2})],
 )
 def test_bounds_hold_however_a_section_is_built(kind, values):
     with pytest.raises(ConfigError):

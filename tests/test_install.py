@@ -1,4 +1,4 @@
-"""`make install`: one line for a Python that is too old, and no environment that only looks finished."""
+"""`make install`: one line for a Python that is too old, and no environment that only looks finished. And the wheel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
+from builders import MICRO
 
 from fedskew.cli import flower
 
@@ -157,3 +159,53 @@ def test_every_process_of_the_environment_finds_the_programs_beside_it(tmp_path,
         own,
     ]
     assert done.stdout.splitlines()[1] == "0", "a person's own choice stays"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder of the programs of a fresh environment with the wheel in it, which borrows all other packages here."""
+    place = tmp_path_factory.mktemp("wheel")
+    building = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+    subprocess.run(building, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = place.glob("*.whl")
+    venv.create(place / "venv", with_pip=False)
+    programs = place / "venv" / "bin"
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, cwd=place)
+    ask = [str(programs / "python"), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    own = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+    (own / "others.pth").write_text(
+        sysconfig.get_paths()["purelib"] + "\n"
+    )  # after pip: it must not find fedskew there
+    return programs
+
+
+def test_the_wheel_runs_a_federation_outside_of_a_checkout(installed, generated, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    settings = (f"model.name={MICRO} data.generated-images=160 data.open=0.2 federation.rounds=1 train.threads=1 "
+                "run.threads=1 train.batch-size=16 train.warm-start-epochs=0")  # fmt: skip
+    command = [
+        installed / "fedskew",
+        "simulate",
+        "--preset",
+        "demo",
+        "--nodes",
+        "2",
+        "--name",
+        "mine",
+        "--set",
+        settings,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "mine" / "summary.json").is_file()
+    code = (
+        "import fedskew, pathlib; model = fedskew.load('runs/mine'); print(fedskew.__file__); print(*model.classes); "
+        "print((pathlib.Path(fedskew.__file__).parent / 'py.typed').is_file())"
+    )
+    command = [installed / "python", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file, classes, typed = done.stdout.splitlines()
+    assert Path(file).is_relative_to(installed.parent), "that of the wheel, not that of this checkout"
+    assert (classes, typed) == ("akiec bcc bkl df mel nv vasc", "True")

@@ -20,7 +20,7 @@ from fedskew.ops.bundle import BundleError, bundle_hash
 from fedskew.ops.review import CONTENT, Bundle, read_bundle, review, to_lines
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PARTS = ("LICENSE", "README.md", "clientapp.py", "conf", "fedskew", "pyproject.toml", "serverapp.py")
+PARTS = ("LICENSE", "README.md", "clientapp.py", "conf", "fedskew", "plugins", "pyproject.toml", "serverapp.py")
 
 
 def copy_of(target, **changes):

@@ -1,7 +1,7 @@
 """One run of a sweep, in a process of its own: `fedskew sweep` starts `python -m fedskew.cli.cell`.
 
-Standard input brings one line of JSON, `{"config": …, "nodes": 6, "cores": [0]}`, and stays open. When it ends, the
-sweep is no more, and this process ends too: the next sweep would wait for its folder otherwise.
+Standard input brings one line of JSON, `{"config": …, "nodes": 6, "cores": [0], "plugins": []}`, and stays open. When
+it ends, the sweep is no more, and this process ends too: the next sweep would wait for its folder otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedskew.errors import ExitCode, FedskewError
+from fedskew.plugins import load_plugins
 
 LOCK_SECONDS = 60.0  # a sweep that was killed leaves its runs a moment to notice
 ORPHANED = 3  # exit code
@@ -27,6 +28,7 @@ def main() -> int:
     if request["cores"]:
         os.sched_setaffinity(0, request["cores"])  # before torch counts them
     try:
+        load_plugins(request.get("plugins", ()))
         start_or_resume(request["config"], request["nodes"])
     except FedskewError as error:
         print(f"fedskew: {error}", file=sys.stderr)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from fedskew.cli.flower import SIMULATION, RunRequest
-from fedskew.config import Config, ConfigError
+from fedskew.config import Config
 from fedskew.errors import FedskewError
-from fedskew.runs.start_checks import check_combination, check_data_given
+from fedskew.runs.start_checks import check_combination, check_data_given, check_enough_nodes
 
 
 class MachineError(FedskewError, RuntimeError):
@@ -27,12 +27,7 @@ def check_simulated(config: Config, nodes: int) -> None:
             "simulated nodes have none. Let them share one data set, with --set data.clients=partition and --data-dir, "
             "or run on the SuperLink of your sites: fedskew run --connection NAME (docs/deployment.md)"
         )
-    for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
-        if count > nodes:
-            raise ConfigError(
-                f"federation.{key} is {count}, and {nodes} nodes are simulated: give --nodes {count} or more, "
-                f"or --set federation.{key}={nodes} or less"
-            )
+    check_enough_nodes(config, nodes)
 
 
 def check_start(config: Config) -> None:

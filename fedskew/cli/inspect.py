@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedskew.cli.terminal import wrapped
-from fedskew.config import Config, ConfigError, load_config
+from fedskew.config import Config, ConfigError
+from fedskew.config.load import load_saved
 from fedskew.data.masks import read_masks
 from fedskew.data.samples import DataError
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
@@ -65,7 +66,7 @@ def run_config(run: Path, overrides: str = "", *, data: str = "", manifest: str 
         raise RunFolderError(f"{run} is no run folder: it holds no {CONFIG}")
     given = {"data.dir": data, "data.source": "folder" if data else "", "data.manifest": manifest}
     own = [shlex.quote(f"{key}={value}") for key, value in given.items() if value]
-    return load_config(file=run / CONFIG, overrides=" ".join([overrides, *own]).strip())
+    return load_saved(run / CONFIG, overrides=" ".join([overrides, *own]).strip())
 
 
 def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:

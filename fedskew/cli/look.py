@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fedskew.cli.errors import clear_errors
-from fedskew.cli.vocabulary import AsJson, Best, Manifest, Run, RunsData, Settings, absolute
+from fedskew.cli.vocabulary import AsJson, Best, Manifest, Plugins, Run, RunsData, Settings, absolute, use_plugins
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.",
                                             show_default=False)]  # fmt: skip
@@ -121,6 +121,7 @@ def plan(
     manifest: Manifest = "",
     set_: Settings = None,
     best: Best = False,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a pruning step would remove from a run's model, without removing it."""
@@ -129,6 +130,7 @@ def plan(
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
+        use_plugins(plugin)
         place = run.resolve()
         config = run_config(place, " ".join(set_ or []), data=absolute(data_dir), manifest=absolute(manifest))
         report = plan_report(place, config, best=best)

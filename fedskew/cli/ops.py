@@ -186,10 +186,12 @@ def _expected(classes: str, preset: str, config: str, settings: list[str] | None
     if not (preset or config or settings):
         return Expected(names) if names else Expected()
     with clear_errors():
+        from fedskew.cli.vocabulary import use_plugins
         from fedskew.config import load_config
         from fedskew.data.batches import cache_size
         from fedskew.model.catalogue import dense_architecture
 
+        use_plugins()
         found = load_config(preset, file=config, overrides=" ".join(settings or []))
         arch = dense_architecture(found.model)
     return Expected(names or arch.classes, dict(arch.vocabularies), cache_size(arch.image_size), found.data.fit)

@@ -15,11 +15,14 @@ from fedskew.cli.vocabulary import (
     Name,
     Nodes,
     OutputDir,
+    Plugins,
     Preset,
     Resume,
     Settings,
+    refuse_plugins,
     run_values,
     settings_text,
+    use_plugins,
 )
 
 
@@ -44,6 +47,7 @@ def run(
     output_dir: OutputDir = "",
     name: Name = "",
     resume: Resume = "",
+    plugin: Plugins = None,
     cpus: Annotated[int, typer.Option(min=1, metavar="N", help="CPU cores of one simulated node.")] = 1,
     gpus: Annotated[float, typer.Option(min=0.0, metavar="SHARE", help="Share of a GPU for one simulated node.")] = 0.0,
     connection: Annotated[str, typer.Option(metavar="NAME", help="SuperLink connection.")] = "local-simulation",
@@ -59,6 +63,8 @@ def run(
     from fedskew.cli.terminal import Terminal
 
     with clear_errors():  # before a SuperLink is started for it
+        refuse_plugins(plugin)
+        use_plugins()
         settings = settings_text(set_, manifest=manifest, name=name)
         values = run_values(preset, config, settings, data_dir, output_dir, resume)
         request = RunRequest(values, nodes_of(values, nodes, connection), cpus, gpus, connection)
@@ -83,6 +89,7 @@ def simulate(
     output_dir: OutputDir = "",
     name: Name = "",
     resume: Resume = "",
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
@@ -92,6 +99,7 @@ def simulate(
     from fedskew.cli.terminal import Terminal
 
     with clear_errors():
+        use_plugins(plugin)
         settings = settings_text(set_, manifest=manifest, name=name)
         values = run_values(preset, config, settings, data_dir, output_dir, resume)
         count = nodes_of(values, nodes, SIMULATION)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedskew.cli.errors import clear_errors
+from fedskew.cli.vocabulary import Plugins, use_plugins
 
 
 def sweep(
@@ -24,6 +25,7 @@ def sweep(
         float, typer.Option(min=0.0, help="Stop after so many minutes, with exit code 75 if runs are left; 0: never.")
     ] = 0.0,
     pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
+    plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
 ) -> None:
     """Run a study: its cells and seeds, most important first; goes on after any interruption."""
@@ -32,6 +34,7 @@ def sweep(
 
     data = str(Path(data_dir).expanduser().resolve()) if data_dir else ""
     with clear_errors():
+        use_plugins(plugin)
         given = Given(data, nodes, _seeds(seeds), " ".join(set_ or []))
         planned = read_study(study.resolve(), out.resolve(), given)
         if dry_run:

@@ -67,6 +67,13 @@ Nodes = Annotated[
         min=1, metavar="N", help="Simulated hospitals (default: 4; resuming: as many as before).", show_default=False
     ),
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file with a criterion, method or preset of your own; repeatable.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Best = Annotated[bool, typer.Option("--best", help="The best round by the run's metric, not the last.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON to standard output, for programs.")]
 
@@ -74,6 +81,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON to standard output, f
 def absolute(path: str | Path) -> str:
     """A path that means the same in every directory, as Flower's apps run in another; empty if it is empty."""
     return str(Path(path).expanduser().resolve()) if str(path) else ""
+
+
+def use_plugins(files: list[Path] | None = None) -> None:
+    """Load plugins before a configuration is read: of installed packages, of this checkout's app, and those given.
+
+    Raises:
+        PluginError: one cannot be loaded.
+    """
+    from fedskew.plugins import load_plugins
+
+    app = Path(__file__).resolve().parents[2]
+    load_plugins(files or (), app=app if (app / "clientapp.py").is_file() else None)
+
+
+def refuse_plugins(files: list[Path] | None) -> None:
+    """Raise `PluginError` if a command whose run travels to other machines is given a plugin of this one."""
+    from fedskew.plugins import PluginError
+
+    if files:
+        raise PluginError(
+            f"--plugin {files[0]}: `fedskew run` starts what hospitals run, and the hash that they approve must cover "
+            f"it. Put the file into plugins/ beside clientapp.py, from where it is shipped; `fedskew simulate` takes it"
+        )
 
 
 def settings_text(settings: list[str] | None, *, manifest: str = "", name: str = "") -> str:

@@ -15,7 +15,7 @@ from shutil import get_terminal_size
 from typing import TextIO
 
 from fedskew.cli.terminal import Terminal
-from fedskew.config import load_config
+from fedskew.config.load import load_saved
 from fedskew.console import MESSAGE_MARK, PROGRESS_FILE, RESULT_MARK
 from fedskew.runs.folder import CONFIG, RunFolder
 from fedskew.runs.round_table import round_heading, round_line
@@ -117,7 +117,7 @@ class Watch:
         if not (folder / CONFIG).is_file():  # on another machine
             self._terminal.result(text)
             return
-        width, config = get_terminal_size().columns, load_config(file=folder / CONFIG)
+        width, config = get_terminal_size().columns, load_saved(folder / CONFIG)
         if HEADING.match(text):
             self._terminal.result(round_heading(config, width))
         elif found := ROW.match(text):

@@ -10,13 +10,14 @@ import logging
 import re
 import shlex
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from fedskew.config.registry import PRESETS, REGISTRIES, unknown_name
 from fedskew.config.schema import Config, ConfigError, Section
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
@@ -36,24 +37,41 @@ def preset_directory() -> Path:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names of the presets, sorted."""
-    return tuple(sorted(path.stem for path in preset_directory().glob("*.yaml")))
+    """Names of the presets, sorted; those of plugins too."""
+    return tuple(sorted([*(path.stem for path in preset_directory().glob("*.yaml")), *PRESETS]))
 
 
-def preset_file(preset: str) -> tuple[Path, str]:
-    """The file of a preset, and what errors call it.
+def register_preset(name: str, sections: Mapping[str, Any]) -> None:
+    """Let `--preset NAME` be these settings, for plugins.
+
+    Args:
+        sections: as in a preset's YAML file: `{"train": {"lr": 1e-4}}`.
+
+    Raises:
+        ConfigError: the name is taken, or the settings cannot be.
+    """
+    if name in preset_names():
+        raise ConfigError(f"preset {name} is there already; choose another name")
+    from_mapping(sections, f"preset {name}")
+    PRESETS.add(name, sections)
+
+
+def preset_content(preset: str) -> tuple[Mapping[str, Any], str, str]:
+    """The settings of a preset, what errors call them, and its name.
 
     Raises:
         ConfigError: no such preset; the nearest one is named.
     """
     if is_path(preset):
-        return Path(preset), preset
+        return _read_yaml(Path(preset)), preset, Path(preset).stem
+    if preset in PRESETS:
+        return PRESETS[preset], f"preset {preset}", preset
     if preset not in preset_names():
         raise ConfigError(
             f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}, or "
             "the path of a YAML file"
         )
-    return preset_directory() / f"{preset}.yaml", f"conf/{preset}.yaml"
+    return _read_yaml(preset_directory() / f"{preset}.yaml"), f"conf/{preset}.yaml", preset
 
 
 def is_path(preset: str) -> bool:
@@ -73,20 +91,38 @@ def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "
         ConfigError: unknown preset, key or choice, wrong type, value out of bounds; the message names the key,
             the file and the nearest valid name.
     """
+    return _load(preset, [file] if isinstance(file, str | Path) else list(file), overrides)
+
+
+def load_saved(path: Path, *, file: str | Path = "", overrides: str = "") -> Config:
+    """The configuration that a run folder holds, with what a person changes now.
+
+    Names in it that a plugin gave their meaning are taken as they are: whoever only looks at a run needs no plugin.
+    Who starts one or prunes by it does, see `check_names`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _load("", [path, file], overrides, saved=str(path))
+
+
+def check_names(config: Config) -> None:
+    """Raise `ConfigError` if a configuration names a criterion or a method that there is not (here)."""
+    for section, spec, value in _extensible(config):
+        _check_name(f"{section}.{spec.name.replace('_', '-')}", value, spec)
+
+
+def _load(preset: str, files: Sequence[str | Path], overrides: str, saved: str = "") -> Config:
     values: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     if preset:
-        path, where = preset_file(preset)
-        content = _read_yaml(path)
-        preset = str(content.get("preset", path.stem))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
-    files: Iterable[str | Path] = [file] if isinstance(file, str | Path) else list(file)
-    for own in [own for own in files if own]:
+        preset = _take_preset(values, origin, preset)
+    for own in (given for given in files if given):
         content = _read_yaml(Path(own))
         preset = preset or str(content.get("preset", ""))
         _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
-    return _build(values, origin, preset or "defaults")
+    return _build(values, origin, preset or "defaults", saved)
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str) -> Config:
@@ -100,6 +136,22 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Config:
     sections = {key: value for key, value in mapping.items() if key != "preset"}
     _merge(values, origin, sections, where)
     return _build(values, origin, str(mapping.get("preset", "defaults")))
+
+
+def with_preset(mapping: Mapping[str, Any], where: str) -> Config:
+    """A configuration from sections as in YAML, on top of the preset that they name, if any.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where} is {mapping!r:.80}, expected sections ({', '.join(_sections())})")
+    preset = str(mapping.get("preset", ""))
+    name = _take_preset(values, origin, preset) if preset else ""
+    _merge(values, origin, {key: value for key, value in mapping.items() if key != "preset"}, where)
+    return _build(values, origin, name or "defaults")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -140,6 +192,13 @@ def _is_named(kind: Any) -> bool:
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML; `load_config(file=…)` reads it back."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def _take_preset(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str) -> str:
+    """Begin with the values of a preset; returns what it is called."""
+    content, where, name = preset_content(preset)
+    _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
+    return str(content.get("preset", name))
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -221,7 +280,23 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             origin[f"{section}.{name}"] = where
 
 
-def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str) -> Config:
+def _extensible(config: Any) -> Iterator[tuple[str, Field[Any], str]]:
+    """Section, field and value of everything that plugins can add names to."""
+    for section in fields(config):
+        part = getattr(config, section.name)
+        for spec in fields(part) if is_dataclass(part) else ():
+            if spec.metadata.get("extensible"):
+                yield section.name, spec, getattr(part, spec.name)
+
+
+def _check_name(key: str, value: str, spec: Field[Any]) -> None:
+    names = (*spec.metadata["choices"], *REGISTRIES[key])
+    if value not in names:
+        raise ConfigError(unknown_name(key, value, names))
+
+
+def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str, saved: str = "") -> Config:
+    """Check and build; names out of the file `saved` need not be known (any more)."""
     built: dict[str, Any] = {"preset": preset}
     for section, kind in _sections().items():
         hints = get_type_hints(kind)
@@ -234,7 +309,16 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
         except ConfigError as error:
             key = str(error).split(" ", 1)[0]
             raise ConfigError(f"{origin[key]}: {error}" if key in origin else str(error)) from None
-    return Config(**built)
+    config = Config(**built)
+    for section, spec, value in _extensible(config):
+        key = f"{section}.{spec.name.replace('_', '-')}"
+        where = origin.get(key, "")
+        if not saved or where != saved:
+            try:
+                _check_name(key, value, spec)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+    return config
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:

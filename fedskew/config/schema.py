@@ -25,15 +25,21 @@ def option(
     choices: tuple[str | int, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
+    extensible: bool = False,
 ) -> Any:
-    """A dataclass field with its documentation and bounds (inclusive) in the metadata."""
-    return field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
+    """A dataclass field with its documentation and bounds (inclusive) in the metadata.
+
+    Args:
+        extensible: plugins can add choices (`registry`): a name is looked up when a configuration is read or used.
+    """
+    about = {"doc": doc, "choices": choices, "low": low, "high": high, "extensible": extensible}
+    return field(default=default, metadata=about)
 
 
 def check_value(value: Any, spec: Field[Any], key: str) -> None:
     """Raise `ConfigError` if a value lies outside the choices or bounds of its field."""
     choices, low, high = (spec.metadata.get(name) for name in ("choices", "low", "high"))
-    if choices and value not in choices:
+    if choices and value not in choices and not spec.metadata.get("extensible"):
         raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(map(str, choices))}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if low is not None and not value >= low:  # `not >=` also refuses NaN
@@ -264,8 +270,9 @@ class PruneConfig(Section):
 
     criterion: str = option(
         "skewness",
-        "the criterion; `none` is plain FedAvg",
+        "the criterion, or a plugin's (docs/plugins.md); `none` is plain FedAvg",
         choices=("none", "skewness", "skewness-reversed", "random", "l1-norm"),
+        extensible=True,
     )
     rule: str = option(
         "sign",
@@ -333,6 +340,12 @@ class PruneConfig(Section):
 class FederationConfig(Section):
     """Rounds, who takes part, and how long the server waits."""
 
+    method: str = option(
+        "auto",
+        "what nodes train and what becomes of the mean, or a plugin's; `auto`: `average` if nothing prunes",
+        choices=("auto", "average", "skewness"),
+        extensible=True,
+    )
     rounds: int = option(20, "rounds of a run; one that is resumed may get more", low=1, high=100_000)
     fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
     min_nodes: int = option(1, "nodes that should be connected before a round starts", low=1)

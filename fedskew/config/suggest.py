@@ -58,11 +58,11 @@ def suggestion(name: str, section: str, keys: Mapping[str, Collection[str]]) -> 
         keys: names of the keys by section.
     """
     name = name.lower().replace("_", "-").replace(" ", "-")
-    own = [f"{section}.{near}" for near in _nearest(name, keys.get(section, ()), 0.8)]
+    own = [f"{section}.{near}" for near in nearest(name, keys.get(section, ()), 0.8)]
     known = [SYNONYMS[name]] if name in SYNONYMS else []
     elsewhere = [f"{other}.{name}" for other, names in keys.items() if name in names]
-    similar = [f"{section}.{near}" for near in _nearest(name, keys.get(section, ()), 0.4)]
-    anywhere = _nearest(name, [key for names in keys.values() for key in names], 0.6) if not section else []
+    similar = [f"{section}.{near}" for near in nearest(name, keys.get(section, ()), 0.4)]
+    anywhere = nearest(name, [key for names in keys.values() for key in names], 0.6) if not section else []
     similar += [f"{other}.{near}" for near in anywhere for other, names in keys.items() if near in names]
     meant = next(iter([*own, *known, *elsewhere, *similar]), "")
     return f"; did you mean {meant}?" if meant else ""
@@ -70,7 +70,7 @@ def suggestion(name: str, section: str, keys: Mapping[str, Collection[str]]) -> 
 
 def section_suggestion(section: str, content: object, keys: Mapping[str, Collection[str]]) -> str:
     """The same for an unknown section: a key that was given without its section, or a section misspelt."""
-    near = _nearest(section, keys, 0.6)
+    near = nearest(section, keys, 0.6)
     if near:
         return f"; did you mean {near[0]}?"
     inside = [str(key) for key in content] if isinstance(content, Mapping) else []
@@ -80,5 +80,6 @@ def section_suggestion(section: str, content: object, keys: Mapping[str, Collect
     return f"; sections: {', '.join(keys)}"
 
 
-def _nearest(name: str, valid: Iterable[str], cutoff: float) -> list[str]:
+def nearest(name: str, valid: Iterable[str], cutoff: float) -> list[str]:
+    """The one name that is most like another, if any is as like it as the cutoff (0 to 1)."""
     return difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -56,14 +58,52 @@ def decode(content: bytes, size: int, fit: Fit) -> np.ndarray:
     Raises:
         UnreadableImage: not an image, damaged, cut short, or absurdly large.
     """
+    with _explained(content), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return _scaled(image, size, fit)
+
+
+def decode_picture(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+    """The same for a picture of Pillow's, which is left as it was.
+
+    One that was opened and not looked at yet is read from its file again: decoders of JPEG shrink while they decode,
+    so that the same file gives the same pixels here and in training.
+
+    Returns:
+        uint8 [size, size, 3], RGB.
+
+    Raises:
+        UnreadableImage: as `decode`.
+    """
+    content = _unread_file(image)
+    if content is not None:
+        return decode(content, size, fit)
+    with _explained(b""):
+        return _scaled(image.copy(), size, fit)
+
+
+def _unread_file(image: Image.Image) -> bytes | None:
+    """The file of a picture that was opened and not decoded yet; None for any other."""
+    file = getattr(image, "fp", None)
+    if image.format not in FORMATS or file is None or not getattr(image, "tile", None):
+        return None
+    place = file.tell()
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _scaled(image, size, fit)
+        file.seek(0)
+        return bytes(file.read())
+    finally:
+        file.seek(place)
+
+
+@contextmanager
+def _explained(content: bytes) -> Iterator[None]:
+    """Whatever a decoder makes of hostile bytes, it is this one image that is bad."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"UnidentifiedImageError: {_unidentified(content)}") from error
-    except Exception as error:  # whatever a decoder makes of hostile bytes, it is this one image that is bad
+    except Exception as error:
         raise UnreadableImage(f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}") from error
 
 

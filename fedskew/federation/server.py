@@ -43,6 +43,7 @@ from fedskew.runs.starts import (
     STARTS,
     add_start,
     check_nodes,
+    check_plugins,
     check_split,
     first_start,
     read_changes,
@@ -80,6 +81,8 @@ class FederatedRun:
         self, grid: Grid, config: Config, folder: RunFolder | None = None, checkpoint: Checkpoint | None = None
     ) -> None:
         self.config, self.grid, self.checkpoint = config, StreamingGrid(grid), checkpoint
+        if folder:
+            check_plugins(folder.path)
         dense = check_settings(config)
         if folder is None:
             check_place(config, dense)

@@ -1,18 +1,41 @@
-"""Methods of training together: one file each, and one line here."""
+"""Methods of training together: one file each, and one line here; plugins add theirs with `register_method`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from fedskew.config import registry
 from fedskew.config.schema import Config
 from fedskew.methods.average import AVERAGE, Average
 from fedskew.methods.base import Method
 from fedskew.methods.skewness import SKEWNESS, SkewnessPruning
 
-METHODS: Mapping[str, Callable[[Config], Method]] = {
-    AVERAGE: Average,
-    SKEWNESS: SkewnessPruning,
-}
+AUTO = "auto"
+MethodFactory = Callable[[Config], Method]
+METHODS: registry.Registry[MethodFactory] = registry.METHODS  # see `config.registry` for whose state this is
+METHODS.add(AVERAGE, Average)
+METHODS.add(SKEWNESS, SkewnessPruning)
+
+
+def register_method(name: str) -> Callable[[MethodFactory], MethodFactory]:
+    """Decorator: `federation.method=NAME` is this class, or function, which a configuration is given to.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def register(factory: MethodFactory) -> MethodFactory:
+        METHODS.add(name, factory)
+        return factory
+
+    return register
 
 
 def make_method(config: Config) -> Method:
-    """The method that a configuration asks for."""
-    return METHODS[AVERAGE if config.prune.criterion == "none" else SKEWNESS](config)
+    """The method that a configuration asks for.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    name = config.federation.method
+    if name == AUTO:
+        name = AVERAGE if config.prune.criterion == "none" else SKEWNESS
+    return METHODS.find(name)(config)

@@ -22,7 +22,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import Protocol, TypeVar
 
-from fedskew.config import load_config
+from fedskew.config.load import load_saved
 from fedskew.errors import ExitCode, FedskewError
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, summary_time
 from fedskew.runs.report import summary_text
@@ -212,7 +212,7 @@ class Supervisor:
         records = self._records()
         self._shown = min(self._shown, len(records))
         if records[self._shown :]:
-            config = load_config(file=self._folder / CONFIG)
+            config = load_saved(self._folder / CONFIG)
             for index in range(self._shown, len(records)):
                 elapsed = sum(record["seconds"] for record in records[: index + 1])
                 for line in round_line(records[index], config, elapsed, get_terminal_size().columns):

@@ -1,6 +1,6 @@
 """Criteria: what is kept of a look at a sublayer, and the one score a unit that it gives. Higher means "keep".
 
-A new criterion is one function from an `Observation` to a `Summary` and an entry in `make_criterion`. Summaries of
+A new criterion is one function from an `Observation` to a `Summary` and a name (`register_criterion`). Summaries of
 different images can be merged, so that the scoring images need not be in memory together, and so that the scores of
 two halves of them (are the signs more than noise?) come from the same forward pass as those of all.
 """
@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from fedskew.config import registry
 from fedskew.pruning.observe import Observation
 from fedskew.pruning.skewness import ROUNDING, Moments, moments, sample_skewness
 
@@ -45,6 +46,37 @@ class Summary(Protocol):
 
 
 Criterion = Callable[[Observation], Summary]
+
+
+@dataclass(frozen=True)
+class CriterionSettings:
+    """What of `prune.*` and the run a criterion may depend on.
+
+    Attributes:
+        reading: how batch and windows collapse, one of `READINGS`.
+        seed: for what is drawn at random; another in every round.
+    """
+
+    reading: str
+    seed: int
+
+
+CriterionFactory = Callable[[CriterionSettings], Criterion]
+CRITERIA: registry.Registry[CriterionFactory] = registry.CRITERIA  # see `config.registry` for whose state this is
+
+
+def register_criterion(name: str) -> Callable[[CriterionFactory], CriterionFactory]:
+    """Decorator: `prune.criterion=NAME` is the criterion that this function makes of its settings.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def register(factory: CriterionFactory) -> CriterionFactory:
+        CRITERIA.add(name, factory)
+        return factory
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -185,18 +217,16 @@ def l1_norm(seen: Observation) -> Summary:
     return Fixed(torch.stack([weight.abs().sum(-1) for weight in seen.weights]).sum(0))
 
 
+CRITERIA.add("skewness", lambda settings: partial(skewness, reading=settings.reading))
+CRITERIA.add("skewness-reversed", lambda settings: partial(skewness_reversed, reading=settings.reading))
+CRITERIA.add("random", lambda settings: partial(random_scores, seed=settings.seed))
+CRITERIA.add("l1-norm", lambda settings: l1_norm)
+
+
 def make_criterion(name: str, *, reading: str, seed: int) -> Criterion:
     """The criterion of `prune.criterion`, bound to its settings.
 
     Raises:
-        ValueError: unknown name.
+        ConfigError: unknown name.
     """
-    known: dict[str, Criterion] = {
-        "skewness": partial(skewness, reading=reading),
-        "skewness-reversed": partial(skewness_reversed, reading=reading),
-        "random": partial(random_scores, seed=seed),
-        "l1-norm": l1_norm,
-    }
-    if name not in known:
-        raise ValueError(f"unknown criterion {name!r}, expected one of {', '.join(known)}")
-    return known[name]
+    return CRITERIA.find(name)(CriterionSettings(reading, seed))

@@ -14,6 +14,7 @@ import fedskew
 from fedskew.config.schema import Config
 from fedskew.data.preprocessing import training_preprocessing
 from fedskew.model.architecture import Architecture
+from fedskew.plugins import taking_part
 
 FORMAT = 1
 SPLIT_KEYS = ("clients", "test", "open", "split_by", "split_seed")  # of `data`: what decides who tests
@@ -27,7 +28,8 @@ def about_model(config: Config, arch: Architecture, round_number: int, split_has
 
     Returns:
         `preprocessing` (see `data.preprocessing`), `split` (the settings that decide which images test), and
-        `lineage`: preset, pruning method, seed, round, split hash, fedskew's version and the hash of its code.
+        `lineage`: preset, pruning method, seed, round, split hash, fedskew's version and the hash of its
+        code, and those of the plugins that took part, if any.
     """
     return {
         "format": FORMAT,
@@ -41,6 +43,7 @@ def about_model(config: Config, arch: Architecture, round_number: int, split_has
             "split_hash": split_hash,
             "fedskew": fedskew.__version__,
             "code": code_hash(),
+            **({"plugins": plugins} if (plugins := taking_part(config)) else {}),
         },
     }
 

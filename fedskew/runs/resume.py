@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedskew.config import Config, ConfigError, load_config
+from fedskew.config import Config, ConfigError
+from fedskew.config.load import load_saved
 from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError, numbered_names
@@ -71,14 +72,14 @@ def resume_config(path: Path, *, file: str = "", overrides: str = "") -> Config:
         raise RunFolderError(
             f'resume="{path}": no run folder there ({CONFIG} is missing); give the absolute path that the run printed'
         )
-    wanted = load_config(file=[path / CONFIG, file] if file else path / CONFIG, overrides=overrides)
+    wanted = load_saved(path / CONFIG, file=file, overrides=overrides)
     check_changes(path, saved, wanted)
     return wanted
 
 
 def saved_config(path: Path) -> Config | None:
     """The configuration that a run folder was last started with; None if there is none."""
-    return load_config(file=path / CONFIG) if (path / CONFIG).is_file() else None
+    return load_saved(path / CONFIG) if (path / CONFIG).is_file() else None
 
 
 def check_changes(

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import open_store
 from fedskew.data.augment import RandAugment
@@ -35,10 +36,21 @@ def check_combination(config: Config) -> None:
     """Refuse settings with which a run would not do what it says.
 
     Raises:
-        ConfigError: a pruning rule that removes nothing with its criterion, or a schedule that ends before it begins.
+        ConfigError: a criterion or method that there is not, a pruning rule that removes nothing with its criterion, a
+            method that does not go with the criterion, or a schedule that ends before it begins.
     """
-    prune = config.prune
+    check_names(config)
+    prune, method = config.prune, config.federation.method
     check_rule(prune)
+    if method == "average" and prune.criterion != "none":
+        raise ConfigError(
+            f"federation.method=average prunes nothing, and prune.criterion is {prune.criterion}: set "
+            "prune.criterion=none, or federation.method=auto"
+        )
+    if method == "skewness" and prune.criterion == "none":
+        raise ConfigError(
+            "federation.method=skewness prunes, and prune.criterion is none: set a criterion, or federation.method=auto"
+        )
     if prune.criterion != "none" and 0 < prune.last_round < prune.first_round:
         raise ConfigError(
             f"prune.first-round is {prune.first_round} and prune.last-round {prune.last_round}: no round is left for a "
@@ -76,6 +88,20 @@ def idle_settings(config: Config) -> Iterator[str]:
         yield f"nothing will be pruned: prune.first-round is {prune.first_round}, federation.rounds {rounds}"
     elif prune.last_round > rounds:
         yield f"prune.last-round={prune.last_round} has no effect: federation.rounds is {rounds}"
+
+
+def check_enough_nodes(config: Config, nodes: int) -> None:
+    """Refuse a simulation with fewer nodes than are to take part: it would wait for the others.
+
+    Raises:
+        ConfigError: more are asked for than there are.
+    """
+    for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
+        if count > nodes:
+            raise ConfigError(
+                f"federation.{key} is {count}, and {nodes} nodes are simulated: give --nodes {count} or more, "
+                f"or --set federation.{key}={nodes} or less"
+            )
 
 
 def check_data_given(data: DataConfig) -> None:

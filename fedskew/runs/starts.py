@@ -1,8 +1,8 @@
 """What is written down at every start of a run, and what a run that goes on must find unchanged.
 
 `starts.jsonl` has a line for each start: when, before which round, as which run of Flower (sites' audit logs name it
-too), on what device and with which versions, and what differs from the start before. `split.json` says who has which
-images and how many nodes share them.
+too), on what device, with which versions and plugins, and what differs from the start before. `split.json` says who has
+which images and how many nodes share them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
 from fedskew.learning.train import pick_device
+from fedskew.plugins import loaded, taking_part
 from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError, whole_lines
 
-STARTS = "starts.jsonl"
+STARTS, PLUGINS = "starts.jsonl", "plugins"
 # Where things lie. Their content is what the run began with: hashes of samples and split see to that.
 PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
 
@@ -71,7 +72,7 @@ def _text(value: Any) -> str:
 
 def first_start(config: Config, run_id: int) -> str:
     """The first line of a run's `starts.jsonl`."""
-    return _line(0, run_id, _machine(config), [])
+    return _line(0, run_id, config, [])
 
 
 def add_start(folder: RunFolder, saved: Config, config: Config, round_number: int, run_id: int) -> list[Change]:
@@ -89,7 +90,7 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
     before = _lines(path)
     machine = _machine(config)
     moved = [(key, before[-1][key], value) for key, value in machine.items() if before and before[-1][key] != value]
-    line = _line(round_number, run_id, machine, [*changed_settings(saved, config), *moved])
+    line = _line(round_number, run_id, config, [*changed_settings(saved, config), *moved])
     folder.write_text(STARTS, "".join(f"{json.dumps(known)}\n" for known in before) + line)
     return _changes([json.loads(line)])
 
@@ -121,11 +122,28 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
 
 
-def _line(round_number: int, run_id: int, machine: Mapping[str, str], changes: Iterable[tuple[str, Any, Any]]) -> str:
+def check_plugins(path: Path) -> None:
+    """Raise `RunFolderError` unless the plugins that take part in a run are loaded, and still what they were."""
+    starts, here = _lines(path / STARTS), {plugin.name: plugin.sha256 for plugin in loaded()}
+    for name, digest in (starts[-1].get(PLUGINS, {}) if starts else {}).items():
+        if name not in here:
+            raise RunFolderError(
+                f"{path} was begun with the plugin {name} (SHA-256 {digest[:12]}…), which is not loaded: give --plugin "
+                f"with the path of {name}, or put it into plugins/ of the app (docs/plugins.md)"
+            )
+        if here[name] != digest:
+            raise RunFolderError(
+                f"{path} was begun with another plugin {name}: its SHA-256 was {digest[:12]}…, now it is "
+                f"{here[name][:12]}…. Give it the file that it was begun with, or start a new run"
+            )
+
+
+def _line(round_number: int, run_id: int, config: Config, changes: Iterable[tuple[str, Any, Any]]) -> str:
     said = [{"key": key, "old": old, "new": new} for key, old, new in changes]
     time = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"time": time, "round": round_number, "flower_run": run_id}
-    return json.dumps({**about, **machine, "changes": said}) + "\n"
+    plugins = {PLUGINS: found} if (found := taking_part(config)) else {}
+    return json.dumps({**about, **_machine(config), **plugins, "changes": said}) + "\n"
 
 
 def _machine(config: Config) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import IO
 
 import fedskew
 from fedskew.config.load import to_mapping
+from fedskew.plugins import loaded
 from fedskew.sweeps.study import PlannedRun
 
 COMMAND = (sys.executable, "-P", "-m", "fedskew.cli.cell")
@@ -45,7 +46,8 @@ class Job:
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
                 env=_environment(run), process_group=0,
             )  # fmt: skip
-        request = {"config": to_mapping(run.config), "nodes": run.nodes, "cores": list(cores)}
+        plugins = [str(plugin.file) for plugin in loaded() if plugin.file]
+        request = {"config": to_mapping(run.config), "nodes": run.nodes, "cores": list(cores), "plugins": plugins}
         assert self._process.stdin is not None
         _send(self._process.stdin, json.dumps(request))
 

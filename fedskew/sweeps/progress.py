@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
-from fedskew.config import Config, ConfigError, load_config
+from fedskew.config import Config, ConfigError
+from fedskew.config.load import load_saved
 from fedskew.runs.folder import CONFIG, METRICS, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.resume import differences
 from fedskew.runs.round_table import duration
@@ -55,7 +56,7 @@ def conflicts(run: PlannedRun, path: Path) -> list[str]:
     if not (path / CONFIG).is_file():
         return []
     try:
-        saved = load_config(file=path / CONFIG)
+        saved = load_saved(path / CONFIG)
     except ConfigError as error:
         return [str(error)]
     everything = {spec.name: PLACES.get(spec.name, set()) for spec in fields(Config) if spec.name != "preset"}

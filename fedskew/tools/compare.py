@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedskew.config import Config, load_config
+from fedskew.config import Config
+from fedskew.config.load import load_saved
 from fedskew.learning.judging import best_record, evaluated
 from fedskew.metrics.clinical import DANGEROUS, HARMLESS, degradation
 from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
@@ -132,7 +133,7 @@ def run_label(path: Path) -> str:
 
 
 def _config(path: Path) -> Config | None:
-    return load_config(file=path / CONFIG) if (path / CONFIG).is_file() else None
+    return load_saved(path / CONFIG) if (path / CONFIG).is_file() else None
 
 
 def comparison(runs: Sequence[RunResult]) -> Comparison:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedskew.config import load_config
-from fedskew.config.load import from_mapping
+from fedskew.config.load import from_mapping, load_saved
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
 from fedskew.files import write_bytes
@@ -36,7 +35,7 @@ OTHER_IMAGES = (
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """How a model file is to be evaluated, and what had to be assumed because nothing says it."""
 
     config: Config
@@ -71,12 +70,12 @@ def evaluate_run(
         RunFolderError, ModelFileError, DataError: what is missing, where.
         PredictionsError: they cannot be written there, or are not those of the run that lies there.
     """
-    path = _model_file(run, best=best)
+    path = model_file(run, best=best)
     if data is None and not _beside(path, best=best).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
     own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
-    setting = _setting(path, model.architecture, best=best, everything=everything)
+    setting = setting_of(path, model.architecture, best=best, everything=everything)
     config, prepared = _of_data(setting, data, manifest), setting.preprocessing
     opened = open_data(
         config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
@@ -109,7 +108,12 @@ def evaluate_run(
     }
 
 
-def _model_file(run: Path, *, best: bool) -> Path:
+def model_file(run: Path, *, best: bool = False) -> Path:
+    """The model file of a run folder (its last model, or its best), or the file itself.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     path = run if run.is_file() else run / ("best" if best else "") / MODEL
     if not path.is_file():
         raise RunFolderError(f"{run} is neither a model file nor a run folder with a {MODEL}")
@@ -121,11 +125,15 @@ def _beside(model: Path, *, best: bool) -> Path:
     return (model.parent.parent if best else model.parent) / CONFIG
 
 
-def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) -> _Setting:
-    """What the file says, then the configuration beside it, then what training does by default."""
+def setting_of(path: Path, arch: Architecture, *, best: bool, everything: bool) -> Setting:
+    """How a model file is used: what it says, then the configuration beside it, then what training does by default.
+
+    Raises:
+        ModelFileError: what it says cannot be used.
+    """
     about, prepared, assumed = read_about(path), read_preprocessing(path), []
     beside = _beside(path, best=best)
-    config = load_config(file=beside) if beside.is_file() else _config_from(path, about)
+    config = load_saved(beside) if beside.is_file() else _config_from(path, about)
     if not (beside.is_file() or about.get("split") or everything):
         assumed.append("nothing says how the run split its data: split by the default settings of data.*")
     if prepared is None:
@@ -139,7 +147,7 @@ def _setting(path: Path, arch: Architecture, *, best: bool, everything: bool) ->
         raise ModelFileError(
             f"{path} prepares pictures of {prepared.image_size} pixels for a model of {arch.image_size}"
         )
-    return _Setting(config, prepared, tuple(assumed), about.get("lineage", {}))
+    return Setting(config, prepared, tuple(assumed), about.get("lineage", {}))
 
 
 def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
@@ -151,7 +159,7 @@ def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
         raise ModelFileError(str(error)) from error
 
 
-def _of_data(setting: _Setting, data: Path | None, manifest: str) -> Config:
+def _of_data(setting: Setting, data: Path | None, manifest: str) -> Config:
     """The configuration for a data set elsewhere, or for the run's own (None)."""
     settings = setting.config.data
     where = {"dir": str(data), "source": "folder"} if data is not None else {}
@@ -164,7 +172,7 @@ def _same_split(lineage: Mapping[str, Any], found: str) -> bool | None:
     return lineage["split_hash"] == found if "split_hash" in lineage else None
 
 
-def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture, setting: _Setting) -> dict[str, Any]:
+def _result(path: Path, opened: DataSet, found: Predictions, arch: Architecture, setting: Setting) -> dict[str, Any]:
     macs = cost.macs(arch)
     return {
         "model": str(path),

@@ -7,7 +7,7 @@ tag=${1:?usage: build-images.sh TAG} root=$(cd "$(dirname "$0")/../.." && pwd)
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 cd "$root"
-cp -r --parents .dockerignore LICENSE pyproject.toml clientapp.py serverapp.py conf fedskew locks docker "$context"
+cp -r --parents .dockerignore LICENSE pyproject.toml clientapp.py serverapp.py conf fedskew plugins locks docker "$context"
 arguments=()
 if ! docker pull --quiet python:3.11.14-slim-bookworm 2> /dev/null; then
   base=fedskew/python:3.11-bookworm

@@ -31,7 +31,7 @@ from fedskew.ops.credentials import make_credentials
 
 ROOT = Path(__file__).resolve().parents[2]
 NETNS = Path(__file__).with_name("netns.sh")
-APP = ("pyproject.toml", "LICENSE", "clientapp.py", "serverapp.py", "fedskew", "conf")
+APP = ("pyproject.toml", "LICENSE", "clientapp.py", "serverapp.py", "fedskew", "plugins", "conf")
 FEDSKEW = (sys.executable, "-c", "from fedskew.cli.main import app; app()")
 SETTINGS = (
     "model.name=swin_micro_patch4_window4_32 train.batch-size=16 train.local-epochs=1 train.threads=1 train.lr=1e-3 "
