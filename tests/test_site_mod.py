@@ -96,7 +96,7 @@ def test_a_task_that_fails_over_the_images_is_not_free_of_the_privacy_budget(ask
     outcomes = [entry["reason"].partition(":")[0] for entry in read_entries(tmp_path / "log")]
     failed = outcomes.count("TrainingError")
     assert outcomes == ["TrainingError"] * failed + ["PolicyRefusal"] * (4 - failed)
-    assert read_books(tmp_path / "log", beside(tmp_path / "log")).multipliers() == [1.0] * failed
+    assert read_books(tmp_path / "log", beside(tmp_path / "log")).multipliers() == [0.5] * failed
     assert read_books(tmp_path / "log", beside(tmp_path / "log")).answers(None, "train") == 0
 
 
