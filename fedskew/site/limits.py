@@ -27,7 +27,7 @@ FROM_TASK: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 FOR_PARTITIONS = ("clients", "test", "open", "partition", "alpha")  # of `data`, where sites share one data set
 SITE_KEYS = (  # of a node configuration: simulated nodes have none of them
-    "data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger", "signing-key",
+    "data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger",
 )  # fmt: skip
 
 
