@@ -141,6 +141,7 @@ def test_sites_that_share_a_data_set_take_its_division_and_no_path():
         ({"partition-id": 0, "num-partitions": 3, "data-dir": "/data"}, False),
         ({"partition-id": 0, "num-partitions": 3, "policy": "/p"}, False),
         ({"partition-id": 0, "num-partitions": 3, "audit-log": "/a"}, False),
+        ({"partition-id": 0, "num-partitions": 3, "ledger": "/l"}, False),
         ({"data-dir": "/data"}, False),
         ({}, False),
     ],

@@ -35,6 +35,8 @@ CLASSES, CLASS_COUNTS = "classes", "class-counts"  # in the report, if the site'
 SUPPRESSED, SUPPRESSED_CLASSES = "suppressed", "suppressed-classes"  # in the report: names of cells too small to tell
 AUDIT_ENTRIES, AUDIT_SHA256 = "audit-entries", "audit-sha256"  # in the report: where the site's audit log stands
 
+MAX_NAMES, MAX_NAME = 1000, 1000  # in a list of a task's work; characters of each
+
 PLAIN = Work(AVERAGE)
 
 
@@ -123,12 +125,16 @@ def _work(text: str) -> Work:
         raise MessageError(f"the task is of the method {work.method!r:.40}; this version knows {', '.join(METHODS)}")
     if unknown := set(work.extras) - set(EXTRAS):
         raise MessageError(f"the task asks for extras that this version does not know: {sorted(unknown)!r:.80}")
+    if len(set(work.extras)) != len(work.extras):
+        raise MessageError(f"the task asks for extras twice: {work.extras!r:.80}")
     return work
 
 
 def _names(values: object) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("names are a list of texts")
+    if len(values) > MAX_NAMES or any(len(value) > MAX_NAME for value in values):  # each is held against each tensor
+        raise ValueError("too many names, or too long ones")
     return tuple(values)
 
 

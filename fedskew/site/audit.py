@@ -163,7 +163,9 @@ def add_line(path: Path, entry: Entry) -> str:
     torn = not ended and _parsed(last) is None
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     content = {"time": time, **entry, **({TORN: True} if torn else {}), PREVIOUS: _line_hash(last) if last else START}
-    line = (b"" if ended else b"\n") + json.dumps(content, ensure_ascii=False).encode() + b"\n"
+    # half of a surrogate pair, which a server's JSON can hold and UTF-8 cannot, becomes JSON's own escape of it
+    text = json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")
+    line = (b"" if ended else b"\n") + text + b"\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(handle).st_size

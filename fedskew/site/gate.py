@@ -77,6 +77,7 @@ class Gate:
         self._policy = Policy(report_notes=True)  # until a file is read: only the log is wanted
         self._about: dict[str, Any] = {}
         self._task: Task  # once it is admitted
+        self._begun = False  # the task is worked on, and no answer is recorded yet
 
     def admit(self, task: Task) -> Task:
         """Check a task before any data is touched; returns it with those of its settings that a site takes.
@@ -115,6 +116,7 @@ class Gate:
         """Refuse a task for which there are too few images before hours go into it."""
         if self.active:
             self._check(examples=len(data.train if self._kind == "train" else data.validation))
+            self._begun = True
 
     def release(self, reply: Message, data: NodeData) -> Message:
         """The reply as it may leave: filtered, clipped, noised, and recorded.
@@ -141,6 +143,7 @@ class Gate:
             "sha256": arrays_sha256(content.array_records.get(ARRAYS, {})),
         }
         anchor = record_answer(self._log, self._ledger, self._entry(sent | protection), self._cost, self._check_again)
+        self._begun = False
         told = dict(content.config_records[REPORT])
         content[REPORT] = ConfigRecord(told | {AUDIT_ENTRIES: anchor.entries, AUDIT_SHA256: anchor.sha256})
         return reply
@@ -156,16 +159,30 @@ class Gate:
         outcome = REFUSED if known else FAILED
         try:
             reason = f"{type(error).__name__}: {error}"[:1000]
-            append_entry(self._log, self._entry({"outcome": outcome, "reason": reason}))
+            self._note(self._entry({"outcome": outcome, "reason": reason}), error)
         except AuditError as trouble:
             log.error("%s", trouble)  # nothing of the data leaves with a refusal: it is sent all the same
         if self._may_tell(error):
             return str(error)
         return f"{type(error).__name__}; the site's policy keeps the details in its own log"
 
+    def _note(self, entry: Mapping[str, Any], error: Exception) -> None:
+        """Write a refusal down; one that the images themselves may have caused costs what an answer costs.
+
+        A server could send weights whose loss overflows at images of some kind only, and ask as often as it likes.
+        """
+        if self._begun and self._multiplier and not isinstance(error, PolicyRefusal | AuditError):
+            record_answer(self._log, self._ledger, entry, self._cost, lambda _: None)
+        else:
+            append_entry(self._log, entry)
+
     def _may_tell(self, error: Exception) -> bool:
         """Errors of data, disk and policy name files and images; others speak of what the server sent."""
-        if not self._policy_file or isinstance(error, _ABOUT_THE_TASK):
+        if not self._policy_file:
+            return True
+        if isinstance(error, TrainingError) and not self._policy.report_metrics:
+            return False  # it tells a loss, and the epoch of it
+        if isinstance(error, _ABOUT_THE_TASK):
             return True
         return isinstance(error, DataError) and self._policy.report_notes
 

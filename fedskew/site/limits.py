@@ -26,7 +26,9 @@ FROM_TASK: Mapping[str, tuple[str, ...]] = {
     "run": ("seed", "eval_batch_size"),
 }  # fmt: skip
 FOR_PARTITIONS = ("clients", "test", "open", "partition", "alpha")  # of `data`, where sites share one data set
-SITE_KEYS = ("data-dir", "policy", "audit-log")  # of a node configuration: simulated nodes have none of them
+SITE_KEYS = (  # of a node configuration: simulated nodes have none of them
+    "data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fedskew.text import printable
 log = logging.getLogger("flwr.fedskew.client")
 
 REFUSED = 400  # application error code of a reply that says why a task was not done
+MOST_TOLD = 4000  # characters of a refusal: it may quote a task of any size
 
 Work = Callable[[Message, Context], Message]
 
@@ -67,5 +68,8 @@ def _introduce(message: Message, context: Context, work: Work) -> Message:
 
 def _refusal(message: Message, context: Context, error: Exception, told: str) -> Message:
     name = str(context.node_config.get("name", context.node_config.get("partition-id", context.node_id)))
-    log.error("node %s cannot do this task: %s", name, printable(str(error)))  # a server's words may stand in it
-    return Message(Error(REFUSED, f"node {name}: {told}"), reply_to=message)
+    log.error(
+        "node %s cannot do this task: %s", name, printable(str(error)[:MOST_TOLD])
+    )  # a server's words may stand in it
+    text = f"node {name}: {told}"[:MOST_TOLD].encode(errors="backslashreplace").decode()  # a message holds UTF-8 only
+    return Message(Error(REFUSED, text), reply_to=message)
