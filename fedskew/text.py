@@ -1,7 +1,9 @@
-"""Text that others wrote, made fit for a terminal, and YAML that others wrote, read without harm."""
+"""Text that others wrote: made fit for a terminal, likened to names that there are, and read as YAML without harm."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -25,6 +27,11 @@ def printable_lines(text: str) -> str:
 
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def nearest(name: str, valid: Iterable[str], cutoff: float = 0.4) -> str:
+    """The name that was probably meant; empty if none is as like it as the cutoff (0 to 1)."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)), "")
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -24,7 +24,7 @@ def exceptions() -> dict[str, type[BaseException]]:
 
 def test_every_exception_of_the_package_has_the_one_base():
     found = exceptions()
-    assert {"fedskew.config.schema.ConfigError", "fedskew.federation.checks.BadReply"} <= found.keys()
+    assert {"fedskew.config.option.ConfigError", "fedskew.federation.checks.BadReply"} <= found.keys()
     assert [name for name, kind in found.items() if not issubclass(kind, FedskewError)] == []
 
 

@@ -265,11 +265,11 @@ def test_the_bundle_hash_is_that_of_flwr_build_and_of_the_code_alone(tmp_path):
         bundle_hash(tmp_path / "nothing")
 
 
-def test_our_bundle_holds_code_and_presets_only():
+def test_our_bundle_holds_code_presets_and_plugins_only():
     """Otherwise a changed test or document would change the hash that sites pin."""
     names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app_directory()))).namelist()
     assert {"clientapp.py", "serverapp.py", "LICENSE", "conf/demo.yaml", "fedskew/site/guard.py"} <= set(names)
-    assert all(name.startswith(("fedskew/", "conf/", ".info/")) for name in names if "/" in name), names
+    assert all(name.startswith(("fedskew/", "conf/", "plugins/", ".info/")) for name in names if "/" in name), names
 
 
 def test_a_site_signs_with_the_key_that_its_supernode_authenticates_with(started):

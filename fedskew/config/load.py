@@ -5,18 +5,16 @@ load_config("ham10000-small", overrides="train.lr=1e-4 prune.max-stage=2")
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
 import shlex
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
+from fedskew.config.convert import convert, did_you_mean, is_named, is_word, plain
 from fedskew.config.registry import PRESETS, REGISTRIES, unknown_name
 from fedskew.config.schema import Config, ConfigError, Section
 from fedskew.config.suggest import section_suggestion, suggestion
@@ -24,7 +22,6 @@ from fedskew.text import read_yaml
 
 log = logging.getLogger("flwr.fedskew.config")
 
-TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 # What run folders and studies of earlier versions call it → what it is called now: taken, and said.
 RENAMED = {"prune.method": "criterion", "prune.guard": "rollback"}
 MOVED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
@@ -68,8 +65,8 @@ def preset_content(preset: str) -> tuple[Mapping[str, Any], str, str]:
         return PRESETS[preset], f"preset {preset}", preset
     if preset not in preset_names():
         raise ConfigError(
-            f"unknown preset {preset!r}{_nearest(preset, preset_names())}; presets: {', '.join(preset_names())}, or "
-            "the path of a YAML file"
+            f"unknown preset {preset!r}{did_you_mean(preset, preset_names())}; presets: {', '.join(preset_names())}, "
+            "or the path of a YAML file"
         )
     return _read_yaml(preset_directory() / f"{preset}.yaml"), f"conf/{preset}.yaml", preset
 
@@ -163,30 +160,10 @@ def to_mapping(config: Config) -> dict[str, Any]:
             items = {spec.name: getattr(value, spec.name) for spec in fields(value)}
             hints = get_type_hints(type(value))
             sections[section.name] = {
-                name.replace("_", "-"): _plain(item) for name, item in items.items()
-                if item or not _is_named(hints[name])  # as messages and files were before there were named entries
+                name.replace("_", "-"): plain(item) for name, item in items.items()
+                if item or not is_named(hints[name])  # as messages and files were before there were named entries
             }  # fmt: skip
     return sections
-
-
-def _plain(item: Any) -> Any:
-    if not isinstance(item, tuple):
-        return item
-    if not (item and is_dataclass(item[0])):
-        return list(item)
-    return {
-        entry.name: {
-            spec.name: _plain(value)
-            for spec in fields(entry)
-            if spec.name != "name" and (value := getattr(entry, spec.name)) != ()
-        }
-        for entry in item
-    }
-
-
-def _is_named(kind: Any) -> bool:
-    """Whether a field holds named entries: a tuple of dataclasses with a `name`, a mapping in YAML."""
-    return get_origin(kind) is tuple and is_dataclass(get_args(kind)[0])
 
 
 def to_yaml(config: Config) -> str:
@@ -237,12 +214,7 @@ def _parse_overrides(text: str) -> Mapping[str, Any]:
 
 def _is_text(section: str, key: str) -> bool:
     kind = _sections().get(section)
-    return kind is not None and _is_word(get_type_hints(kind).get(key.replace("-", "_")))
-
-
-def _is_word(kind: Any) -> bool:
-    """Whether a field holds a text, any or one of some."""
-    return kind is str or get_origin(kind) is Literal
+    return kind is not None and is_word(get_type_hints(kind).get(key.replace("-", "_")))
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -303,7 +275,7 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
         typed = {}
         for name, value in values.get(section, {}).items():
             key = f"{section}.{name.replace('_', '-')}"
-            typed[name] = _convert(value, hints[name], f"{origin[key]}: {key}")
+            typed[name] = convert(value, hints[name], f"{origin[key]}: {key}")
         try:
             built[section] = kind(**typed)
         except ConfigError as error:
@@ -319,53 +291,3 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     return config
-
-
-def _convert(value: Any, kind: Any, key: str) -> Any:
-    """A YAML value as the field's type; never a lossy conversion."""
-    if _is_named(kind):
-        return _named_entries(value, get_args(kind)[0], key)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{key} must be a list, found {value!r}")
-        return tuple(_convert(item, get_args(kind)[0], key) for item in value)
-    if isinstance(kind, types.UnionType):
-        raise TypeError(f"unions are not supported in the schema: {key}")
-    if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)  # YAML 1.1 reads 3e-4 (no dot) as a string
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if _is_word(kind):
-        kind = str  # which words there may be is checked with the bounds
-    if kind is str and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # prune.mlp-group=8
-    if kind in (int, bool, str) and type(value) is kind:
-        return value
-    if kind is str and isinstance(value, bool):
-        raise ConfigError(f"{key} must be {TYPES[kind]}, found {value!r}: YAML reads no, off, yes and on as false and "
-                          "true; put them in quotes, as \"no\"")  # fmt: skip
-    raise ConfigError(f"{key} must be {TYPES[kind]}, found {value!r}")
-
-
-def _named_entries(value: Any, kind: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must map names to settings, found {value!r}")
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name != "name"}
-    built = []
-    for name, settings in value.items():
-        if not isinstance(name, str) or not name or not isinstance(settings, Mapping | None):
-            raise ConfigError(f"{key}: {name!r} must be a name with settings, as name: {{{', '.join(hints)}}}")
-        for setting in settings or {}:
-            if setting not in hints:
-                raise ConfigError(f"{key}: unknown setting {setting!r} of {name!r}{_nearest(str(setting), hints)}")
-        typed = {one: _convert(item, hints[one], f"{key}: {name}.{one}") for one, item in (settings or {}).items()}
-        try:
-            built.append(kind(name=name, **typed))
-        except ConfigError as error:
-            raise ConfigError(f"{key.partition(': ')[0]}: {error}") from None
-    return tuple(built)
-
-
-def _nearest(name: str, valid: Any, prefix: str = "") -> str:
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
-    return f"; did you mean {prefix}{matches[0]}?" if matches else ""

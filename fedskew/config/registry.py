@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from fedskew.config.schema import ConfigError
-from fedskew.config.suggest import nearest
+from fedskew.text import nearest
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -80,5 +80,5 @@ REGISTRIES: Mapping[str, Registry[Any]] = {registry.key: registry for registry i
 def unknown_name(key: str, name: str, names: tuple[str, ...]) -> str:
     """What is said of a name that nothing stands for."""
     near = nearest(name, names, 0.5)
-    meant = f"did you mean {near[0]}? Else " if near else ""
+    meant = f"did you mean {near}? Else " if near else ""
     return f"{key} is {name!r}, expected one of {', '.join(dict.fromkeys(names))}; {meant}{REMEDY}"

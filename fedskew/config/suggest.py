@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+
+from fedskew.text import nearest
 
 OPTION_NODES = "the option --nodes"
 
@@ -58,21 +59,20 @@ def suggestion(name: str, section: str, keys: Mapping[str, Collection[str]]) -> 
         keys: names of the keys by section.
     """
     name = name.lower().replace("_", "-").replace(" ", "-")
-    own = [f"{section}.{near}" for near in nearest(name, keys.get(section, ()), 0.8)]
+    own = _in(section, nearest(name, keys.get(section, ()), 0.8))
     known = [SYNONYMS[name]] if name in SYNONYMS else []
     elsewhere = [f"{other}.{name}" for other, names in keys.items() if name in names]
-    similar = [f"{section}.{near}" for near in nearest(name, keys.get(section, ()), 0.4)]
-    anywhere = nearest(name, [key for names in keys.values() for key in names], 0.6) if not section else []
-    similar += [f"{other}.{near}" for near in anywhere for other, names in keys.items() if near in names]
+    similar = _in(section, nearest(name, keys.get(section, ()), 0.4))
+    anywhere = "" if section else nearest(name, [key for names in keys.values() for key in names], 0.6)
+    similar += [f"{other}.{anywhere}" for other, names in keys.items() if anywhere in names]
     meant = next(iter([*own, *known, *elsewhere, *similar]), "")
     return f"; did you mean {meant}?" if meant else ""
 
 
 def section_suggestion(section: str, content: object, keys: Mapping[str, Collection[str]]) -> str:
     """The same for an unknown section: a key that was given without its section, or a section misspelt."""
-    near = nearest(section, keys, 0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(section, keys, 0.6):
+        return f"; did you mean {near}?"
     inside = [str(key) for key in content] if isinstance(content, Mapping) else []
     for name in (*inside, section):
         if found := suggestion(name, "", keys):
@@ -80,6 +80,5 @@ def section_suggestion(section: str, content: object, keys: Mapping[str, Collect
     return f"; sections: {', '.join(keys)}"
 
 
-def nearest(name: str, valid: Iterable[str], cutoff: float) -> list[str]:
-    """The one name that is most like another, if any is as like it as the cutoff (0 to 1)."""
-    return difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)
+def _in(section: str, key: str) -> list[str]:
+    return [f"{section}.{key}"] if key else []

@@ -18,7 +18,6 @@ metadata:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import yaml
 
 from fedskew.data.samples import METADATA_FIELDS, DataError
-from fedskew.text import read_yaml
+from fedskew.text import nearest, read_yaml
 
 LOOKED_FOR = "a hospital's own table: manifest.yaml"
 MANIFEST_NAME = "manifest.yaml"
@@ -170,6 +169,6 @@ def _metadata(name: str, value: Any) -> dict[str, MetadataSource]:
 def _known_keys(where: str, content: Mapping[Any, Any], valid: list[str], prefix: str = "") -> None:
     for key in content:
         if key not in valid:
-            near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
+            near = nearest(str(key), valid, 0.5)
+            hint = f"did you mean '{prefix}{near}'?" if near else f"valid keys: {', '.join(valid)}"
             raise DataError(f"{where}: unknown key '{prefix}{key}'; {hint}")

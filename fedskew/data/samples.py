@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import difflib
 import itertools
 import math
 from collections import Counter
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedskew.errors import FedskewError
+from fedskew.text import nearest
 
 Vocabularies = Mapping[str, Sequence[str]]
 _SHOWN = 5  # strange labels in a message
@@ -181,8 +181,8 @@ def nearest_name(value: str, valid: Sequence[str]) -> str:
     """The name that was probably meant, whatever its case; empty if none is like it. Short forms count: `f`, `mela`."""
     names = {name.lower(): name for name in valid}
     starts = [name for name in names if name.startswith(value.lower()) or value.lower().startswith(name)]
-    near = starts if len(starts) == 1 else difflib.get_close_matches(value.lower(), list(names), n=1, cutoff=0.5)
-    return names[near[0]] if near else ""
+    near = starts[0] if len(starts) == 1 else nearest(value.lower(), names, 0.5)
+    return names[near] if near else ""
 
 
 class _Encoder:

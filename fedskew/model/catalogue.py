@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 import timm
@@ -13,6 +12,7 @@ from fedskew.model.architecture import Architecture, everything
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.families.known import KNOWN
 from fedskew.model.groups import Spec
+from fedskew.text import nearest
 
 
 def model_names() -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _unknown(name: str) -> str:
     plain, _, tag = name.partition(".")
     if tag and plain in model_names():
         return f"names weights too: set model.name={plain} and model.pretrained={name}"
-    near = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.3)
+    near = nearest(name, model_names(), 0.3)
     family = re.match(r"swinv2|[a-z]*", re.sub(r"swin[-_]v2", "swinv2", plain.lower()))
     if family and family[0] not in ("", "swin", "vit", "deit") and timm.list_models(f"{family[0]}*"):
         titles = ", ".join(known.title for known in KNOWN.values())
@@ -95,4 +95,4 @@ def _unknown(name: str) -> str:
             f"swin_tiny_patch4_window7_224, or {small}, which suit a CPU"
         )
     titles = " or ".join(known.title for known in KNOWN.values())
-    return f"is no name of a {titles}{f'; did you mean {near[0]}?' if near else ''}"
+    return f"is no name of a {titles}{f'; did you mean {near}?' if near else ''}"

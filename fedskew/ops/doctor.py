@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from fedskew.ops.findings import FAIL, Check, Finding, fail, run_checks, warn
 from fedskew.paths import cache_directory, home, runs_directory
 from fedskew.site.audit import audit_path
 from fedskew.site.ledger import ledger_path
+from fedskew.text import nearest
 
 NODE_PATHS = ("data-dir", "manifest", "cache-dir", "policy", "audit-log", "ledger", "signing-key")
 NODE_KEYS = (*NODE_PATHS, "name", "partition-id", "num-partitions")
@@ -106,8 +106,8 @@ def check_node_config(node_config: Mapping[str, Any]) -> list[Finding]:
     found = []
     for key, value in node_config.items():
         if key not in NODE_KEYS:
-            near = difflib.get_close_matches(key.replace("_", "-"), NODE_KEYS, n=1, cutoff=0.4)
-            remedy = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(NODE_KEYS)}"
+            near = nearest(key.replace("_", "-"), NODE_KEYS)
+            remedy = f"did you mean {near!r}?" if near else f"keys are {', '.join(NODE_KEYS)}"
             found.append(warn("node config", f"nothing reads {key!r}", remedy))
         elif key in NODE_PATHS and not Path(str(value)).is_absolute():
             found.append(

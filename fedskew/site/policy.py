@@ -20,7 +20,6 @@ report-notes: false          # names of unreadable images (default false: only h
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ import yaml
 from fedskew.errors import FedskewError
 from fedskew.site.accounting import NO_PRIVACY
 from fedskew.site.limits import LIMIT_KEYS, Limits
-from fedskew.text import read_yaml
+from fedskew.text import nearest, read_yaml
 
 KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "limits", "clipping-norm",
         "noise", "privacy-budget", "min-count",
@@ -192,8 +191,8 @@ def _mapping(content: Any, keys: tuple[str, ...], where: str) -> Mapping[str, An
         raise PolicyError(f"{where} must hold keys and values such as 'min-examples: 100', found {content!r:.80}")
     for key in content:
         if key not in keys:
-            near = difflib.get_close_matches(str(key).replace("_", "-"), keys, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(keys)}"
+            near = nearest(str(key).replace("_", "-"), keys)
+            hint = f"did you mean {near!r}?" if near else f"valid keys: {', '.join(keys)}"
             raise PolicyError(f"{where}: unknown key {key!r}; {hint}")
         if content[key] is None:
             raise PolicyError(f"{where}: {key} has no value; give it one or delete the line")

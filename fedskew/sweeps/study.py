@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from fedskew.errors import FedskewError
 from fedskew.model.catalogue import dense_architecture
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.start_checks import check_combination
-from fedskew.text import read_yaml
+from fedskew.text import nearest, read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ORDERS = ("seed", "cell")
@@ -234,8 +233,8 @@ def _rank(cell: _Cell, order: str, cell_index: int, seed_index: int) -> tuple[in
 def _unknown_keys(content: Mapping[Any, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            problems.append(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = nearest(str(key), known)
+            problems.append(f"{where}: unknown key {key!r}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _value(
