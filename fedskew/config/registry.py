@@ -8,7 +8,7 @@ that a configuration can be held against them without importing what the names s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from fedskew.config.schema import ConfigError
@@ -51,6 +51,15 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._entries or name in self._reserved:
             raise ConfigError(f"{self.key} {name} is there already; choose another name")
         self._entries[name] = value
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that gives a name its meaning and leaves that as it is; raises as `add`."""
+
+        def registered(value: T) -> T:
+            self.add(name, value)
+            return value
+
+        return registered
 
     def find(self, name: str) -> T:
         """What a name stands for.

@@ -13,20 +13,7 @@ MethodFactory = Callable[[Config], Method]
 METHODS: registry.Registry[MethodFactory] = registry.METHODS  # see `config.registry` for whose state this is
 METHODS.add(AVERAGE, Average)
 METHODS.add(SKEWNESS, SkewnessPruning)
-
-
-def register_method(name: str) -> Callable[[MethodFactory], MethodFactory]:
-    """Decorator: `federation.method=NAME` is this class, or function, which a configuration is given to.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
-
-    def register(factory: MethodFactory) -> MethodFactory:
-        METHODS.add(name, factory)
-        return factory
-
-    return register
+register_method = METHODS.register  # decorator: `federation.method=NAME` is this class, or function of a configuration
 
 
 def make_method(config: Config) -> Method:

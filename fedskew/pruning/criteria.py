@@ -63,20 +63,7 @@ class CriterionSettings:
 
 CriterionFactory = Callable[[CriterionSettings], Criterion]
 CRITERIA: registry.Registry[CriterionFactory] = registry.CRITERIA  # see `config.registry` for whose state this is
-
-
-def register_criterion(name: str) -> Callable[[CriterionFactory], CriterionFactory]:
-    """Decorator: `prune.criterion=NAME` is the criterion that this function makes of its settings.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
-
-    def register(factory: CriterionFactory) -> CriterionFactory:
-        CRITERIA.add(name, factory)
-        return factory
-
-    return register
+register_criterion = CRITERIA.register  # decorator: `prune.criterion=NAME` is what this makes of its settings
 
 
 @dataclass(frozen=True)
