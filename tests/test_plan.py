@@ -28,6 +28,14 @@ def test_the_plan_of_a_dense_run_is_one_clear_line(dense_run, finished_run):
     assert (done.exit_code, "prune.rule=match" in done.stderr) == (2, True)
 
 
+def test_a_group_size_that_does_not_fit_is_one_clear_line(finished_run):
+    """It was a traceback."""
+    done = plan(finished_run, "--set", "prune.mlp-group=5")
+    assert (done.exit_code, done.stdout) == (2, "")
+    words = "prune.mlp-group 5 does not divide the hidden width 96 of stage 0; expected ratio, width or a number that"
+    assert done.stderr == f"fedskew: {words} divides it\n"
+
+
 def test_a_plan_says_that_it_is_not_bound_by_the_schedule(finished_run):
     done = plan(finished_run)
     said = " ".join(done.stdout.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fedskew.config.schema import ConfigError
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import PrunableGroup, SublayerKey
 
@@ -30,14 +31,15 @@ def bundle_size(setting: str, group: PrunableGroup) -> int:
     or a number.
 
     Raises:
-        ValueError: the number does not divide the sublayer's dense hidden width.
+        ConfigError: the number does not divide the sublayer's dense hidden width.
     """
     if group.numbered:
         return 1
     size = {"ratio": max(1, group.units // group.width), "width": group.width}.get(setting) or int(setting)
     if group.units % size:
-        raise ValueError(
-            f"prune.mlp-group {setting} does not divide the hidden width {group.units} of stage {group.key.stage}"
+        raise ConfigError(
+            f"prune.mlp-group {setting} does not divide the hidden width {group.units} of stage {group.key.stage}; "
+            "expected ratio, width or a number that divides it"
         )
     return size
 
@@ -46,7 +48,7 @@ def bundles(arch: Architecture, setting: str, keys: Iterable[SublayerKey] | None
     """The units of sublayers (None: of all) that have any left, in the order of the forward pass.
 
     Raises:
-        ValueError: the channels that are left are no whole units (another reading pruned them).
+        ConfigError: the channels that are left are no whole units (another reading pruned them).
     """
     wanted = None if keys is None else set(keys)
     found = {}
@@ -54,7 +56,7 @@ def bundles(arch: Architecture, setting: str, keys: Iterable[SublayerKey] | None
         if arch.units[key] and (wanted is None or key in wanted):
             size = bundle_size(setting, group)
             if arch.units[key] % size:
-                raise ValueError(
+                raise ConfigError(
                     f"stage {key.stage}, block {key.block} has {arch.units[key]} hidden channels left, no multiple of "
                     f"the group size {size}: this model was pruned with another prune.mlp-group or prune.align"
                 )
@@ -63,7 +65,7 @@ def bundles(arch: Architecture, setting: str, keys: Iterable[SublayerKey] | None
 
 
 def check_bundles(arch: Architecture, setting: str) -> None:
-    """Raise `ValueError` where a setting of `prune.mlp-group` does not fit an architecture's dense widths."""
+    """Raise `ConfigError` where a setting of `prune.mlp-group` does not fit an architecture's dense widths."""
     for group in arch.groups.values():
         bundle_size(setting, group)
 

@@ -133,10 +133,7 @@ def check_settings(config: Config) -> Architecture:
         open_store(place)  # says it, with what is near; before any weights are fetched
     arch = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.criterion != "none":
-        try:
-            check_bundles(arch, config.prune.mlp_group)
-        except ValueError as error:
-            raise ConfigError(f"{error}; expected ratio, width or a number that divides it") from None
+        check_bundles(arch, config.prune.mlp_group)
         if config.prune.freeze and arch.stages == 1:
             raise ConfigError(
                 f"prune.freeze stops training stage by stage, and {config.model.name} is one stage: nothing but the "
