@@ -11,16 +11,16 @@ import sys
 from types import ModuleType
 from typing import Any
 
-CLIENT = "fedskew.federation.client"
+SEALING = "fedskew.site.mod"
 EXAMPLES = 2**28
 
 
 class Corruption(importlib.abc.MetaPathFinder):
-    """Changes the client's module when it is imported."""
+    """Changes the module that signs answers when it is imported."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         """See `MetaPathFinder`."""
-        if fullname != CLIENT:
+        if fullname != SEALING:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -34,13 +34,13 @@ class Corruption(importlib.abc.MetaPathFinder):
         return spec
 
 
-def corrupt(client: ModuleType) -> None:
+def corrupt(sealing: ModuleType) -> None:
     """Lie, then sign: a registered site may send in its own name whatever it likes."""
     import numpy as np  # noqa: PLC0415
     from flwr.app import Array, ArrayRecord, MetricRecord  # noqa: PLC0415
 
     reversed_in = set(os.environ["FEDSKEW_TEST_REVERSED"].split())
-    seal = client.seal
+    seal = sealing.seal
 
     def lying(reply: Any, task: Any, round_number: int, sign: Any) -> Any:
         if not reply.has_error() and task.metadata.message_type == "train":
@@ -54,7 +54,7 @@ def corrupt(client: ModuleType) -> None:
             reply.content["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(lie))})
         return seal(reply, task, round_number, sign)
 
-    client.seal = lying
+    sealing.seal = lying
 
 
 sys.meta_path.insert(0, Corruption())
