@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("venv", type=Path)
     parser.add_argument("--torch", default="auto", help="auto, cpu, cuda, or what pip is to install")
     parser.add_argument("--torch-index", default=CPU_INDEX)
-    parser.add_argument("--extras", default="dev,plots")
+    parser.add_argument("--extras", default="dev")
     parser.add_argument("--locked", action="store_true", help="what locks/ pins and no more: no simulations, no tests")
     given = parser.parse_args()
     if sys.version_info < OLDEST:

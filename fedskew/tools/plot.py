@@ -1,4 +1,4 @@
-"""A picture of runs: how good and how large the global model is after each round. Needs matplotlib (extra `plots`)."""
+"""A picture of runs: how good and how large the global model is after each round."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
     """Draw runs side by side into an image file (its suffix names the format).
 
     Raises:
-        RunFolderError: a folder holds no run, matplotlib is not installed, or the file cannot be written.
+        RunFolderError: a folder holds no run, or the file cannot be written.
     """
-    try:
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise RunFolderError("drawing needs matplotlib: pip install 'fedskew[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureCanvasBase
+
     formats = FigureCanvasBase.get_supported_filetypes()
     if target.suffix[1:].lower() not in formats:
         raise RunFolderError(f"--out {target}: no image format is called {target.suffix or 'nothing'!r}; use one of "
