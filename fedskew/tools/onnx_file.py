@@ -1,4 +1,4 @@
-"""What an exported ONNX file says of itself: names of its inputs and metadata, and a seal. Knows neither torch nor onnx.
+"""What an exported ONNX file says of itself: names of its inputs and metadata, a seal. Knows neither torch nor onnx.
 
 Inputs: `images` float32 [batch, 3, S, S], prepared as `fedskew-about` says, and, if the model has vocabularies,
 `metadata` int64 [batch, V], indices into them, 0 for unknown. Output: `logits` float32 [batch, classes].
