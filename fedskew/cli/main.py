@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
+from fedskew.cli.audit import audit_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
@@ -92,6 +93,7 @@ COMMANDS = (
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
+    (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),
