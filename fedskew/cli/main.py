@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
-from fedskew.cli.audit import audit_split
+from fedskew.cli.audit import audit_split, make_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
@@ -94,6 +94,7 @@ COMMANDS = (
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
     (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
+    (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

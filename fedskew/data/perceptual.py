@@ -16,7 +16,7 @@ from scipy.fft import dctn
 EDGE = 32  # pixels a side of the grey picture that is transformed
 SIDE = 16  # frequencies a side that are kept
 BITS = SIDE * SIDE  # of a hash; the first stands for the mean brightness and is always 0
-THRESHOLD = 30  # differing bits up to which two pictures count as the same
+THRESHOLD = 28  # differing bits up to which two pictures count as the same
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
