@@ -127,6 +127,8 @@ def _table_draft(found: _Found) -> str:
     keys = columns_by_name(column for column in table.columns if column != found.image)
     if "age" in keys and not _is_age(table, keys["age"]):
         del keys["age"]
+    if "localization" not in keys and "site" in keys and _are_body_parts(table, keys["site"]):
+        keys["localization"] = keys.pop("site")  # dermatology calls both the hospital and the body part a site
     lines = [
         f"file: {_quoted(table.name)}  # {len(table.rows)} rows",
         f"image: {_quoted(found.image)}  # names a file in {found.images} of the first {tried} rows",
@@ -140,6 +142,14 @@ def _table_draft(found: _Found) -> str:
     text = _HEAD + "\n".join(lines) + "\n"
     text += _maps(table, keys)
     return text + _further(table, [c for c in table.columns if c != found.image and c not in keys.values()])
+
+
+def _are_body_parts(table: Table, column: str) -> bool:
+    """Whether most values of a column are parts of a body."""
+    counts = _counts(table.rows, column)
+    parts = sum(count for value, count in counts.items()
+                if value.lower() in VOCABULARIES["localization"] or meaning(value, PLACES))  # fmt: skip
+    return 2 * parts > counts.total()
 
 
 def _maps(table: Table, keys: Mapping[str, str]) -> str:
