@@ -46,9 +46,9 @@ from fedskew.runs.starts import (
     check_plugins,
     check_split,
     first_start,
-    read_changes,
     recorded_nodes,
     samples_hash,
+    summary_of_starts,
 )
 
 log = logging.getLogger("flwr.fedskew.server")
@@ -291,8 +291,7 @@ class FederatedRun:
             log.warning("no round could be judged by %s: best/ is the model of the last round, %d",
                         in_words(judge(self.config, None)), records[-1]["round"])  # fmt: skip
             self.folder.publish_last_as_best()
-        changes = [change.as_json() for change in read_changes(self.folder.path)]
-        summary = summary_of(records, self.config, self.progress) | {"changes": changes}
+        summary = summary_of(records, self.config, self.progress) | summary_of_starts(self.folder.path)
         self.folder.write_json(SUMMARY, summary)
         (self.folder.path / PROGRESS_FILE).unlink(missing_ok=True)
         for line in summary_text(summary, self.folder.path).splitlines():

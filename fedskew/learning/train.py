@@ -28,6 +28,7 @@ from fedskew.learning.optimiser import (
     parameter_groups,
     set_moments,
 )
+from fedskew.learning.precision import BFLOAT16, choose_precision
 from fedskew.metrics import classification_metrics
 from fedskew.model.fusion import MultimodalModel
 
@@ -76,8 +77,8 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 autocast where the configuration asks for it (`auto`: on CUDA)."""
-    enabled = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    """bfloat16 autocast where the configuration means it on this device, see `choose_precision`."""
+    enabled = choose_precision(config.precision, device) == BFLOAT16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -13,6 +13,8 @@ from fedskew.config.schema import Config
 from fedskew.data.splits import Split
 from fedskew.learning.datasets import DataSet
 from fedskew.learning.judging import best_record, evaluated, in_words, judge
+from fedskew.learning.precision import precision_in_words
+from fedskew.learning.train import pick_device
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
 from fedskew.runs.record import IN
 from fedskew.runs.round_table import NARROW, duration, figure
@@ -54,6 +56,7 @@ def head_lines(
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
+        f"computes in {precision_in_words(config.train.precision, pick_device(config.train.device))}",
         *part_lines(config, sites, unused),
     ]
     lines += [f"data: {note}" for note in data.notes[:NOTES]]

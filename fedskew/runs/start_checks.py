@@ -17,6 +17,7 @@ from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import open_store
 from fedskew.data.augment import RandAugment
 from fedskew.data.samples import DataError
+from fedskew.learning.precision import slow_precision
 from fedskew.learning.train import pick_device
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
@@ -140,7 +141,8 @@ def check_settings(config: Config) -> Architecture:
                 "classifier would go on learning; switch prune.freeze off"
             )
     _check_policy(config.train.rand_augment)
-    pick_device(config.train.device)
+    if slow := slow_precision(config.train.precision, pick_device(config.train.device)):
+        log.warning("%s", slow)
     _warn_of_threads(config)
     return arch
 
