@@ -151,10 +151,8 @@ def _check_policy(policy: str) -> None:
     try:
         if policy:
             RandAugment(policy)
-    except DataError:
-        raise ConfigError(
-            f"train.rand-augment is {policy!r}, which timm cannot read; expected such as rand-m5-n2-mstd0.5, or nothing"
-        ) from None
+    except DataError as error:
+        raise ConfigError(f"train.rand-augment: {error}") from None
 
 
 def _warn_of_threads(config: Config) -> None:
