@@ -5,13 +5,14 @@
     python scripts/mutants.py pruning --results    what is known so far (with --sample: of that sample)
     python scripts/mutants.py pruning --show NAME  one of them as a difference
 
-By mutmut, in a copy of the tracked files below build/mutants. A room takes hours on one core: for each mutant the tests
+By mutmut, in a copy of the last commit below build/mutants. A room takes hours on one core: for each mutant the tests
 that reach it run until one fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import random
@@ -19,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,15 +90,15 @@ def main() -> int:
 
 
 def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of the tracked files of this commit, unless it is there already; a copy of another commit is replaced."""
+    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        for name in git("ls-files").splitlines():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, place / name)
+        packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+            files.extractall(place, filter="data")
         mark.write_text(commit)
     lists = {
         "source_paths": ("fedskew",),
