@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from fedskew.data import class_folders, ham10000, isic
-from fedskew.data.archives import Store, open_store
+from fedskew.data.archives import open_store
 from fedskew.data.finder import ImageFinder, is_image, other_formats_note
 from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning, names_cases
 from fedskew.data.samples import VOCABULARIES, DataError, as_number
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, Table, header, read_table
 
 _SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
