@@ -51,6 +51,8 @@ def head_lines(
 ) -> list[str]:
     """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
+    if config.data.partition == "pooled":
+        clients = f"{len(split.clients) + len(split.open) - held_back} to train on in one place"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.criterion}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
