@@ -71,7 +71,7 @@ def test_the_suggested_configuration_keeps_sex_age_and_localization(tmp_path):
     text = draft_manifest(clinic(tmp_path))
     (block,) = re.findall(r"^# model:\n(?:#   .*\n)+", text, flags=re.MULTILINE)
     settings = from_mapping(yaml.safe_load(re.sub(r"^# ", "", block, flags=re.MULTILINE)), "draft").model
-    assert [column.name for column in settings.metadata] == ["age", "sex", "localization", "durchmesser", "typ"]
+    assert [column.name for column in settings.metadata] == ["sex", "age", "localization", "durchmesser", "typ"]
     assert "(--config FILE)" in text, "where the run takes it from"
 
 
