@@ -39,7 +39,7 @@ from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.round_table import round_heading, round_line
-from fedskew.runs.start_checks import check_place, check_settings, idle_settings
+from fedskew.runs.start_checks import check_place, check_settings, doubtful_settings
 from fedskew.runs.starts import (
     STARTS,
     add_start,
@@ -128,14 +128,13 @@ class FederatedRun:
             raise
 
     def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
-        nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
+        self.server.folder = self.folder.path
         log.info("run folder: %s", self.folder.path)
-        sites, unused = manifest.get("sites", ()), manifest["unused_validation"]
-        for line in head_lines(self.config, self.data, self.split, nodes, held_back, sites=sites, unused=unused):
+        for line in head_lines(self.config, self.data, self.split, manifest, self.server.scoring_note):
             log.info(line)
         for line in manifest["warnings"]:
             log.warning("data: %s", line)
-        for line in idle_settings(self.config):
+        for line in doubtful_settings(self.config):
             log.warning("%s", line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)

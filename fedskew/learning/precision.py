@@ -13,8 +13,8 @@ def has_bfloat16(device: torch.device) -> bool:
     Elsewhere torch computes the same numbers without such instructions, many times slower than in float32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_precision(setting: str, device: torch.device) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +116,7 @@ def train(
     seed: int,
     counts: np.ndarray | None = None,
     moments: Moments | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train in place for `config.local_epochs` passes with AdamW.
 
@@ -125,6 +126,7 @@ def train(
     Args:
         counts: images of each class [classes], for class weights and logit adjustment; None for neither.
         moments: where the optimiser goes on; None starts it afresh.
+        told: is called after each pass with the number of those that are done.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -146,6 +148,8 @@ def train(
         means.append(float(losses) / max(1, len(batches)))
         if not math.isfinite(means[-1]):
             raise TrainingError(f"the training loss is {means[-1]} in local epoch {epoch + 1}; lower train.lr")
+        if told:
+            told(epoch + 1)
     return TrainResult(means[-1], means[0], steps, time.perf_counter() - start, get_moments(step.optimiser, model))
 
 

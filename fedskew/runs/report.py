@@ -40,16 +40,15 @@ def quiet_flower() -> Iterator[None]:
 
 
 def head_lines(
-    config: Config,
-    data: DataSet,
-    split: Split,
-    nodes: int,
-    held_back: int,
-    *,
-    sites: Sequence[Sequence[str]] = (),
-    unused: int = 0,
+    config: Config, data: DataSet, split: Split, manifest: Mapping[str, Any], scoring: str = ""
 ) -> list[str]:
-    """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
+    """What a run is of, on what data, and what its rounds are judged by.
+
+    Args:
+        manifest: see `learning.manifest.run_manifest`.
+        scoring: see `ServerData.scoring_note`.
+    """
+    nodes, held_back = manifest["nodes"], len(manifest["held_back"])
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
     if config.data.partition == "pooled":
         clients = f"{len(split.clients) + len(split.open) - held_back} to train on in one place"
@@ -59,7 +58,8 @@ def head_lines(
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
         f"computes in {precision_in_words(config.train.precision, pick_device(config.train.device))}",
-        *part_lines(config, sites, unused),
+        *([scoring] if scoring else []),
+        *part_lines(config, manifest.get("sites", ()), manifest["unused_validation"]),
     ]
     lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]

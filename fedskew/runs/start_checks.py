@@ -6,7 +6,6 @@ when a run is to start, not when its configuration is read: run folders of earli
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from pathlib import Path
 
 from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
-from fedskew.data.archives import open_store
+from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.augment import RandAugment
-from fedskew.data.samples import DataError
+from fedskew.data.manifest import load_manifest
+from fedskew.data.samples import DataError, encode_labels
+from fedskew.data.sources import open_source
 from fedskew.learning.precision import slow_precision
 from fedskew.learning.train import pick_device
 from fedskew.model import cost
@@ -27,8 +28,6 @@ from fedskew.pruning.schedule import steps_until
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import planned_folder
-
-log = logging.getLogger("flwr.fedskew.server")
 
 NEVER_NEGATIVE = ("l1-norm", "random")  # criteria whose scores are never <= 0
 
@@ -145,10 +144,23 @@ def check_settings(config: Config) -> Architecture:
                 "classifier would go on learning; switch prune.freeze off"
             )
     _check_policy(config.train.rand_augment)
-    if slow := slow_precision(config.train.precision, pick_device(config.train.device)):
-        log.warning("%s", slow)
-    _warn_of_threads(config)
+    pick_device(config.train.device)
     return arch
+
+
+def check_tables(config: Config) -> None:
+    """Refuse a data set whose tables or labels the server would refuse; no image is opened.
+
+    Archives are left to the server: to list a compressed one it has to be read to its end.
+
+    Raises:
+        DataError: see `open_source` and `encode_labels`.
+    """
+    place = Path(config.data.dir).expanduser().absolute()
+    if config.data.source != "folder" or not place.is_dir() or any(map(is_archive_name, os.listdir(place))):
+        return
+    manifest = load_manifest(config.data.manifest) if config.data.manifest else None
+    encode_labels(open_source(place, manifest=manifest).samples, config.model.classes)
 
 
 def _check_policy(policy: str) -> None:
@@ -159,7 +171,15 @@ def _check_policy(policy: str) -> None:
         raise ConfigError(f"train.rand-augment: {error}") from None
 
 
-def _warn_of_threads(config: Config) -> None:
+def doubtful_settings(config: Config) -> Iterator[str]:
+    """One line for each setting that a run goes on with, and that may not do what was meant: for its head."""
+    yield from idle_settings(config)
+    if slow := slow_precision(config.train.precision, pick_device(config.train.device)):
+        yield slow
+    yield from _threads(config)
+
+
+def _threads(config: Config) -> Iterator[str]:
     """More threads than CPUs are slow, but a run may have to be repeated with them: results depend on their number."""
     cpus = os.cpu_count() or 1
     here = {"run.threads": config.run.threads}
@@ -167,7 +187,7 @@ def _warn_of_threads(config: Config) -> None:
         here["train.threads"] = config.train.threads
     for key, threads in here.items():
         if threads > cpus:
-            log.warning("%s is %d, and this machine has %d CPUs: that is slower than %d", key, threads, cpus, cpus)
+            yield f"{key} is {threads}, and this machine has {cpus} CPUs: that is slower than {cpus}"
 
 
 def check_place(config: Config, arch: Architecture) -> None:
