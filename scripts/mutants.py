@@ -63,6 +63,14 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
+# `mutmut run` without its second run of all tests: the first, which learns what each test reaches, must have passed too
+RUN = """
+from mutmut.__main__ import cli
+from mutmut.workers.isolation import ForkRunner
+ForkRunner.run_clean_tests = lambda *_, **__: 0
+cli()
+"""
+PATIENCE = 5  # times as long as its tests take without it, and a second, a mutant may run: else it is noticed as a loop
 NOTICED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -82,10 +90,11 @@ def main() -> int:
         return mutmut(place, "show", given.show).returncode
     if not given.results:
         prepare(place, *ROOMS[given.room])
-    drawn = sample(fates(place), given.sample, given.seed)
-    left = sorted(name for name in drawn if fates(place)[name] == "not checked")[: given.at_most]
+    known = fates(place)
+    drawn = sample(known, given.sample, given.seed)
+    left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
     if left and not given.results:
-        mutmut(place, "run", "--max-children", str(given.jobs), *left)
+        python(place, RUN, "run", "--max-children", str(given.jobs), *left)
     return report({name: fate for name, fate in fates(place).items() if name in drawn})
 
 
@@ -108,8 +117,9 @@ def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> N
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in tests],
     }
     text = "\n".join(f"{key}=\n" + "\n".join(f"    {value}" for value in values) for key, values in lists.items())
-    (place / "setup.cfg").write_text(f"[mutmut]\n{text}\n", encoding="utf-8")
-    subprocess.run([sys.executable, "-c", MAKE], cwd=place, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    limits = f"timeout_multiplier={PATIENCE}"
+    (place / "setup.cfg").write_text(f"[mutmut]\n{limits}\n{text}\n", encoding="utf-8")
+    python(place, MAKE, quiet=True)
 
 
 def fates(place: Path) -> dict[str, str]:
@@ -118,10 +128,10 @@ def fates(place: Path) -> dict[str, str]:
     return {found["name"]: found["fate"] for line in shown.splitlines() if (found := LINE.match(line))}
 
 
-def sample(names: Iterable[str], size: int | None, seed: int) -> set[str]:
-    """`size` of the names, each as likely as any other; all of them without a size."""
+def sample(names: Iterable[str], size: int | None, seed: int) -> list[str]:
+    """`size` of the names, each as likely as any other, in an order by chance; all of them without a size."""
     every = sorted(names)
-    return set(every if size is None else random.Random(seed).sample(every, min(size, len(every))))
+    return random.Random(seed).sample(every, len(every) if size is None else min(size, len(every)))
 
 
 def report(known: dict[str, str]) -> int:
@@ -147,6 +157,12 @@ def wilson(hits: int, tries: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * tries)) / (1 + z**2 / tries)
     half = z * math.sqrt(share * (1 - share) / tries + z**2 / (4 * tries**2)) / (1 + z**2 / tries)
     return centre - half, centre + half
+
+
+def python(place: Path, code: str, *words: str, quiet: bool = False) -> None:
+    """Run code of mutmut's in the copy."""
+    out = subprocess.DEVNULL if quiet else None
+    subprocess.run([sys.executable, "-c", code, *words], cwd=place, env=environment(), stdout=out, check=False)
 
 
 def mutmut(place: Path, *words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
