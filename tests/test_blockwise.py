@@ -11,11 +11,11 @@ from fedskew.model import cost
 from fedskew.model.fusion import build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.criteria import READINGS
-from fedskew.pruning.decide import decide
+from fedskew.pruning.decide import decide, limits_of
 from fedskew.pruning.score import score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import limits_of, propose, prune_step, table_of
-from fedskew.pruning.units import bundles
+from fedskew.pruning.step import propose, prune_step
+from fedskew.pruning.units import bundles, table_of
 
 STAGES = (0, 1, 2, 3)
 
