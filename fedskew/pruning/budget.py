@@ -39,7 +39,7 @@ def quotas(arch: Architecture, config: PruneConfig, stages: tuple[int, ...], lef
         left: of every stage that is pruned in this step or a later one.
     """
     table = table_of(arch, config, tuple(left))
-    final = widths(arch, table, limits_of(config), (config.min_parameters, config.min_macs))
+    final = widths(arch, table, limits_of(config), left, (config.min_parameters, config.min_macs))
     return {
         key: units.count - _next(units.count, final[key], left[key.stage])
         for key, units in table.items()
@@ -52,20 +52,21 @@ def _next(now: int, last: int, steps: int) -> int:
     return last if steps == 1 else round(now * (max(last, 0.5) / now) ** (1 / steps))
 
 
-def widths(arch: Architecture, table: Table, limits: Limits, shares: tuple[float, float]) -> Counts:
+def widths(arch: Architecture, table: Table, limits: Limits, left: StepsLeft, shares: tuple[float, float]) -> Counts:
     """How many units each sublayer has left at a budget: no one more could go without falling below it.
 
     Units go in the order of the share of the dense ones that is gone with them; where one would cross the budget, its
     sublayer keeps what it has, and smaller units of others still go.
 
     Args:
-        limits: floors and alignment are kept; the largest share in a step is not looked at.
+        limits: of every step.
+        left: steps that a stage has.
         shares: of the dense parameters and of the dense linear MACs that must be left.
     """
     dense, size = arch.dense(), _size(arch)
     least = [share * whole for share, whole in zip(shares, _size(dense), strict=True)]
     counts, closed = {key: units.count for key, units in table.items()}, set()
-    for _, key, count in sorted(_candidates(table, replace(limits, max_share=1.0))):
+    for _, key, count in sorted(_candidates(table, limits, left)):
         after = [now - gone for now, gone in zip(size, _saved(arch, table, key, counts[key], count), strict=True)]
         if key not in closed and all(value >= floor for value, floor in zip(after, least, strict=True)):
             counts[key], size = count, after
@@ -74,11 +75,14 @@ def widths(arch: Architecture, table: Table, limits: Limits, shares: tuple[float
     return counts
 
 
-def _candidates(table: Table, limits: Limits) -> Iterable[tuple[float, SublayerKey, int]]:
-    """(share of the dense units that is gone, sublayer, units left) for all that the limits allow."""
+def _candidates(table: Table, limits: Limits, left: StepsLeft) -> Iterable[tuple[float, SublayerKey, int]]:
+    """(share of the dense units that is gone, sublayer, units left) for all that the limits and steps allow."""
+    whole = replace(limits, max_share=1.0)
     for key, units in table.items():
-        dense = units.group.units // units.size
-        for count in {units.count - allowed(gone, units, limits) for gone in range(1, units.count + 1)}:
+        dense, least = units.group.units // units.size, units.count
+        for _ in range(left[key.stage]):
+            least -= allowed(least, replace(units, count=least), limits)
+        for count in {units.count - allowed(gone, units, whole) for gone in range(1, units.count - least + 1)}:
             if count < units.count:
                 yield 1 - count / dense, key, count
 
