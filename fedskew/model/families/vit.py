@@ -187,6 +187,7 @@ class ViTSpec:
         vit = cast(VisionTransformer, encoder)
         yield Segment(None, lambda images: vit.norm_pre(vit._pos_embed(vit.patch_embed(images))))
         yield from block_segments(vit.blocks, 0)
+        yield Segment(None, lambda tokens: vit.forward_head(vit.norm(tokens)))
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""
