@@ -135,7 +135,7 @@ def test_help_names_exit_codes_and_an_example_for_every_command(monkeypatch):
         assert re.search(rf"^ {int(code)} \w", shown, re.MULTILINE), code
     names = [info.name or info.callback.__name__.replace("_", "-") for info in app.registered_commands]
     assert len(names) >= 13
-    for name in [*names, "doctor site", "doctor coordinator"]:
+    for name in [*names, "doctor data", "doctor site", "doctor coordinator"]:
         page = CliRunner().invoke(app, [*name.split(), "--help"]).output
         assert f"Example: fedskew {name}" in page, name
         assert max(map(len, page.splitlines())) <= 80

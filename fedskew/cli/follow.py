@@ -117,10 +117,12 @@ def _followed_here(job: Following, stream: Stream, commands: OwnCommands, progra
     before, link, command = summary_time(job.folder), commands.link, job.command
     for attempt in range(1, TRIES + 1):
         stream.exceptions.clear()
+        stream.error = ""
         with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
             watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
             watch.follow([program, *command[1:]], link.environment)
-        if attempt == TRIES or not any(RAY_TOO_SLOW in line for line in stream.exceptions):
+        too_slow = any(RAY_TOO_SLOW in line for line in stream.exceptions)
+        if attempt == TRIES or stream.error or not too_slow:  # an error that the run told itself would come again
             break
         job.terminal.message("fedskew: Ray needs longer to start than the 30 s that it allows itself: trying again")
         command = _again(job, stream.folder)
@@ -167,7 +169,8 @@ def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Termin
         if status == COMPLETED:
             terminal.message(f"the run is complete; its folder {stream.folder} cannot be seen from here")
             return ExitCode.OK
-        terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
+        if not stream.error:  # which Flower would only repeat
+            terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
     _failed(stream, terminal, flower.connection)
     return stream.code if stream.code > 0 else ExitCode.FAILED
 
@@ -278,7 +281,7 @@ def _ask_to_stop(flower: FlowerCommands, run_id: str, terminal: Terminal) -> Non
     try:
         flower.stop(run_id)
     except Unreachable as trouble:
-        terminal.message(f"fedskew: {trouble}; it ends with its SuperLink")
+        terminal.message(f"fedskew: {trouble} (the run ends with its SuperLink)")
 
 
 def _stopped(folder: Path, run_id: str, terminal: Terminal) -> int:

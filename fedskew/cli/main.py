@@ -18,6 +18,7 @@ from fedskew.cli.audit import audit_split, make_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
+from fedskew.cli.export import export
 from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
@@ -41,6 +42,7 @@ Exit codes:
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called
 RUNS, DATA, LOOK, SITES = "Runs", "Data", "Look at runs and settings", "Hospitals"
+USE = "Use a model"
 
 
 class Group(TyperGroup):
@@ -105,6 +107,7 @@ COMMANDS = (
     (LOOK, look.plan, "plan runs/pruned --set 'prune.criterion=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
+    (USE, export, "export runs/pruned --int8"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
 )
 for panel, command, example in COMMANDS:

@@ -39,7 +39,7 @@ from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.round_table import round_heading, round_line
-from fedskew.runs.start_checks import check_place, check_settings, idle_settings
+from fedskew.runs.start_checks import check_place, check_settings, doubtful_settings
 from fedskew.runs.starts import (
     STARTS,
     add_start,
@@ -47,9 +47,9 @@ from fedskew.runs.starts import (
     check_plugins,
     check_split,
     first_start,
-    read_changes,
     recorded_nodes,
     samples_hash,
+    summary_of_starts,
 )
 
 log = logging.getLogger("flwr.fedskew.server")
@@ -128,14 +128,13 @@ class FederatedRun:
             raise
 
     def _go(self, manifest: Mapping[str, Any]) -> RunFolder:
-        nodes, held_back = manifest["nodes"] or 0, len(manifest["held_back"])
+        self.server.folder = self.folder.path
         log.info("run folder: %s", self.folder.path)
-        sites, unused = manifest.get("sites", ()), manifest["unused_validation"]
-        for line in head_lines(self.config, self.data, self.split, nodes, held_back, sites=sites, unused=unused):
+        for line in head_lines(self.config, self.data, self.split, manifest, self.server.scoring_note):
             log.info(line)
         for line in manifest["warnings"]:
             log.warning("data: %s", line)
-        for line in idle_settings(self.config):
+        for line in doubtful_settings(self.config):
             log.warning("%s", line)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
@@ -295,8 +294,7 @@ class FederatedRun:
             log.warning("no round could be judged by %s: best/ is the model of the last round, %d",
                         in_words(judge(self.config, None)), records[-1]["round"])  # fmt: skip
             self.folder.publish_last_as_best()
-        changes = [change.as_json() for change in read_changes(self.folder.path)]
-        summary = summary_of(records, self.config, self.progress) | {"changes": changes}
+        summary = summary_of(records, self.config, self.progress) | summary_of_starts(self.folder.path)
         self.folder.write_json(SUMMARY, summary)
         (self.folder.path / PROGRESS_FILE).unlink(missing_ok=True)
         for line in summary_text(summary, self.folder.path).splitlines():

@@ -10,7 +10,7 @@ from typing import Any
 from fedskew.config.load import to_mapping
 from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import PLACES, read_changes
+from fedskew.runs.starts import PLACES, read_changes, read_precision
 from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
@@ -29,6 +29,7 @@ def warnings_of(runs: Sequence[RunResult]) -> list[str]:
         "ways to share the data": _partition,
         "seeds": lambda run: run.config.run.seed if run.config else None,
         "finished rounds": lambda run: run.rounds,
+        "precisions": lambda run: read_precision(run.path),
     }
     lines = []
     for what, value in of_each.items():
