@@ -22,7 +22,7 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.initial import initial_model, parent_hash
+from fedskew.learning.initial import initial_model, parent
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
@@ -54,7 +54,6 @@ from fedskew.runs.starts import (
 
 log = logging.getLogger("flwr.fedskew.server")
 results = logging.getLogger(RESULTS)
-
 SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
@@ -92,14 +91,14 @@ class FederatedRun:
             if saved := saved_config(folder.path):
                 check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new = folder is None
-        self._initial, parent = (None, "") if checkpoint else (initial_model(config), parent_hash(config.model))
+        self._initial = None if checkpoint else initial_model(config)
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
-            "open_losses": {}, **({"from": parent} if parent else {}),
+            "open_losses": {}, **({} if checkpoint else parent(config.model)),
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -227,8 +226,7 @@ class FederatedRun:
         step = make_method(self.config).start(Model(arch, state), self.server)
         note = RoundLog(0, before=arch, seconds_training=step.seconds_training, step=step.pruned)
         note.seconds_scoring = step.pruned.seconds_total if step.pruned else 0.0
-        model = step.model
-        return dict(model.state), model.architecture, note, dict(model.companions)
+        return dict(step.model.state), step.model.architecture, note, dict(step.model.companions)
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the server's data and record the finished round."""
