@@ -13,7 +13,7 @@ from fedskew.config.load import load_saved
 from fedskew.runs.folder import CONFIG, METRICS, SPLIT, SUMMARY, RunFolder
 from fedskew.runs.resume import differences
 from fedskew.runs.round_table import duration
-from fedskew.sweeps.study import PlannedRun
+from fedskew.sweeps.references import PlannedRun
 
 NEW, BEGUN, DONE = "new", "begun", "done"
 # Where things lie on this machine: a sweep may move, and its data with it (the split's hash tells if it is the same).
