@@ -1,7 +1,6 @@
 """Training in one place: `fedskew train` is one plain training, `fedskew prune` is Algorithm 1, and both are runs."""
 
 import hashlib
-import itertools
 import shutil
 from dataclasses import replace
 
@@ -311,8 +310,7 @@ def test_a_model_that_lost_nothing_may_lose_sublayers_otherwise(trained):
     assert arch.removed == "skip"
 
 
-def test_rounds_of_a_training_follow_each_other(trained):
-    sizes = {record["parameters"] for record in trained.records()}
-    assert len(sizes) == 1, "nothing is pruned"
-    losses = [record["train_loss"] for record in trained.records()[1:]]
-    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
+def test_a_budget_below_what_the_floors_allow_is_told_before_anything_is_made(trained, tmp_path):
+    said = fails(trained.path, tmp_path, f"{TINY} prune.rule=budget prune.min-parameters=0.01")
+    assert "prune.min-heads" in said
+    assert "raise the budget" in said
