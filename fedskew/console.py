@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TextIO
 
 from fedskew.errors import is_ours
-from fedskew.flower import update_console_handler
 from fedskew.text import printable_lines
 
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
@@ -140,4 +139,6 @@ def _write_marked(mark: str, text: str) -> None:
 def _plain_where_no_terminal(stream: TextIO) -> None:
     """Flower colours the names of levels wherever it writes; `NO_COLOR` is https://no-color.org."""
     if os.environ.get("NO_COLOR") or not stream.isatty():
+        from fedskew.flower import update_console_handler  # noqa: PLC0415  # most commands need nothing of Flower's
+
         update_console_handler(colored=False)

@@ -17,6 +17,7 @@ from fedskew.cli import look, start
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor, review
+from fedskew.cli.predict import predict
 from fedskew.cli.sweep import records, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -38,7 +39,8 @@ Exit codes:
 
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called
-RUNS, DATA, LOOK, SITES = "Runs", "Data", "Look at runs and settings", "Hospitals"
+RUNS, DATA, MODELS = "Runs", "Data", "Use a model"
+LOOK, SITES = "Look at runs and settings", "Hospitals"
 
 
 class Group(TyperGroup):
@@ -89,6 +91,7 @@ COMMANDS = (
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
+    (MODELS, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

@@ -243,10 +243,11 @@ class FederatedRun:
         note.seconds_evaluation = time.perf_counter() - start
         note.seconds, self._round_started = time.perf_counter() - self._round_started, time.perf_counter()
         record, is_best = self._advance(note, arch, found)
+        about = about_model(self.config, arch, note.number, self.split_hash, self.server.reference)
         self.folder.finish_round(
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
-            companions=self.strategy.companions, about=about_model(self.config, arch, note.number, self.split_hash),
+            companions=self.strategy.companions, about=about,
         )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
             results.info(line)

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError
+from fedskew.data.reference import Reference, measure
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
@@ -151,6 +153,13 @@ class ServerData:
         """The images that units are scored on [B, 3, S, S], on the server's device."""
         batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
         return batch.images.to(self._device)
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the open pictures that are not held back are like: goes with the model, so that whoever uses it can be
+        told of a picture that is far from them. Nothing of the nodes' pictures is known here.
+        """
+        return measure(self._data.cached.images, self._data.cached.sides, self.training)
 
     def judge(self, model: MultimodalModel) -> float:
         """Balanced accuracy on the images of `metrics`."""
