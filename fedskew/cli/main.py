@@ -17,7 +17,7 @@ from fedskew.cli import look, start
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor, review
-from fedskew.cli.predict import predict
+from fedskew.cli.predict import predict, serve
 from fedskew.cli.sweep import records, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -92,6 +92,7 @@ COMMANDS = (
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
     (MODELS, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
+    (MODELS, serve, "serve runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

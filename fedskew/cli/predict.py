@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from fedskew.data.samples import NamedVocabularies
     from fedskew.tools.cases import Case
     from fedskew.tools.metadata import Metadata
+    from fedskew.tools.predict import Predictor
+    from fedskew.tools.serve import Maps
 
 Model = Annotated[
     Path,
@@ -109,3 +112,47 @@ def _write(path: Path, text: str) -> None:
         write_bytes(path, text.encode())
     except OSError as error:
         refuse(f"--csv {path} cannot be written: {error.strerror or error}", error)
+
+
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8808,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Other than loopback only with --expose.")] = "127.0.0.1",
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Let other machines ask: no password, no encryption.")
+    ] = False,
+    best: Best = False,
+) -> None:
+    """Ask a model on a page of this machine: probabilities, and where its most skewed heads look. Stores nothing."""
+    from fedskew.cli.terminal import Terminal
+    from fedskew.tools.load import load
+    from fedskew.tools.serve import Page, bind, is_loopback, make_app
+    from fedskew.tools.serve import serve as answer
+
+    terminal = Terminal()
+    with clear_errors():
+        if not (is_loopback(host) or expose):
+            refuse(
+                f"--host {host} lets every machine that reaches it send pictures, without a password and unencrypted. "
+                "Add --expose if that is meant; to use the page from elsewhere, `ssh -L` is safer (docs/predict.md)"
+            )
+        listening = bind(host, port)
+        loaded = load(model, best=best)
+    if expose and not is_loopback(host):
+        terminal.message(f"fedskew: warning: {host} is reached by other machines, without a password and unencrypted")
+    name = f"{model.resolve().parent.name}/{model.name}" if model.is_file() else model.resolve().name
+    place = "the machine that serves this page, unencrypted" if expose else "this machine"
+    page = Page(name, place, exposed=expose, maps=_maps(loaded))
+    number = listening.getsockname()[1]
+    terminal.result(f"http://{f'[{host}]' if ':' in host else host}:{number}")
+    terminal.message(f"fedskew: {NOT_A_DEVICE}; Ctrl-C ends the page")
+    answer(make_app(loaded, page), listening)
+
+
+def _maps(loaded: Predictor) -> Maps | None:
+    """Norm maps of a model that can be looked into; imports torch for those alone."""
+    if not hasattr(loaded, "module"):
+        return None
+    from fedskew.tools.norm_maps import page_maps
+
+    return partial(page_maps, loaded)

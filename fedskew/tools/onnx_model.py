@@ -69,7 +69,7 @@ def load_onnx(file: Path) -> OnnxModel:
         raise ModelFileError(f"{file} does not exist; give the path of an exported model")
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  # onnxruntime's errors have no class in common
+    except Exception as error:  # onnxruntime's errors have no class in common
         raise ModelFileError(f"{file} cannot be read as an ONNX model: {str(error)[:300]}") from error
     said = session.get_modelmeta().custom_metadata_map
     if lacking := [key for key in (ARCHITECTURE, ABOUT, SEAL) if key not in said]:
