@@ -93,15 +93,19 @@ class Reference:
         """One line if a picture is far from these, empty if not."""
         found = features(picture.pixels[None], np.array([[picture.width, picture.height]]))
         unlike = [
-            f"{FEATURES[name].words} {found[name][0]:.3g} (theirs {low:.3g} to {high:.3g})"
-            for name, (low, high) in self.ranges.items()
-            if _is_outside(FEATURES[name], float(found[name][0]), low, high)
+            f"{feature.words} {_number(found[name][0])} (theirs {' to '.join(map(_number, self.ranges[name]))})"
+            for name, feature in FEATURES.items()
+            if name in self.ranges and _is_outside(feature, float(found[name][0]), *self.ranges[name])
         ]
         return (f"unlike the pictures of its training: {', '.join(unlike)}",) if unlike else ()
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"images": self.images, "ranges": {name: list(ends) for name, ends in self.ranges.items()}}
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _is_outside(feature: Feature, value: float, low: float, high: float) -> bool:
