@@ -63,10 +63,21 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
-# `mutmut run` without its second run of all tests: the first, which learns what each test reaches, must have passed too
+# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed too),
+# and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
 RUN = """
+import sys
 from mutmut.__main__ import cli
+from mutmut.state import state
 from mutmut.workers.isolation import ForkRunner
+
+submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
+
+def submit_quick(runner, name, tests, *limits):
+    quick = [test for test in tests if state().duration_by_test[test] <= longest]
+    submit(runner, name, quick or tests, *limits)
+
+ForkRunner.submit = submit_quick
 ForkRunner.run_clean_tests = lambda *_, **__: 0
 cli()
 """
@@ -84,6 +95,8 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random from all of the room")
     parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
     parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
+    parser.add_argument("--quick", type=float, default=math.inf, metavar="SECONDS",
+                        help="leave out tests that take longer: fewer mutants are noticed, and much sooner")  # fmt: skip
     given = parser.parse_args()
     place = ROOT / "build" / "mutants" / given.room
     if given.show:
@@ -94,7 +107,7 @@ def main() -> int:
     drawn = sample(known, given.sample, given.seed)
     left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
     if left and not given.results:
-        python(place, RUN, "run", "--max-children", str(given.jobs), *left)
+        python(place, RUN, str(given.quick), "run", "--max-children", str(given.jobs), *left)
     return report({name: fate for name, fate in fates(place).items() if name in drawn})
 
 

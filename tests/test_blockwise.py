@@ -31,9 +31,10 @@ def naive(model, images, config, stages, seed=0):
     for i, j in model.architecture.blocks:
         for kind in (ATTENTION, MLP):
             key = SublayerKey(i, j, kind)
-            present = score_units(build(arch, state), images, config, table_of(arch, config, STAGES), seed).get(key)
-            if i not in stages or present is None:
+            table = table_of(arch, config, STAGES)
+            if i not in stages or key not in table:
                 continue
+            present = score_units(build(arch, state), images, config, {key: table[key]}, seed)[key]
             like = {key: present.reference} if config.rule == "match" else None
             units = bundles(arch, config.mlp_group)
             plan = decide({key: present.scores}, units, limits_of(config), rule=config.rule, share=config.share,
