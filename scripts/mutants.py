@@ -63,19 +63,23 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
-# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed too),
-# and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
+# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed
+# too), and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
 RUN = """
 import sys
+from math import ceil
 from mutmut.__main__ import cli
+from mutmut.configuration import config
 from mutmut.state import state
 from mutmut.workers.isolation import ForkRunner
 
 submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
 
-def submit_quick(runner, name, tests, *limits):
-    quick = [test for test in tests if state().duration_by_test[test] <= longest]
-    submit(runner, name, quick or tests, *limits)
+def submit_quick(runner, name, tests, *_):
+    known = state().duration_by_test
+    chosen = [test for test in tests if known[test] <= longest] or tests
+    seconds = sum(known[test] for test in chosen)
+    submit(runner, name, chosen, ceil((seconds + 1) * config().timeout_multiplier * 2), seconds)
 
 ForkRunner.submit = submit_quick
 ForkRunner.run_clean_tests = lambda *_, **__: 0
@@ -96,7 +100,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
     parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
     parser.add_argument("--quick", type=float, default=math.inf, metavar="SECONDS",
-                        help="leave out tests that take longer: fewer mutants are noticed, and much sooner")  # fmt: skip
+                        help="leave out tests that take longer: fewer mutants are noticed, but soon")  # fmt: skip
     given = parser.parse_args()
     place = ROOT / "build" / "mutants" / given.room
     if given.show:
@@ -112,12 +116,19 @@ def main() -> int:
 
 
 def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
+    """A copy of this commit, unless it is there already, with its mutants.
+
+    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
+    """
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
+        learned = place / "mutants" / "mutmut-stats.json"
+        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        learned.parent.mkdir(parents=True)
+        if kept:
+            learned.write_bytes(kept)
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as files:
             files.extractall(place, filter="data")
