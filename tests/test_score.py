@@ -19,7 +19,7 @@ from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
-from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
+from fedskew.pruning.score import SublayerScores, few_value_warnings, score_units, scoring_chunks, sign_tables, view
 from fedskew.pruning.units import bundles
 from fedskew.runs.record import sign_rows
 
@@ -196,6 +196,25 @@ def test_a_pool_of_few_values_asks_for_more_images(dense):
     _, model, images, _ = dense
     (line,) = few_value_warnings(score_units(model, images, settings(reading="pool"), units_of(model), seed=0), "pool")
     assert all(word in line for word in ("stage 3", "8 values", "prune.batch-size"))
+
+
+@pytest.mark.parametrize(
+    ("reading", "why"),
+    [
+        ("pool", "its sign is mostly chance; raise prune.batch-size"),
+        ("mean", "its sign is mostly chance; set prune.reading=pool, or a larger model.image-size"),
+        ("per-window", "each is coarse, whatever their mean; set prune.reading=pool, or a larger model.image-size"),
+    ],
+)
+def test_the_warning_is_one_line_a_stage_with_its_fewest_values(reading, why):
+    seen = {(3, 0): 12, (1, 0): 15, (1, 1): 9, (0, 0): 16, (2, 0): None}
+    scored = {
+        SublayerKey(*place, MLP): SublayerScores(torch.zeros(1), None, None, values) for place, values in seen.items()
+    }
+    assert few_value_warnings(scored, reading) == [
+        f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than 16: {why}"
+        for stage, values in ((1, 9), (3, 12))
+    ]
 
 
 def test_the_agreement_is_recorded_of_every_pruning_round_ready_for_json(finished_run):
