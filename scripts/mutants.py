@@ -63,10 +63,25 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
-# `mutmut run` without its second run of all tests: the first, which learns what each test reaches, must have passed too
+# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed
+# too), and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
 RUN = """
+import sys
+from math import ceil
 from mutmut.__main__ import cli
+from mutmut.configuration import config
+from mutmut.state import state
 from mutmut.workers.isolation import ForkRunner
+
+submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
+
+def submit_quick(runner, name, tests, *_):
+    known = state().duration_by_test
+    chosen = [test for test in tests if known[test] <= longest] or tests
+    seconds = sum(known[test] for test in chosen)
+    submit(runner, name, chosen, ceil((seconds + 1) * config().timeout_multiplier * 2), seconds)
+
+ForkRunner.submit = submit_quick
 ForkRunner.run_clean_tests = lambda *_, **__: 0
 cli()
 """
@@ -84,6 +99,8 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random from all of the room")
     parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
     parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
+    parser.add_argument("--quick", type=float, default=math.inf, metavar="SECONDS",
+                        help="leave out tests that take longer: fewer mutants are noticed, but soon")  # fmt: skip
     given = parser.parse_args()
     place = ROOT / "build" / "mutants" / given.room
     if given.show:
@@ -94,17 +111,24 @@ def main() -> int:
     drawn = sample(known, given.sample, given.seed)
     left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
     if left and not given.results:
-        python(place, RUN, "run", "--max-children", str(given.jobs), *left)
+        python(place, RUN, str(given.quick), "run", "--max-children", str(given.jobs), *left)
     return report({name: fate for name, fate in fates(place).items() if name in drawn})
 
 
 def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
+    """A copy of this commit, unless it is there already, with its mutants.
+
+    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
+    """
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
+        learned = place / "mutants" / "mutmut-stats.json"
+        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        learned.parent.mkdir(parents=True)
+        if kept:
+            learned.write_bytes(kept)
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as files:
             files.extractall(place, filter="data")
