@@ -34,6 +34,7 @@ from fedskew.data.batches import Batch
 from fedskew.metrics.paired import paired_over_seeds
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.budget import check_budget, only_step
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import propose
 
@@ -165,7 +166,9 @@ def shrunk(bench: Bench, dense: MultimodalModel, batch: Batch, method: str, kind
     if method.startswith("tp-"):
         return to_size(dense, batch, kind, share, tuple(method.split("-")[1:]))
     budget = {"min_parameters": share if kind == "parameters" else 0.0, "min_macs": share if kind == "macs" else 0.0}
-    return ours(dense, batch, replace(bench.config.prune, criterion=method, rule="budget", **budget))
+    settings = replace(bench.config.prune, criterion=method, rule="budget", **budget)
+    check_budget(dense.architecture, settings, only_step(range(dense.architecture.stages)))
+    return ours(dense, batch, settings)
 
 
 def measured(
@@ -235,5 +238,5 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):
+    sys.exit(code)
