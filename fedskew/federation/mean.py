@@ -128,3 +128,16 @@ def largest(norms: Mapping[str, float], weights: Mapping[str, int]) -> str:
     heavy = max(sorted(weights), key=lambda name: weights[name]) if weights else ""
     share = f"; {heavy} has {weights[heavy] / sum(weights.values()):.0%} of the weight" if heavy else ""
     return f"the largest update is that of {node}, of norm {norms[node]:.4g}{beside}{share}"
+
+
+def weighted_loss(losses: Mapping[str, tuple[int, float]]) -> float | None:
+    """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
+
+    Args:
+        losses: node → examples, loss; NaN where a site's policy keeps it to itself.
+
+    Returns:
+        None if all do.
+    """
+    told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
+    return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None
