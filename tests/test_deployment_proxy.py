@@ -149,7 +149,7 @@ def test_headers_that_name_another_path_change_nothing(proxy):
     [
         ("Transfer-Encoding: chunked",), ("Transfer-Encoding: xchunked",), ("Transfer-Encoding: chunked, identity",),
         ("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), ("Content-Length: 7",), ("Content-Length : 7",),
-        ("X: a\r\n Content-Length: 7",), ("X: a\0b",), ("Host: other",), (f"X: {'a' * 40_000}",),
+        ("X: a\r\n Content-Length: 7",), ("X: a\0b",), ("Host: other",),
     ],
     ids=lambda headers: repr(headers)[:50],
 )  # fmt: skip
