@@ -45,6 +45,18 @@ def test_columns_values_and_encoding_are_guessed(tmp_path):
     assert "encoding" not in draft_manifest(clinic(tmp_path, "utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "key"),
+    [("site", ("back", "Bauch", "scalp"), "localization"), ("site", ("Kiel", "Mainz", "back"), "site"),
+     ("body part", ("Zehe", "back", "Nabel"), "localization")],
+)  # fmt: skip
+def test_a_site_is_a_hospital_or_a_part_of_the_body_as_its_values_say(tmp_path, column, values, key):
+    table = f"image,dx,{column}\n" + "".join(f"{n:03d},nv,{values[n % 3]}\n" for n in range(9))
+    files = {"t.csv": table.encode()} | {f"{n:03d}.jpg": jpeg(n) for n in range(9)}
+    found = yaml.safe_load(draft_manifest(folder(tmp_path / "d", files)))
+    assert {name for name in ("site", "localization") if found.get(name) == column} == {key}
+
+
 def test_bins_are_suggested_by_quantiles(tmp_path):
     text = draft_manifest(clinic(tmp_path))
     assert "#   durchmesser: {column: durchmesser, numbers: true}" not in text, "9 different squares modulo 17: words"

@@ -139,7 +139,7 @@ MISTAKES = {
     "--set model.image-size=30": ("image_size 30", "patch"),
     "--set prune.mlp-group=abc": ("prune.mlp-group is 'abc'", "expected ratio, width"),
     "--set prune.mlp-group=7": ("prune.mlp-group 7", "hidden width 96", "expected ratio, width or a number that"),
-    "--set train.rand-augment=abc": ("train.rand-augment is 'abc'", "expected such as rand-m5-n2-mstd0.5"),
+    "--set train.rand-augment=abc": ("train.rand-augment: RandAugment policy 'abc' cannot", "e.g. rand-m5-n2-mstd0.5"),
     "--set federation.evaluate-clients=true --set data.validation=0": ("data.validation is 0", "Raise data.validation"),
     "--set prune.rollback=0.1 --set data.held-back=0": ("prune.rollback", "data.held-back is 0", "raise data.held"),
     # weights

@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
-from fedskew.learning.server_data import initial_model
+from fedskew.learning.initial import initial_model
 from fedskew.model.fusion import build
 from fedskew.model.pretrained import file_sha256, load_pretrained
 

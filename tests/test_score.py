@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.methods.base import Model
 from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey

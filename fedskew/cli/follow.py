@@ -6,8 +6,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +206,21 @@ def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bo
 
 
 def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, as_json: bool) -> int:
-    """Run a federation in this process; the exit code.
-
-    Raises:
-        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`; only where nothing of the run is kept.
-    """
+    """Run a federation in this process; the exit code. Raises as `run_here`."""
     from fedskew.apps import simulate
 
+    return run_here(partial(simulate, values, nodes), terminal, as_json=as_json, command="simulate")
+
+
+def run_here(start: Callable[[], RunFolder], terminal: Terminal, *, as_json: bool, command: str) -> int:
+    """Run something in this process that ends with a run folder; the exit code.
+
+    Args:
+        command: that would go on with it.
+
+    Raises:
+        ConfigError, DataError, RunFolderError, …: what `start` does; only where nothing of the run is kept.
+    """
     folder: list[Path] = []
 
     def message(text: str) -> None:
@@ -222,19 +231,19 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
     terminal.status.show(PREPARING)
     try:
         with Interrupts(), in_terminal(terminal.result, message, terminal.status):
-            path = simulate(values, nodes).path
+            path = start().path
     except FedskewError as error:
         if is_debugging() or not any(path.is_dir() for path in folder):
             raise
         terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))
+        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder))
         return ExitCode.FAILED
     except KeyboardInterrupt:
         terminal.message("fedskew: interrupted; finished rounds are kept")
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder if path.is_dir()))
+        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder if path.is_dir()))
         return ExitCode.INTERRUPTED
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    return finished(summary, path, terminal, as_json=as_json, command="simulate", silent=True)
+    return finished(summary, path, terminal, as_json=as_json, command=command, silent=True)
 
 
 def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
+from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor, review
@@ -86,6 +87,8 @@ COMMANDS = (
     (RUNS, start.setup, "setup"),
     (RUNS, start.run, "run --preset ham10000-small --data-dir ~/HAM10000 --nodes 6"),
     (RUNS, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
+    (RUNS, train, "train --preset ham10000-small --data-dir ~/HAM10000"),
+    (RUNS, prune, "prune runs/dense --data-dir ~/HAM10000"),
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),

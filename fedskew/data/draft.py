@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from fedskew.data import class_folders, ham10000, isic
-from fedskew.data.archives import Store, open_store
+from fedskew.data.archives import open_store
 from fedskew.data.finder import ImageFinder, is_image, other_formats_note
 from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning, names_cases
 from fedskew.data.samples import METADATA_FIELDS, VOCABULARIES, DataError, as_number
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, Table, header, read_table
 
 _SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
@@ -127,6 +128,8 @@ def _table_draft(found: _Found) -> str:
     keys = columns_by_name(column for column in table.columns if column != found.image)
     if "age" in keys and not _is_age(table, keys["age"]):
         del keys["age"]
+    if "localization" not in keys and "site" in keys and _are_body_parts(table, keys["site"]):
+        keys["localization"] = keys.pop("site")  # dermatology calls both the hospital and the body part a site
     lines = [
         f"file: {_quoted(table.name)}  # {len(table.rows)} rows",
         f"image: {_quoted(found.image)}  # names a file in {found.images} of the first {tried} rows",
@@ -141,6 +144,14 @@ def _table_draft(found: _Found) -> str:
     text += _maps(table, keys)
     seen = [key for key in METADATA_FIELDS if key in keys]
     return text + _further(table, [c for c in table.columns if c != found.image and c not in keys.values()], seen)
+
+
+def _are_body_parts(table: Table, column: str) -> bool:
+    """Whether most values of a column are parts of a body."""
+    counts = _counts(table.rows, column)
+    parts = sum(count for value, count in counts.items()
+                if value.lower() in VOCABULARIES["localization"] or meaning(value, PLACES))  # fmt: skip
+    return 2 * parts > counts.total()
 
 
 def _maps(table: Table, keys: Mapping[str, str]) -> str:

@@ -16,7 +16,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patientid", "patnr", "pat", "pid", "subject", "person"),
     "age": ("age", "alter", "lebensalter"),
     "sex": ("sex", "gender", "geschlecht", "geschl"),
-    "localization": ("localization", "localisation", "location", "lokalisation", "körperstelle", "anatom", "region"),
+    "localization": (
+        "localization",
+        "localisation",
+        "location",
+        "lokalisation",
+        "körperstelle",
+        "anatom",
+        "body",
+        "region",
+    ),
     "site": (
         "site",
         "institution",

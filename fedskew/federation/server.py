@@ -22,10 +22,11 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
+from fedskew.learning.initial import initial_model
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
-from fedskew.learning.server_data import Evaluation, ServerData, initial_model
+from fedskew.learning.server_data import Evaluation, ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
 from fedskew.metrics.classification import NUMBERS, not_evaluated
@@ -235,6 +236,8 @@ class FederatedRun:
             return None  # this round is on record already
         start, arch, note = time.perf_counter(), self.strategy.architecture, self.strategy.round
         self.progress["missed"] = self.progress["missed"] + 1 if note.kept_model else 0
+        if self.config.data.partition == "pooled":
+            note.bytes_down = note.bytes_up = 0  # in one place nothing has to travel
         state, found = to_state(arrays, arch), None
         if is_evaluated(self.config, note.number) or self._is_hopeless:
             found = self.server.evaluate(state, arch, note.number, held_back=self.strategy.open_metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -21,8 +20,8 @@ from fedskew.federation.aggregate import limited_counts, limited_weights
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
-from fedskew.federation.mean import largest, objection, sent, server_step, taken
-from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
+from fedskew.federation.mean import largest, mean_loss, mean_metrics, objection, sent, server_step, taken
+from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
 from fedskew.federation.weights import from_record, to_record, to_state
@@ -175,7 +174,7 @@ class RoundStrategy(FedAvg):
             arrays = self._keep(why)
             self._settle(losses, {})
             return arrays, None
-        self.round.train_loss = loss = _weighted_loss(losses)
+        self.round.train_loss = loss = mean_loss(losses)
         arrays = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
         self._settle(losses, {} if self.round.kept_model else folded.weights)
         return arrays, MetricRecord({} if loss is None else {"loss": loss})
@@ -265,10 +264,7 @@ class RoundStrategy(FedAvg):
         return to_record(step.model.state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside.
-
-        Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
-        """
+        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside."""
         if not self.config.federation.evaluate_clients:
             return None
         answers = [self.roll.accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
@@ -280,24 +276,9 @@ class RoundStrategy(FedAvg):
         weights = limited_weights(
             {name: answer.examples for name, answer in found}, self.config.federation.max_weight_ratio
         )
-        mean = {
-            key: sum(answer.metrics[key] * weights[name] for name, answer in telling)
-            / sum(weights[name] for name, _ in telling)
-            for key in VALIDATION_METRICS
-            if (telling := [pair for pair in found if key in pair[1].metrics])
-        }
-        self.round.validation = mean
+        self.round.validation = mean = mean_metrics({name: answer.metrics for name, answer in found}, weights)
         return MetricRecord({**mean})
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
-
-
-def _weighted_loss(losses: dict[str, tuple[int, float]]) -> float | None:
-    """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
-
-    A site's policy may keep its loss to itself; None if all do.
-    """
-    told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
-    return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError
@@ -24,9 +23,7 @@ from fedskew.learning.local import Trainer, local_seed, predict_images
 from fedskew.learning.train import cpu_threads, evaluate, pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
-from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import MultimodalModel, build
-from fedskew.model.pretrained import load_pretrained
 
 log, progress = logging.getLogger("flwr.fedskew.server"), logging.getLogger(PROGRESS)
 
@@ -44,20 +41,6 @@ class Evaluation:
     metrics: dict[str, Any]
     held_back: dict[str, Any] | None
     predictions: Predictions
-
-
-def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
-    """The dense model that a run starts from: seeded random weights, or pretrained ones.
-
-    Raises:
-        ConfigError: see `dense_architecture` and `load_pretrained`.
-    """
-    arch = dense_architecture(config.model, removed=config.prune.removed)
-    torch.manual_seed(config.run.seed)
-    model = build(arch, embedding_std=config.model.embedding_std)
-    if config.model.pretrained:
-        load_pretrained(model, config.model)
-    return model.state_dict(), arch
 
 
 class ServerData:

@@ -26,8 +26,8 @@ REMEDY = "Without access to the model hub, set model.pretrained to a local .safe
 def load_pretrained(model: MultimodalModel, config: ModelConfig) -> tuple[str, ...]:
     """Load `model.pretrained` into the encoder of a dense model, in place.
 
-    The classifier and the embeddings keep their random weights. Bias tables and the patch embedding are resized to
-    the model's windows and patches by timm.
+    The embeddings keep their random weights, and so does the classifier unless `model.head` is `keep`. Bias tables and
+    the patch embedding are resized to the model's windows and patches by timm.
 
     Returns:
         Names of the encoder's tensors that were loaded.
@@ -42,7 +42,41 @@ def load_pretrained(model: MultimodalModel, config: ModelConfig) -> tuple[str, .
         state: Mapping[str, Tensor] = _read_file(Path(name), config.pretrained_sha256)
     else:
         state = _from_hub(name, KNOWN[model.architecture.spec.family])
-    return _load_encoder(model, state, name)
+    loaded = _load_encoder(model, state, name)
+    if config.head == "keep":
+        _load_head(model, state, name)
+    return loaded
+
+
+def head_outputs(path: Path, expected: str = "") -> int | None:
+    """How many outputs the classifier of a local file has; None if it holds none. Raises as `load_pretrained`."""
+    head = _head(_read_file(path, expected))
+    return None if head is None else len(head[0])
+
+
+def _head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Weight [outputs, features] and bias [outputs] of timm's classifier."""
+    while isinstance(inner := state.get("model", state.get("state_dict")), Mapping):  # as training scripts save it
+        state = inner
+    for name in ("head.fc", "head"):
+        weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+        if weight is not None and bias is not None:
+            return weight, bias
+    return None
+
+
+def _load_head(model: MultimodalModel, state: Mapping[str, Tensor], name: str) -> None:
+    head, wanted = _head(state), tuple(model.classifier.weight.shape)
+    if head is None:
+        raise ConfigError(f"model.head=keep: {name} holds no classifier; set model.head=new")
+    if tuple(head[0].shape) != wanted:
+        raise ConfigError(
+            f"model.head=keep: the classifier of {name} has {head[0].shape[0]} outputs of {head[0].shape[1]} features, "
+            f"expected {wanted[0]} (model.classes) of {wanted[1]} ({model.architecture.name}); set model.head=new"
+        )
+    with torch.no_grad():
+        for parameter, value in zip((model.classifier.weight, model.classifier.bias), head, strict=True):
+            parameter.copy_(value)
 
 
 def check_pretrained(config: ModelConfig) -> None:
@@ -148,7 +182,7 @@ def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str
         raise ConfigError(
             f"model.pretrained: {name} does not fit {model.architecture.name}: "
             f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
-            f"expected the weights of a timm {family.title} of that size"
+            f"expected the weights of a timm {family.title} of that size, or its name in model.name"
         )
     model.encoder.load_state_dict(found, strict=True)
     return tuple(found)

@@ -50,6 +50,8 @@ def head_lines(
     """
     nodes, held_back = manifest["nodes"], len(manifest["held_back"])
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
+    if config.data.partition == "pooled":
+        clients = f"{len(split.clients) + len(split.open) - held_back} to train on in one place"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.criterion}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
@@ -167,6 +169,21 @@ def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     """The table that a run ends with. MB are 10⁶ bytes, MiB 2²⁰."""
+    rows = _figure_rows(summary)
+    about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
+    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
+    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
+    lines += _wrapped(f"best round: {_about_best(summary)}")
+    if left_out := _left_out(summary):
+        lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
+    if summary.get("stopped"):
+        lines += _wrapped(f"stopped early: {summary['stopped']}")
+    lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
+    return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def _figure_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How good the final model is, and how large beside the dense one."""
     final, dense = summary["final"], summary["dense"]
     rows = [
         ("accuracy", f"{final['accuracy']:.3f}", ""),
@@ -194,16 +211,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     rows[4:4] = _recall_rows(final)
-    about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
-    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
-    lines += _wrapped(f"best round: {_about_best(summary)}")
-    if left_out := _left_out(summary):
-        lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
-    if summary.get("stopped"):
-        lines += _wrapped(f"stopped early: {summary['stopped']}")
-    lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
-    return "\n".join([*lines, f"run folder: {folder}"])
+    return rows
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

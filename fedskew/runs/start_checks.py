@@ -94,8 +94,12 @@ def check_enough_nodes(config: Config, nodes: int) -> None:
     """Refuse a simulation with fewer nodes than are to take part: it would wait for the others.
 
     Raises:
-        ConfigError: more are asked for than there are.
+        ConfigError: more are asked for than there are, or several share pooled data.
     """
+    if config.data.partition == "pooled" and nodes != 1:
+        raise ConfigError(
+            f"data.partition=pooled is training in one place, and {nodes} nodes are simulated: give --nodes 1"
+        )
     for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
         if count > nodes:
             raise ConfigError(
@@ -163,10 +167,8 @@ def _check_policy(policy: str) -> None:
     try:
         if policy:
             RandAugment(policy)
-    except DataError:
-        raise ConfigError(
-            f"train.rand-augment is {policy!r}, which timm cannot read; expected such as rand-m5-n2-mstd0.5, or nothing"
-        ) from None
+    except DataError as error:
+        raise ConfigError(f"train.rand-augment: {error}") from None
 
 
 def doubtful_settings(config: Config) -> Iterator[str]:

@@ -75,11 +75,10 @@ def evaluate_run(
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
     own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
-    setting = setting_of(path, model.architecture, best=best, everything=everything)
+    arch = model.architecture
+    setting = setting_of(path, arch, best=best, everything=everything)
     config, prepared = _of_data(setting, data, manifest), setting.preprocessing
-    opened = open_data(
-        config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
-    )
+    opened = open_data(config.data, prepared.image_size, vocabularies=arch.vocabularies, edge=prepared.edge)
     split = split_server(opened, config.data)
     same = _same_split(setting.lineage, split_hash(opened, split))
     if own and (everything or same is False):
@@ -100,7 +99,7 @@ def evaluate_run(
     seen = seen_images(
         found.images.tolist(), run_split(path), same_split=same, everything=everything, test=len(split.test)
     )
-    return _result(path, opened, found, model.architecture, setting) | {
+    return _result(path, opened, found, arch, setting) | {
         "split": "all" if everything else "test",
         "split_as_in_run": None if everything else same,
         "seen_in_training": seen.trained,
