@@ -86,7 +86,7 @@ def run_with_flower(
         terminal.result(shlex.join(command))
         return ExitCode.OK
     check_machine(request)
-    terminal.message(shlex.join(command))
+    terminal.command(shlex.join(command))
     job = Following(request, folder, tuple(command), terminal, supervised, verbose, as_json)
     return _here(job) if request.connection == SIMULATION else _elsewhere(job)
 
