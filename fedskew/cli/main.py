@@ -14,12 +14,13 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
+from fedskew.cli.audit import audit_split, make_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.export import export
 from fedskew.cli.ops import credentials, doctor, review
-from fedskew.cli.sweep import records, sweep, table
+from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
 EPILOG = """Example: fedskew run --preset demo
@@ -92,8 +93,11 @@ COMMANDS = (
     (RUNS, train, "train --preset ham10000-small --data-dir ~/HAM10000"),
     (RUNS, prune, "prune runs/dense --data-dir ~/HAM10000"),
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
+    (RUNS, reproduce, "reproduce table1 --scale cpu --data-dir ~/HAM10000 --out runs/table1"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
+    (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
+    (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),
