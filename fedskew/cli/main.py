@@ -16,7 +16,7 @@ import fedskew
 from fedskew.cli import look, start
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
-from fedskew.cli.export import export
+from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.sweep import records, sweep, table
 
@@ -101,6 +101,7 @@ COMMANDS = (
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
     (USE, export, "export runs/pruned --int8"),
+    (USE, bench, "bench runs/dense runs/pruned runs/pruned/export/model-int8.onnx"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
 )
 for panel, command, example in COMMANDS:
