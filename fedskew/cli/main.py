@@ -18,7 +18,7 @@ from fedskew.cli.audit import audit_split, make_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
-from fedskew.cli.export import export
+from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
@@ -108,6 +108,7 @@ COMMANDS = (
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
     (USE, export, "export runs/pruned --int8"),
+    (USE, bench, "bench runs/dense runs/pruned runs/pruned/export/model-int8.onnx"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
 )
 for panel, command, example in COMMANDS:
