@@ -92,7 +92,8 @@ class FederatedRun:
             if saved := saved_config(folder.path):
                 check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new = folder is None
-        self._initial, parent = (None, "") if checkpoint else (initial_model(config), parent_hash(config.model))
+        self._initial = None if checkpoint else initial_model(config)
+        parent = "" if checkpoint else parent_hash(config.model)
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
