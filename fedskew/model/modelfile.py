@@ -20,7 +20,20 @@ from fedskew.model.codec import architecture_from_json
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.signature import ABOUT, ARCHITECTURE, ModelFileError, about_from_json, preprocessing_of
 
+MODEL = "model.safetensors"  # in a run folder
 _ALIGNMENT = 8  # of the tensors in a safetensors file
+
+
+def model_path(place: Path) -> Path:
+    """The model file of a run folder (that of its last round; of its best: `RUN/best`), or the file itself.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    path = place / MODEL if place.is_dir() else place
+    if not path.is_file():
+        raise ModelFileError(f"{place} is neither a model file nor a run folder with a {MODEL}")
+    return path
 
 
 def encode_model(arch: Architecture, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:

@@ -22,18 +22,25 @@ SPLIT_KEYS = ("clients", "test", "open", "split_by", "split_seed")  # of `data`:
 
 
 def about_model(
-    config: Config, arch: Architecture, round_number: int, split_hash: str, reference: Reference | None = None
+    config: Config,
+    arch: Architecture,
+    round_number: int,
+    split_hash: str,
+    parent: str = "",
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """What `encode_model` writes into the file of a run's model.
 
     Args:
         split_hash: of `data.prepare.split_hash`: tells whether another split is that of the run.
+        parent: SHA-256 of the model file that the run started from or took its shape from, if any.
         reference: what the server's open pictures are like; None if there are too few to say.
 
     Returns:
         `preprocessing` (see `data.preprocessing`), `reference` (see `data.reference`), `split` (the settings that
         decide which images test), and `lineage`: preset, pruning method, seed, round, split hash, fedskew's version
-        and the hash of its code, and those of the plugins that took part, if any.
+        and the hash of its code, and those of the plugins that took part and of the file that the run started
+        `from`, if any.
     """
     return {
         "format": FORMAT,
@@ -49,6 +56,7 @@ def about_model(
             "fedskew": fedskew.__version__,
             "code": code_hash(),
             **({"plugins": plugins} if (plugins := taking_part(config)) else {}),
+            **({"from": parent} if parent else {}),
         },
     }
 
