@@ -1,22 +1,28 @@
 """What `make mutants` does: wrong lines put into a room's code one at a time, and which of them no test notices.
 
     python scripts/mutants.py pruning              every mutant of a room; the same command goes on where it stopped
-    python scripts/mutants.py pruning --results    what is known so far
+    python scripts/mutants.py pruning --sample 80 --seed 1   80 of them, drawn at random: minutes, and an interval
+    python scripts/mutants.py pruning --results    what is known so far (with --sample: of that sample)
     python scripts/mutants.py pruning --show NAME  one of them as a difference
 
-By mutmut, in a copy of the tracked files below build/mutants. A room takes hours on one core: for each mutant the tests
-that reach it run once.
+By mutmut, in a copy of the last commit below build/mutants. A room takes hours on one core: for each mutant the tests
+that reach it run until one fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +54,38 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 COPIED = ("conf", "docs", "benchmarks", "clientapp.py", "serverapp.py", "fedskew")
 LINE = re.compile(r"^\s*(?P<name>\S+): (?P<fate>.+)$")
+# what `mutmut run` begins with; on its own it gives the names that a sample is drawn from
+MAKE = """
+from pathlib import Path
+from mutmut.__main__ import copy_also_copy_files, copy_src_dir, create_mutants
+Path("mutants").mkdir(exist_ok=True)
+copy_src_dir()
+copy_also_copy_files()
+create_mutants(1)
+"""
+# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed
+# too), and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
+RUN = """
+import sys
+from math import ceil
+from mutmut.__main__ import cli
+from mutmut.configuration import config
+from mutmut.state import state
+from mutmut.workers.isolation import ForkRunner
+
+submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
+
+def submit_quick(runner, name, tests, *_):
+    known = state().duration_by_test
+    chosen = [test for test in tests if known[test] <= longest] or tests
+    seconds = sum(known[test] for test in chosen)
+    submit(runner, name, chosen, ceil((seconds + 1) * config().timeout_multiplier * 2), seconds)
+
+ForkRunner.submit = submit_quick
+ForkRunner.run_clean_tests = lambda *_, **__: 0
+cli()
+"""
+PATIENCE = 5  # times as long as its tests take without it, and a second, a mutant may run: else it is noticed as a loop
 NOTICED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -58,26 +96,42 @@ def main() -> int:
     parser.add_argument("--results", action="store_true", help="what is known so far")
     parser.add_argument("--show", metavar="NAME", help="the difference that a mutant is")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random from all of the room")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
+    parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
+    parser.add_argument("--quick", type=float, default=math.inf, metavar="SECONDS",
+                        help="leave out tests that take longer: fewer mutants are noticed, but soon")  # fmt: skip
     given = parser.parse_args()
     place = ROOT / "build" / "mutants" / given.room
     if given.show:
         return mutmut(place, "show", given.show).returncode
     if not given.results:
         prepare(place, *ROOMS[given.room])
-        mutmut(place, "run", "--max-children", str(given.jobs))
-    return report(place)
+    known = fates(place)
+    drawn = sample(known, given.sample, given.seed)
+    left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
+    if left and not given.results:
+        python(place, RUN, str(given.quick), "run", "--max-children", str(given.jobs), *left)
+    return report({name: fate for name, fate in fates(place).items() if name in drawn})
 
 
 def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of the tracked files of this commit, unless it is there already; a copy of another commit is replaced."""
+    """A copy of this commit, unless it is there already, with its mutants.
+
+    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
+    """
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
+        learned = place / "mutants" / "mutmut-stats.json"
+        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        for name in git("ls-files").splitlines():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, place / name)
+        learned.parent.mkdir(parents=True)
+        if kept:
+            learned.write_bytes(kept)
+        packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+            files.extractall(place, filter="data")
         mark.write_text(commit)
     lists = {
         "source_paths": ("fedskew",),
@@ -87,29 +141,65 @@ def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> N
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in tests],
     }
     text = "\n".join(f"{key}=\n" + "\n".join(f"    {value}" for value in values) for key, values in lists.items())
-    (place / "setup.cfg").write_text(f"[mutmut]\n{text}\n", encoding="utf-8")
+    limits = f"timeout_multiplier={PATIENCE}"
+    (place / "setup.cfg").write_text(f"[mutmut]\n{limits}\n{text}\n", encoding="utf-8")
+    python(place, MAKE, quiet=True)
 
 
-def report(place: Path) -> int:
-    """Print the counts, the share that was noticed, and the names of the others; 1 below 90 %."""
+def fates(place: Path) -> dict[str, str]:
+    """Every mutant of the room, by name, and what became of it."""
     shown = mutmut(place, "results", "--all", "true", capture=True).stdout
-    fates = {found["name"]: found["fate"] for line in shown.splitlines() if (found := LINE.match(line))}
-    counts = Counter(fates.values())
-    tried = len(fates) - counts["not checked"]
+    return {found["name"]: found["fate"] for line in shown.splitlines() if (found := LINE.match(line))}
+
+
+def sample(names: Iterable[str], size: int | None, seed: int) -> list[str]:
+    """`size` of the names, each as likely as any other, in an order by chance; all of them without a size."""
+    every = sorted(names)
+    return random.Random(seed).sample(every, len(every) if size is None else min(size, len(every)))
+
+
+def report(known: dict[str, str]) -> int:
+    """Print the counts, the share that was noticed with its interval, and the names of the others; 1 below 90 %."""
+    counts = Counter(known.values())
+    tried = len(known) - counts["not checked"]
     noticed = sum(counts[fate] for fate in NOTICED)
-    for name, fate in sorted(fates.items()):
+    for name, fate in sorted(known.items()):
         if fate not in (*NOTICED, "not checked"):
             print(f"{name}: {fate}")
     share = noticed / tried if tried else 0.0
-    print(f"{noticed} of {tried} mutants are noticed ({share:.1%}), {counts['not checked']} were not tried yet")
+    low, high = wilson(noticed, tried)
+    interval = f"as a sample: 95 % interval {low:.1%} to {high:.1%}"
+    print(f"{noticed} of {tried} mutants are noticed ({share:.1%}; {interval}), {counts['not checked']} not tried yet")
     return 0 if share >= 0.9 else 1
+
+
+def wilson(hits: int, tries: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 % of a share of which `tries` draws are known."""
+    if not tries:
+        return 0.0, 1.0
+    z, share = 1.959964, hits / tries
+    centre = (share + z**2 / (2 * tries)) / (1 + z**2 / tries)
+    half = z * math.sqrt(share * (1 - share) / tries + z**2 / (4 * tries**2)) / (1 + z**2 / tries)
+    return centre - half, centre + half
+
+
+def python(place: Path, code: str, *words: str, quiet: bool = False) -> None:
+    """Run code of mutmut's in the copy."""
+    out = subprocess.DEVNULL if quiet else None
+    subprocess.run([sys.executable, "-c", code, *words], cwd=place, env=environment(), stdout=out, check=False)
 
 
 def mutmut(place: Path, *words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
     """mutmut beside this Python, in the copy; nothing of the checkout is imported."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = str(Path(sys.executable).with_name("mutmut"))
-    return subprocess.run([program, *words], cwd=place, env=environment, text=True, capture_output=capture, check=False)
+    return subprocess.run(
+        [program, *words], cwd=place, env=environment(), text=True, capture_output=capture, check=False
+    )
+
+
+def environment() -> dict[str, str]:
+    """This process's, without the checkout's own code."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def git(*words: str) -> str:

@@ -72,7 +72,9 @@ class TrainConfig(Section):
     cutmix: float = option(0.0, "alpha of timm's cutmix, half of the batches if mixup is on too; 0: off",
                            low=0.0, high=10.0)  # fmt: skip
     precision: str = option(
-        "auto", "`auto`: bfloat16 autocast on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "`auto`: bfloat16 autocast on CUDA, else float32; `fast`: bfloat16 where the machine has instructions for it",
+        choices=("auto", "fast", "float32", "bfloat16"),
     )
     device: str = option("auto", "`auto`: CUDA if there is one", choices=("auto", "cpu", "cuda"))
     threads: int = option(

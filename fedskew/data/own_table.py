@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fedskew.data.archives import Store
 from fedskew.data.finder import ImageFinder, folded
 from fedskew.data.manifest import ManifestLayout, MetadataSource, ValueMap
 from fedskew.data.names import name_key
 from fedskew.data.samples import DataError, Sample, nearest_name
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, Table, read_table
 
 NO_LESIONS = (

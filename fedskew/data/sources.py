@@ -15,12 +15,13 @@ from pathlib import Path
 
 from fedskew.data import class_folders, ham10000, isic, own_table
 from fedskew.data import manifest as manifests
-from fedskew.data.archives import FolderStore, Store, UnionStore, is_archive_name, open_store
+from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.contradictions import contradiction_lines
 from fedskew.data.finder import IMAGE_SUFFIXES, other_format_of, other_formats_note
 from fedskew.data.manifest import ManifestLayout, load_manifest
 from fedskew.data.names import with_one_spelling
 from fedskew.data.samples import DataError, Sample
+from fedskew.data.stores import FolderStore, Store, UnionStore
 from fedskew.data.tables import MAX_TABLE_BYTES
 
 __all__ = ["DataSource", "ManifestLayout", "load_manifest", "open_source"]

@@ -12,7 +12,8 @@ from fedskew.config import Config, ConfigError
 from fedskew.config.load import load_saved
 from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
-from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError, numbered_names
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError
+from fedskew.runs.naming import name_is_taken, numbered_names
 from fedskew.runs.starts import changed_settings, recorded_nodes
 
 DEFAULT_NODES = 4
@@ -50,8 +51,7 @@ def planned_folder(config: Config) -> Path:
     for name in names:
         if not (parent / name).exists():
             return parent / name
-    path = parent / config.run.name
-    raise RunFolderError(f'{path} is there already; go on in it with resume="{path}", or set another run.name')
+    raise RunFolderError(name_is_taken(parent / config.run.name))
 
 
 def new_folder(config: Config, files: Mapping[str, str] | None = None) -> RunFolder:

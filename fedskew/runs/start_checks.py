@@ -6,7 +6,6 @@ when a run is to start, not when its configuration is read: run folders of earli
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +15,12 @@ import torch
 
 from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
-from fedskew.data.archives import open_store
+from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.augment import RandAugment
-from fedskew.data.samples import DataError
+from fedskew.data.manifest import load_manifest
+from fedskew.data.samples import DataError, encode_labels
+from fedskew.data.sources import open_source
+from fedskew.learning.precision import slow_precision
 from fedskew.learning.train import pick_device
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
@@ -32,8 +34,6 @@ from fedskew.pruning.score import check_annotations
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import planned_folder
-
-log = logging.getLogger("flwr.fedskew.server")
 
 
 def check_combination(config: Config) -> None:
@@ -103,8 +103,12 @@ def check_enough_nodes(config: Config, nodes: int) -> None:
     """Refuse a simulation with fewer nodes than are to take part: it would wait for the others.
 
     Raises:
-        ConfigError: more are asked for than there are.
+        ConfigError: more are asked for than there are, or several share pooled data.
     """
+    if config.data.partition == "pooled" and nodes != 1:
+        raise ConfigError(
+            f"data.partition=pooled is training in one place, and {nodes} nodes are simulated: give --nodes 1"
+        )
     for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
         if count > nodes:
             raise ConfigError(
@@ -160,21 +164,41 @@ def check_settings(config: Config) -> Architecture:
             )
     _check_policy(config.train.rand_augment)
     pick_device(config.train.device)
-    _warn_of_threads(config)
     return arch
+
+
+def check_tables(config: Config) -> None:
+    """Refuse a data set whose tables or labels the server would refuse; no image is opened.
+
+    Archives are left to the server: to list a compressed one it has to be read to its end.
+
+    Raises:
+        DataError: see `open_source` and `encode_labels`.
+    """
+    place = Path(config.data.dir).expanduser().absolute()
+    if config.data.source != "folder" or not place.is_dir() or any(map(is_archive_name, os.listdir(place))):
+        return
+    manifest = load_manifest(config.data.manifest) if config.data.manifest else None
+    encode_labels(open_source(place, manifest=manifest).samples, config.model.classes)
 
 
 def _check_policy(policy: str) -> None:
     try:
         if policy:
             RandAugment(policy)
-    except DataError:
-        raise ConfigError(
-            f"train.rand-augment is {policy!r}, which timm cannot read; expected such as rand-m5-n2-mstd0.5, or nothing"
-        ) from None
+    except DataError as error:
+        raise ConfigError(f"train.rand-augment: {error}") from None
 
 
-def _warn_of_threads(config: Config) -> None:
+def doubtful_settings(config: Config) -> Iterator[str]:
+    """One line for each setting that a run goes on with, and that may not do what was meant: for its head."""
+    yield from idle_settings(config)
+    if slow := slow_precision(config.train.precision, pick_device(config.train.device)):
+        yield slow
+    yield from _threads(config)
+
+
+def _threads(config: Config) -> Iterator[str]:
     """More threads than CPUs are slow, but a run may have to be repeated with them: results depend on their number."""
     cpus = os.cpu_count() or 1
     here = {"run.threads": config.run.threads}
@@ -182,7 +206,7 @@ def _warn_of_threads(config: Config) -> None:
         here["train.threads"] = config.train.threads
     for key, threads in here.items():
         if threads > cpus:
-            log.warning("%s is %d, and this machine has %d CPUs: that is slower than %d", key, threads, cpus, cpus)
+            yield f"{key} is {threads}, and this machine has {cpus} CPUs: that is slower than {cpus}"
 
 
 def check_place(config: Config, arch: Architecture) -> None:
