@@ -165,7 +165,7 @@ def test_no_settings_to_start_from_and_no_file(study, tmp_path):
         read_study(tmp_path / "other.yaml", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["targets", "sites", "dirichlet", "recipe", "swin-t-224"])
+@pytest.mark.parametrize("name", ["targets", "sites", "dirichlet", "recipe", "swin-t-224", "criteria", "ablations"])
 def test_the_studies_that_come_with_the_code_are_valid(name, tmp_path):
     found = read_study(STUDIES / f"{name}.yaml", tmp_path / "out", Given(data_dir=str(tmp_path)))
     without_run = [(run.nodes, replace(run.config, run=RunConfig())) for run in found.runs]
