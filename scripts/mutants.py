@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pruning": (
         ("fedskew/pruning/*",),
         ("decide", "skewness", "score", "schedule", "rollback", "observe", "blockwise", "pruned_equals_masked",
-         "families", "recipe", "focus"),
+         "families", "recipe", "focus", "criteria", "budget"),
     ),
     "learning": (
         ("fedskew/learning/*", "fedskew/methods/*"),
@@ -63,6 +63,29 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
+# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed
+# too), and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
+RUN = """
+import sys
+from math import ceil
+from mutmut.__main__ import cli
+from mutmut.configuration import config
+from mutmut.state import state
+from mutmut.workers.isolation import ForkRunner
+
+submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
+
+def submit_quick(runner, name, tests, *_):
+    known = state().duration_by_test
+    chosen = [test for test in tests if known[test] <= longest] or tests
+    seconds = sum(known[test] for test in chosen)
+    submit(runner, name, chosen, ceil((seconds + 1) * config().timeout_multiplier * 2), seconds)
+
+ForkRunner.submit = submit_quick
+ForkRunner.run_clean_tests = lambda *_, **__: 0
+cli()
+"""
+PATIENCE = 5  # times as long as its tests take without it, and a second, a mutant may run: else it is noticed as a loop
 NOTICED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -76,26 +99,36 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random from all of the room")
     parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
     parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
+    parser.add_argument("--quick", type=float, default=math.inf, metavar="SECONDS",
+                        help="leave out tests that take longer: fewer mutants are noticed, but soon")  # fmt: skip
     given = parser.parse_args()
     place = ROOT / "build" / "mutants" / given.room
     if given.show:
         return mutmut(place, "show", given.show).returncode
     if not given.results:
         prepare(place, *ROOMS[given.room])
-    drawn = sample(fates(place), given.sample, given.seed)
-    left = sorted(name for name in drawn if fates(place)[name] == "not checked")[: given.at_most]
+    known = fates(place)
+    drawn = sample(known, given.sample, given.seed)
+    left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
     if left and not given.results:
-        mutmut(place, "run", "--max-children", str(given.jobs), *left)
+        python(place, RUN, str(given.quick), "run", "--max-children", str(given.jobs), *left)
     return report({name: fate for name, fate in fates(place).items() if name in drawn})
 
 
 def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
+    """A copy of this commit, unless it is there already, with its mutants.
+
+    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
+    """
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
+        learned = place / "mutants" / "mutmut-stats.json"
+        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        learned.parent.mkdir(parents=True)
+        if kept:
+            learned.write_bytes(kept)
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as files:
             files.extractall(place, filter="data")
@@ -108,8 +141,9 @@ def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> N
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in tests],
     }
     text = "\n".join(f"{key}=\n" + "\n".join(f"    {value}" for value in values) for key, values in lists.items())
-    (place / "setup.cfg").write_text(f"[mutmut]\n{text}\n", encoding="utf-8")
-    subprocess.run([sys.executable, "-c", MAKE], cwd=place, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    limits = f"timeout_multiplier={PATIENCE}"
+    (place / "setup.cfg").write_text(f"[mutmut]\n{limits}\n{text}\n", encoding="utf-8")
+    python(place, MAKE, quiet=True)
 
 
 def fates(place: Path) -> dict[str, str]:
@@ -118,10 +152,10 @@ def fates(place: Path) -> dict[str, str]:
     return {found["name"]: found["fate"] for line in shown.splitlines() if (found := LINE.match(line))}
 
 
-def sample(names: Iterable[str], size: int | None, seed: int) -> set[str]:
-    """`size` of the names, each as likely as any other; all of them without a size."""
+def sample(names: Iterable[str], size: int | None, seed: int) -> list[str]:
+    """`size` of the names, each as likely as any other, in an order by chance; all of them without a size."""
     every = sorted(names)
-    return set(every if size is None else random.Random(seed).sample(every, min(size, len(every))))
+    return random.Random(seed).sample(every, len(every) if size is None else min(size, len(every)))
 
 
 def report(known: dict[str, str]) -> int:
@@ -147,6 +181,12 @@ def wilson(hits: int, tries: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * tries)) / (1 + z**2 / tries)
     half = z * math.sqrt(share * (1 - share) / tries + z**2 / (4 * tries**2)) / (1 + z**2 / tries)
     return centre - half, centre + half
+
+
+def python(place: Path, code: str, *words: str, quiet: bool = False) -> None:
+    """Run code of mutmut's in the copy."""
+    out = subprocess.DEVNULL if quiet else None
+    subprocess.run([sys.executable, "-c", code, *words], cwd=place, env=environment(), stdout=out, check=False)
 
 
 def mutmut(place: Path, *words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,11 @@ def test_a_sample_is_drawn_again_by_its_seed_and_from_all():
     assert mutants.sample(names, 10, 1) == mutants.sample(reversed(names), 10, 1)
     assert mutants.sample(names, 10, 1) != mutants.sample(names, 10, 2)
     assert len(mutants.sample(names, 10, 1)) == 10
-    assert mutants.sample(names, 80, 1) == mutants.sample(names, None, 1) == set(names)
+    assert mutants.sample(names, 80, 1) == mutants.sample(names, None, 1)
+    assert set(mutants.sample(names, 80, 1)) == set(names)
+    assert mutants.sample(names, 20, 1)[:10] != sorted(mutants.sample(names, 20, 1))[:10], (
+        "those tried first are a sample too"
+    )
     assert set().union(*(mutants.sample(names, 10, seed) for seed in range(40))) == set(names)
 
 

@@ -17,7 +17,7 @@ from fedskew.sweeps.results import ResultsError, read_settings
 from fedskew.sweeps.study import StudyError, read_study
 from fedskew.text import printable, read_yaml
 
-DEEP = "[" * 3000 + "]" * 3000
+DEEP = "[" * 700 + "]" * 700  # Python gives up at about 500
 READERS = {
     "policy": (load_policy, PolicyError),
     "manifest": (load_manifest, DataError),

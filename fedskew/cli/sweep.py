@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,42 @@ def sweep(
             return
         place = Place(jobs, 60 * time_limit, pin)
         raise typer.Exit(Sweep(planned, out.resolve(), place, lambda line: print(line, flush=True)).run())
+
+
+def reproduce(
+    what: Annotated[str, typer.Argument(metavar="table1", help="What of the paper: table1.")],
+    scale: Annotated[str, typer.Option(help="cpu (64 pixels), gpu (Swin-T at 224 pixels), or tiny (a minute).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run folders and the table; the same one again goes on.")],
+    data_dir: Annotated[str, typer.Option(help="Folder or archive of HAM10000.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for every column.")] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.0, help="Stop after so many minutes, with exit code 75 if runs are left; 0: never.")
+    ] = 0.0,
+    pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
+) -> None:
+    """Run a table of the paper anew, and set it beside the paper's figures; goes on after any interruption."""
+    from fedskew.sweeps.study import Given, read_study
+    from fedskew.sweeps.sweep import Place, Sweep, check_folder, plan_lines
+    from fedskew.sweeps.table1 import study_file, write_table1
+
+    if what != "table1":
+        raise typer.BadParameter(f"{what!r} is no table of the paper that can be made anew; there is table1")
+    data, out = str(Path(data_dir).expanduser().resolve()) if data_dir else "", out.resolve()
+    with clear_errors():
+        study = read_study(study_file(scale), out, Given(data, 0, tuple(range(seeds)), " ".join(set_ or [])))
+        if dry_run:
+            check_folder(study, out)
+            typer.echo("\n".join(plan_lines(study, out)))
+            return
+        place = Place(jobs, 60 * time_limit, pin)
+        code = Sweep(study, out, place, lambda line: print(line, file=sys.stderr, flush=True)).run()
+        text, paths = write_table1(out)
+    typer.echo(text.rstrip())
+    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
+    raise typer.Exit(code)
 
 
 def table(

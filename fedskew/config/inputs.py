@@ -155,9 +155,7 @@ class ModelConfig(Section):
         starts = [f"model.{key}" for key in ("pretrained", "from-run", "architecture-from")
                   if getattr(self, key.replace("-", "_"))]  # fmt: skip
         if len(starts) > 1:
-            raise ConfigError(
-                f"{' and '.join(starts)} are given, and a run starts from one of them: leave out the others"
-            )
+            raise ConfigError(f"{' and '.join(starts)} are given, and a run starts from one thing: leave out the rest")
         if self.head == "keep" and not (self.pretrained and self.image_only):
             raise ConfigError(
                 "model.head=keep keeps the classifier of model.pretrained, which knows images alone: give both "

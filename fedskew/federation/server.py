@@ -22,7 +22,7 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.initial import initial_model
+from fedskew.learning.initial import initial_model, parent_hash
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
@@ -93,13 +93,14 @@ class FederatedRun:
                 check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new = folder is None
         self._initial = None if checkpoint else initial_model(config)
+        parent = "" if checkpoint else parent_hash(config.model)
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
-            "open_losses": {},
+            "open_losses": {}, **({"from": parent} if parent else {}),
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -248,7 +249,8 @@ class FederatedRun:
         self.folder.finish_round(
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
-            companions=self.strategy.companions, about=about_model(self.config, arch, note.number, self.split_hash),
+            companions=self.strategy.companions,
+            about=about_model(self.config, arch, note.number, self.split_hash, self.progress.get("from", "")),
         )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
             results.info(line)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedskew.config.schema import Config, ConfigError
+from fedskew.config.schema import Config, ConfigError, ModelConfig
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
 from fedskew.model.modelfile import ModelFileError, model_path, read_model
-from fedskew.model.pretrained import load_pretrained
+from fedskew.model.pretrained import file_sha256, load_pretrained
 
 
 def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
@@ -35,6 +35,12 @@ def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
     if model.pretrained:
         load_pretrained(net, model)
     return net.state_dict(), arch
+
+
+def parent_hash(model: ModelConfig) -> str:
+    """SHA-256 of the file whose model or shape a run starts with; empty if there is none."""
+    place = model.from_run or model.architecture_from
+    return file_sha256(model_path(Path(place))) if place else ""
 
 
 def _read(key: str, place: str) -> tuple[Architecture, dict[str, Tensor]]:

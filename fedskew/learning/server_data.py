@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError
 from fedskew.console import PROGRESS
+from fedskew.data.batches import Batch
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
@@ -145,10 +146,10 @@ class ServerData:
         seed = local_seed(self.config.run.seed, number, "server")
         return Trainer(self._data, self.training, self.config.train, seed, number, self.config.federation.rounds)
 
-    def scoring_images(self, arch: Architecture) -> Tensor:
-        """The images that units are scored on [B, 3, S, S], on the server's device."""
+    def scoring_batch(self, arch: Architecture) -> Batch:
+        """The images that units are scored on, with metadata and labels, on the server's device."""
         batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
-        return batch.images.to(self._device)
+        return Batch(*(tensor.to(self._device) for tensor in batch))
 
     def judge(self, model: MultimodalModel) -> float:
         """Balanced accuracy on the images of `metrics`."""

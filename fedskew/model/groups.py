@@ -179,7 +179,7 @@ class Spec(Protocol):
         ...
 
     def segments(self, encoder: nn.Module) -> Iterator[Segment]:
-        """The forward pass of an encoder up to the last sublayer, in pieces."""
+        """The forward pass of an encoder in pieces, from images to features."""
         ...
 
     def to_mapping(self) -> dict[str, Any]:

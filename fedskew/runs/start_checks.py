@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import is_archive_name, open_store
@@ -24,12 +26,14 @@ from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.paths import runs_directory
-from fedskew.pruning.schedule import steps_until
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.budget import check_budget
+from fedskew.pruning.criteria import WITHOUT_SIGN
+from fedskew.pruning.schedule import budget_steps, steps_until
+from fedskew.pruning.score import check_annotations
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import planned_folder
-
-NEVER_NEGATIVE = ("l1-norm", "random")  # criteria whose scores are never <= 0
 
 
 def check_combination(config: Config) -> None:
@@ -37,11 +41,14 @@ def check_combination(config: Config) -> None:
 
     Raises:
         ConfigError: a criterion or method that there is not, a pruning rule that removes nothing with its criterion, a
-            method that does not go with the criterion, or a schedule that ends before it begins.
+            criterion that looks at what no run has, a method that does not go with the criterion, or a schedule that
+            ends before it begins.
     """
     check_names(config)
     prune, method = config.prune, config.federation.method
     check_rule(prune)
+    if prune.criterion != "none":
+        check_annotations(prune, Annotations(labels=torch.empty(0)))  # the open images have labels, and no masks
     if method == "average" and prune.criterion != "none":
         raise ConfigError(
             f"federation.method=average prunes nothing, and prune.criterion is {prune.criterion}: set "
@@ -64,11 +71,11 @@ def check_rule(prune: PruneConfig) -> None:
     Raises:
         ConfigError: nothing would ever be removed.
     """
-    if prune.criterion in NEVER_NEGATIVE and prune.rule == "sign":
+    if prune.criterion in WITHOUT_SIGN and prune.rule == "sign":
         raise ConfigError(
             f"prune.criterion={prune.criterion} with prune.rule=sign removes nothing: it removes scores <= 0, and "
-            "this criterion's are never that. Set prune.rule=match (as many units as the sign of the skewness would "
-            "remove) or prune.rule=share (prune.share of them)"
+            "this criterion's are never below 0. Set prune.rule=match (as many units as the sign of the skewness would "
+            "remove), prune.rule=share (prune.share of them) or prune.rule=budget (down to prune.min-parameters)"
         )
 
 
@@ -82,6 +89,8 @@ def idle_settings(config: Config) -> Iterator[str]:
         yield f"data.alpha={data.alpha:g} has no effect: data.partition is {data.partition}, not dirichlet"
     if prune.criterion == "none":
         return
+    if prune.criterion != "automatic" and prune.boundary != type(prune).boundary:
+        yield f"prune.boundary={prune.boundary:g} has no effect: prune.criterion is {prune.criterion}, not automatic"
     if prune.rule != "share" and prune.share != type(prune).share:
         yield f"prune.share={prune.share:g} has no effect: prune.rule is {prune.rule}, not share"
     if not steps_until(prune, rounds):
@@ -121,6 +130,16 @@ def check_data_given(data: DataConfig) -> None:
         )
 
 
+def check_pruning(config: Config, arch: Architecture) -> None:
+    """Refuse pruning settings that do not fit an architecture.
+
+    Raises:
+        ConfigError: MLP groups that do not divide its widths, or a budget that the run's steps do not reach.
+    """
+    check_bundles(arch, config.prune.mlp_group)
+    check_budget(arch, config.prune, budget_steps(config.prune, arch.stages, config.federation.rounds))
+
+
 def check_settings(config: Config) -> Architecture:
     """Refuse settings that would end the run later, on the server or on every node; returns the dense architecture.
 
@@ -137,7 +156,7 @@ def check_settings(config: Config) -> Architecture:
         open_store(place)  # says it, with what is near; before any weights are fetched
     arch = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.criterion != "none":
-        check_bundles(arch, config.prune.mlp_group)
+        check_pruning(config, arch)
         if config.prune.freeze and arch.stages == 1:
             raise ConfigError(
                 f"prune.freeze stops training stage by stage, and {config.model.name} is one stage: nothing but the "

@@ -243,6 +243,7 @@ class SwinSpec:
         for i, layer in enumerate(cast(Iterator[SwinTransformerStage], swin.layers)):
             yield Segment(None, layer.downsample)
             yield from block_segments(layer.blocks, i)
+        yield Segment(None, lambda tokens: swin.forward_head(swin.norm(tokens)))
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""

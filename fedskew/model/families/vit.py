@@ -121,12 +121,8 @@ class ViTSpec:
     def variant(self, *, image_size: int, stem: str, width: float = 1.0) -> Self:
         """See `Spec`."""
         heads = whole_heads(self.heads, width)
-        narrow = {
-            "heads": heads,
-            "width": self.width * heads // self.heads,
-            "hidden": self.hidden * heads // self.heads,
-        }
-        return replace(self, image_size=image_size, **narrow)
+        channels, hidden = (size * heads // self.heads for size in (self.width, self.hidden))
+        return replace(self, image_size=image_size, heads=heads, width=channels, hidden=hidden)
 
     def fixed_cost(self) -> Cost:
         """See `Spec`: patches, positions, class token and the final norm."""
@@ -187,6 +183,7 @@ class ViTSpec:
         vit = cast(VisionTransformer, encoder)
         yield Segment(None, lambda images: vit.norm_pre(vit._pos_embed(vit.patch_embed(images))))
         yield from block_segments(vit.blocks, 0)
+        yield Segment(None, lambda tokens: vit.forward_head(vit.norm(tokens)))
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""
