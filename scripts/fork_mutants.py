@@ -1,7 +1,8 @@
-"""A plugin of pytest's for `mutants.py`: the tests are collected once, then run in a fork of the process for each mutant.
+"""A plugin of pytest's for `mutants.py`: tests are collected once, then run in a fork of the process for each mutant.
 
-Collecting and importing costs seconds, and most mutants are noticed within a fraction of one. Session fixtures that hold
-data (`WARM`) are made before the forks; those that hold what the code under test makes are not: a mutant must reach them.
+Collecting and importing costs seconds, and most mutants are noticed within a fraction of one. The session fixture that
+holds data (`WARM`) is made before the forks; those that hold what the code under test makes are not: a mutant must
+reach them.
 """
 
 from __future__ import annotations
