@@ -26,6 +26,8 @@ from fedskew.learning.train import predict
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.modelfile import load_model
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.budget import check_budget, only_step
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
 from fedskew.pruning.step import propose
@@ -166,13 +168,24 @@ def load(path: str | Path | RunFolder, *, best: bool = False) -> FedskewModel:
 
 
 def prune(
-    model: FedskewModel, images: Tensor, *, stages: Sequence[int] | None = None, seed: int = 0, **settings: Any
+    model: FedskewModel,
+    images: Tensor,
+    *,
+    labels: Tensor | None = None,
+    metadata: Tensor | None = None,
+    masks: Tensor | None = None,
+    stages: Sequence[int] | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> tuple[FedskewModel, Plan]:
     """A smaller model: one pruning step, as after a round of a run, without rollback.
 
     Args:
         model: is not changed.
         images: [B, 3, S, S] to score by, as `preprocess` makes them; a few hundred for a skewness that is no chance.
+        labels: int64 [B], indices into `classes`; `criterion="taylor"` needs them.
+        metadata: int64 [B, V] as the module takes them, for the loss of `taylor`; None: all unknown.
+        masks: [B, S, S], 1 inside the lesion; `criterion="lesion-attention"` needs them.
         stages: numbers of the stages that are pruned; None: all.
         seed: of the criterion `random`.
         settings: keys of `prune.*` with `_` for `-`: `criterion`, `rule`, `share`, `reading`, `min_macs`, …
@@ -182,8 +195,9 @@ def prune(
         The smaller model, and what was removed by which scores. The plan numbers the units as in `model`.
 
     Raises:
-        ConfigError: settings that do not exist, cannot be, or would remove nothing.
-        DataError: images of another shape.
+        ConfigError: settings that do not exist, cannot be, or would remove nothing; a budget out of reach; a criterion
+            that needs labels or masks, without them.
+        DataError: images, labels, metadata or masks of another shape.
     """
     config, arch = _prune_config(settings), model.architecture
     size = arch.image_size
@@ -193,7 +207,9 @@ def prune(
     if strange := [stage for stage in chosen if stage not in range(arch.stages)]:
         raise ConfigError(f"stages {strange} are none of this model's, 0 to {arch.stages - 1}")
     device = next(model.module.parameters()).device
-    plan = propose(model.module, images.to(device), config, chosen, seed).plan
+    known = _annotations(arch, len(images), labels, metadata, masks).to(device)
+    check_budget(arch, config, only_step(chosen))
+    plan = propose(model.module, images.to(device), config, chosen, seed, known=known).plan
     state, smaller = slice_model(model.module.state_dict(), arch, plan)
     return replace(model, module=build(smaller, state).to(device).eval()), plan
 
@@ -256,6 +272,22 @@ def _sample(metadata: Mapping[str, Metadata]) -> Sample:
     own: dict[str, Any] = {name: told.pop(name, None) for name in METADATA_FIELDS}
     more = tuple((name, value) for name, value in told.items() if value is not None)
     return Sample("", "", "", site=None, image="", metadata=more, **own)
+
+
+def _annotations(
+    arch: Architecture, count: int, labels: Tensor | None, metadata: Tensor | None, masks: Tensor | None
+) -> Annotations:
+    """What is known of `count` images, checked; raises `DataError`."""
+    shapes = {"labels": (labels, (count,)), "metadata": (metadata, (count, len(arch.vocabularies))),
+              "masks": (masks, (count, arch.image_size, arch.image_size))}  # fmt: skip
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
+            raise DataError(f"{name} must be {list(shape)} for these images, got {list(tensor.shape)}")
+    for name, tensor, sizes in (("labels", labels, [len(arch.classes)]),
+                                ("metadata", metadata, [len(values) for _, values in arch.vocabularies])):  # fmt: skip
+        if tensor is not None and not ((tensor >= 0) & (tensor < tensor.new_tensor(sizes))).all():
+            raise DataError(f"{name} must be indices below {', '.join(map(str, sizes))}, found others")
+    return Annotations(labels, metadata, masks)
 
 
 def _prune_config(settings: Mapping[str, Any]) -> PruneConfig:

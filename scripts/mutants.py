@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pruning": (
         ("fedskew/pruning/*",),
         ("decide", "skewness", "score", "schedule", "rollback", "observe", "blockwise", "pruned_equals_masked",
-         "families", "recipe", "focus"),
+         "families", "recipe", "focus", "criteria", "budget"),
     ),
     "learning": (
         ("fedskew/learning/*", "fedskew/methods/*"),

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.methods.base import Model
 from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
@@ -73,7 +74,7 @@ def test_every_view_of_every_image_is_scored_once_all_in_one_half(monkeypatch, v
     pictures[:, 0, 0, 0] = torch.arange(images)
     places = {0: set(), 1: set()}
     count = 0
-    for half, chunk in scoring_chunks(pictures, views):
+    for half, chunk, _ in scoring_chunks(pictures, views):
         assert 1 <= len(chunk) <= 2, "never more pixels at once than allowed"
         corners = chunk[:, 0][:, [0, 0, -1, -1], [0, -1, 0, -1]]  # a view moves a corner to a corner
         places[half] |= {int(value) for value in corners.flatten().tolist() if value >= 1 or images == 1}
@@ -250,7 +251,7 @@ def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
     method = SkewnessPruning(config)
     for number in (1, 2, 3, 4):
         method.advance(Model(arch, state), number, server)
-    told = [entry.getMessage() for entry in caplog.records if "takes each skewness" in entry.getMessage()]
+    told = [entry.getMessage() for entry in caplog.records if "takes each score" in entry.getMessage()]
     assert [line.partition(":")[0] for line in told] == ["stage 1", "stage 2"], "9 and 4 values; once, not in each step"
 
 

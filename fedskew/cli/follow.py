@@ -6,8 +6,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def run_with_flower(
         terminal.result(shlex.join(command))
         return ExitCode.OK
     check_machine(request)
-    terminal.message(shlex.join(command))
+    terminal.command(shlex.join(command))
     job = Following(request, folder, tuple(command), terminal, supervised, verbose, as_json)
     return _here(job) if request.connection == SIMULATION else _elsewhere(job)
 
@@ -116,10 +117,12 @@ def _followed_here(job: Following, stream: Stream, commands: OwnCommands, progra
     before, link, command = summary_time(job.folder), commands.link, job.command
     for attempt in range(1, TRIES + 1):
         stream.exceptions.clear()
+        stream.error = ""
         with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
             watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
             watch.follow([program, *command[1:]], link.environment)
-        if attempt == TRIES or not any(RAY_TOO_SLOW in line for line in stream.exceptions):
+        too_slow = any(RAY_TOO_SLOW in line for line in stream.exceptions)
+        if attempt == TRIES or stream.error or not too_slow:  # an error that the run told itself would come again
             break
         job.terminal.message("fedskew: Ray needs longer to start than the 30 s that it allows itself: trying again")
         command = _again(job, stream.folder)
@@ -166,7 +169,8 @@ def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Termin
         if status == COMPLETED:
             terminal.message(f"the run is complete; its folder {stream.folder} cannot be seen from here")
             return ExitCode.OK
-        terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
+        if not stream.error:  # which Flower would only repeat
+            terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
     _failed(stream, terminal, flower.connection)
     return stream.code if stream.code > 0 else ExitCode.FAILED
 
@@ -202,13 +206,21 @@ def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bo
 
 
 def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, as_json: bool) -> int:
-    """Run a federation in this process; the exit code.
-
-    Raises:
-        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`; only where nothing of the run is kept.
-    """
+    """Run a federation in this process; the exit code. Raises as `run_here`."""
     from fedskew.apps import simulate
 
+    return run_here(partial(simulate, values, nodes), terminal, as_json=as_json, command="simulate")
+
+
+def run_here(start: Callable[[], RunFolder], terminal: Terminal, *, as_json: bool, command: str) -> int:
+    """Run something in this process that ends with a run folder; the exit code.
+
+    Args:
+        command: that would go on with it.
+
+    Raises:
+        ConfigError, DataError, RunFolderError, …: what `start` does; only where nothing of the run is kept.
+    """
     folder: list[Path] = []
 
     def message(text: str) -> None:
@@ -219,19 +231,19 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
     terminal.status.show(PREPARING)
     try:
         with Interrupts(), in_terminal(terminal.result, message, terminal.status):
-            path = simulate(values, nodes).path
+            path = start().path
     except FedskewError as error:
         if is_debugging() or not any(path.is_dir() for path in folder):
             raise
         terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))
+        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder))
         return ExitCode.FAILED
     except KeyboardInterrupt:
         terminal.message("fedskew: interrupted; finished rounds are kept")
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder if path.is_dir()))
+        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder if path.is_dir()))
         return ExitCode.INTERRUPTED
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    return finished(summary, path, terminal, as_json=as_json, command="simulate", silent=True)
+    return finished(summary, path, terminal, as_json=as_json, command=command, silent=True)
 
 
 def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:
@@ -269,7 +281,7 @@ def _ask_to_stop(flower: FlowerCommands, run_id: str, terminal: Terminal) -> Non
     try:
         flower.stop(run_id)
     except Unreachable as trouble:
-        terminal.message(f"fedskew: {trouble}; it ends with its SuperLink")
+        terminal.message(f"fedskew: {trouble} (the run ends with its SuperLink)")
 
 
 def _stopped(folder: Path, run_id: str, terminal: Terminal) -> int:

@@ -31,7 +31,14 @@ class Terminal:
         self._write(text, sys.stderr if self._as_json else sys.stdout)
 
     def message(self, text: str) -> None:
-        """Something that happened."""
+        """Something that happened; in a terminal, in lines that it has room for."""
+        if sys.stderr.isatty():
+            room = get_terminal_size().columns
+            text = "\n".join(line if len(line) <= room else wrapped(line, indent="  ") for line in text.split("\n"))
+        self._write(text, sys.stderr)
+
+    def command(self, text: str) -> None:
+        """A command that was given or may be: in one line, so that it can be copied."""
         self._write(text, sys.stderr)
 
     def data(self, value: Any) -> None:
@@ -42,7 +49,7 @@ class Terminal:
         """What a person may want to do now; not for programs."""
         if not self._as_json:
             for label, command in zip(("next:", *["     "] * len(commands)), commands, strict=False):
-                self.message(f"{label} {command}")
+                self.command(f"{label} {command}")
 
     def _write(self, text: str, stream: Any) -> None:
         self.status.clear()

@@ -148,15 +148,19 @@ def split_server(data: DataSet, config: DataConfig) -> Split:
 
 def divide_open(data: DataSet, split: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The open data as `(training, held back)`: warm start and scoring use the one, rollback and best round the other.
+    Where all data is in one place (`data.partition=pooled`), `training` is everything that is left for it.
 
     Stratified by class; a lesion is in one of them only. The same for every `run.seed`, like the test set.
 
     Returns:
         int64 indices into the data set, ascending; nothing is held back where `data.held-back` is too small a share.
     """
-    return train_validation(
+    training, held_back = train_validation(
         data.samples, split.open, validation=config.held_back, unit=config.split_by, seed=config.split_seed
     )
+    if config.partition == "pooled":
+        training = np.sort(np.concatenate([split.clients, training]))
+    return training, held_back
 
 
 def scoring_images(training: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -165,7 +169,15 @@ def scoring_images(training: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> tuple[np.ndarray, ...]:
-    """The clients' part shared among simulated nodes."""
+    """The clients' part shared among simulated nodes; pooled, it is that of one, with the open data for training.
+
+    Raises:
+        DataError: too few images for so many nodes, or pooled data and several nodes.
+    """
+    if config.partition == "pooled":
+        if nodes != 1:
+            raise DataError(f"data.partition=pooled is training in one place, and there are {nodes} nodes: use 1")
+        return (divide_open(data, split, config)[0],)
     return partition(
         data.samples, split.clients, nodes=nodes, kind=config.partition, alpha=config.alpha, unit=config.split_by,
         seed=config.split_seed,

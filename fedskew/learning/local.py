@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +43,16 @@ class Trainer:
         labels = encode_labels(tuple(self.data.samples[i] for i in self.images), arch.classes)
         return class_counts(labels, len(arch.classes))
 
-    def train(self, model: MultimodalModel, moments: Moments | None = None) -> TrainResult:
+    def train(
+        self, model: MultimodalModel, moments: Moments | None = None, told: Callable[[int], None] | None = None
+    ) -> TrainResult:
         """Train a model in place; see `learning.train.train`."""
         arch, counts = model.architecture, self.counts(model.architecture)
         if self.known_counts:
             counts = np.maximum(counts, self.known_counts)  # a class that only a silent node has must not weigh nothing
         data = training_batches(self.data, self.images, arch, self.config, self.seed)
         return train(model, data, self.config, round_number=self.round_number, rounds=self.rounds, seed=self.seed,
-                     counts=counts, moments=moments)  # fmt: skip
+                     counts=counts, moments=moments, told=told)  # fmt: skip
 
 
 def training_batches(

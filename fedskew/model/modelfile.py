@@ -21,6 +21,7 @@ from fedskew.model.bounds import ArchitectureError
 from fedskew.model.codec import architecture_from_json
 from fedskew.model.fusion import MultimodalModel, build
 
+MODEL = "model.safetensors"  # in a run folder
 ARCHITECTURE, ABOUT = "fedskew-architecture", "fedskew-about"
 MAX_ABOUT_BYTES = 100_000
 _ALIGNMENT = 8  # of the tensors in a safetensors file
@@ -28,6 +29,18 @@ _ALIGNMENT = 8  # of the tensors in a safetensors file
 
 class ModelFileError(FedskewError, ValueError):
     """A model file that cannot be used; the message names the file and what is wrong."""
+
+
+def model_path(place: Path) -> Path:
+    """The model file of a run folder (that of its last round; of its best: `RUN/best`), or the file itself.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    path = place / MODEL if place.is_dir() else place
+    if not path.is_file():
+        raise ModelFileError(f"{place} is neither a model file nor a run folder with a {MODEL}")
+    return path
 
 
 def encode_model(arch: Architecture, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
-from fedskew.model.modelfile import ModelFileError, read_model
+from fedskew.model.modelfile import MODEL, ModelFileError, read_model
 from fedskew.model.pretrained import file_sha256
 
-MODEL, STATE, COMPANIONS = "model.safetensors", "state.json", "companions.safetensors"
+STATE, COMPANIONS = "state.json", "companions.safetensors"
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,19 @@ FORMAT = 1
 SPLIT_KEYS = ("clients", "test", "open", "split_by", "split_seed")  # of `data`: what decides who tests
 
 
-def about_model(config: Config, arch: Architecture, round_number: int, split_hash: str) -> dict[str, Any]:
+def about_model(
+    config: Config, arch: Architecture, round_number: int, split_hash: str, parent: str = ""
+) -> dict[str, Any]:
     """What `encode_model` writes into the file of a run's model.
 
     Args:
         split_hash: of `data.prepare.split_hash`: tells whether another split is that of the run.
+        parent: SHA-256 of the model file that the run started from or took its shape from, if any.
 
     Returns:
         `preprocessing` (see `data.preprocessing`), `split` (the settings that decide which images test), and
         `lineage`: preset, pruning method, seed, round, split hash, fedskew's version and the hash of its
-        code, and those of the plugins that took part, if any.
+        code, and those of the plugins that took part and of the file that the run started `from`, if any.
     """
     return {
         "format": FORMAT,
@@ -44,6 +47,7 @@ def about_model(config: Config, arch: Architecture, round_number: int, split_has
             "fedskew": fedskew.__version__,
             "code": code_hash(),
             **({"plugins": plugins} if (plugins := taking_part(config)) else {}),
+            **({"from": parent} if parent else {}),
         },
     }
 

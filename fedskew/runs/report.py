@@ -13,6 +13,8 @@ from fedskew.config.schema import Config
 from fedskew.data.splits import Split
 from fedskew.learning.datasets import DataSet
 from fedskew.learning.judging import best_record, evaluated, in_words, judge
+from fedskew.learning.precision import precision_in_words
+from fedskew.learning.train import pick_device
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
 from fedskew.runs.record import IN
 from fedskew.runs.round_table import NARROW, duration, figure
@@ -38,23 +40,26 @@ def quiet_flower() -> Iterator[None]:
 
 
 def head_lines(
-    config: Config,
-    data: DataSet,
-    split: Split,
-    nodes: int,
-    held_back: int,
-    *,
-    sites: Sequence[Sequence[str]] = (),
-    unused: int = 0,
+    config: Config, data: DataSet, split: Split, manifest: Mapping[str, Any], scoring: str = ""
 ) -> list[str]:
-    """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
+    """What a run is of, on what data, and what its rounds are judged by.
+
+    Args:
+        manifest: see `learning.manifest.run_manifest`.
+        scoring: see `ServerData.scoring_note`.
+    """
+    nodes, held_back = manifest["nodes"], len(manifest["held_back"])
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
+    if config.data.partition == "pooled":
+        clients = f"{len(split.clients) + len(split.open) - held_back} to train on in one place"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.criterion}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
-        *part_lines(config, sites, unused),
+        f"computes in {precision_in_words(config.train.precision, pick_device(config.train.device))}",
+        *([scoring] if scoring else []),
+        *part_lines(config, manifest.get("sites", ()), manifest["unused_validation"]),
     ]
     lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]

@@ -38,7 +38,7 @@ from fedskew.federation.weights import arrays_sha256, from_record, to_record
 from fedskew.learning.datasets import NodeData
 from fedskew.learning.train import TrainingError
 from fedskew.model.bounds import ArchitectureError
-from fedskew.model.cost import parameters
+from fedskew.model.cost import macs, parameters
 from fedskew.model.layout import Layout
 from fedskew.site.accounting import AccountingError, check_accountant, noise_in_words, noise_multiplier
 from fedskew.site.audit import (
@@ -93,7 +93,8 @@ class Gate:
         if self.active:
             self._admit(task)
         arch = task.architecture
-        if excess := exceeded(task.config, arch.image_size, parameters(arch), self._policy.limits):
+        size, weights, work = arch.image_size, parameters(arch), macs(arch).total
+        if excess := exceeded(task.config, size, weights, work, self._policy.limits):
             raise PolicyRefusal(f"site policy forbids: {excess}")
         return replace(task, config=site_settings(task.config, partitioned=self._partitioned))
 

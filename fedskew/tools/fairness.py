@@ -10,7 +10,7 @@ from typing import Any
 from fedskew.config.load import to_mapping
 from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import PLACES, read_changes
+from fedskew.runs.starts import PLACES, read_changes, read_precision
 from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
@@ -29,6 +29,7 @@ def warnings_of(runs: Sequence[RunResult]) -> list[str]:
         "ways to share the data": _partition,
         "seeds": lambda run: run.config.run.seed if run.config else None,
         "finished rounds": lambda run: run.rounds,
+        "precisions": lambda run: read_precision(run.path),
     }
     lines = []
     for what, value in of_each.items():
@@ -49,6 +50,9 @@ def _of_one(run: RunResult) -> list[str]:
     for count, what in ((run.rolled_back, "rolled back"), (run.below_quorum, "below quorum")):
         if count:
             lines.append(f"{run.name}: {count} of {run.rounds} rounds {what}, the model before was kept")
+    pruned = run.config and run.config.prune.criterion != "none"
+    if pruned and run.record["parameters"] == run.record["dense_parameters"]:
+        lines.append(f"{run.name}: pruning has removed nothing, its model is the dense one")
     if changes := read_changes(run.path):
         lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
     return lines
