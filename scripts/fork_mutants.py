@@ -13,35 +13,33 @@ import resource
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mutmut.state import state
 
-JOB = "MUTANTS"  # in the environment: a JSON file with `names`, `longest` (seconds), `patience`, `fates` (a path)
+JOB = "MUTANTS"  # in the environment: a JSON file with `names`, `longest` (seconds), `patience`, and paths
 WARM, MADE = "generated", ("finished_run", "dense_run")
+ACTIVE = "MUTANT_UNDER_TEST"  # in the environment: which mutant mutmut's code runs; `stats`: note what is reached
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """For every mutant the tests that reach it, the quickest first, until one fails."""
     job = json.loads(Path(os.environ[JOB]).read_text())
-    learned = json.loads(Path("mutmut-stats.json").read_text())
-    seconds, reaching = learned["duration_by_test"], learned["tests_by_mangled_function_name"]
-    items = {item.nodeid: item for item in session.items}
     warm_up(session.items)
+    learned = learn(session, Path(job["learned"]))
+    items = {item.nodeid: item for item in session.items}
     for name in job["names"]:
-        tests = sorted((test for test in reaching.get(function_of(name), ()) if test in items), key=seconds.__getitem__)
-        tests = [test for test in tests if seconds[test] <= job["longest"]] or tests
-        limit = int(job["patience"] * (1 + sum(seconds[test] for test in tests))) + 1
-        fate = attempt(session, name, [items[test] for test in tests], limit) if tests else "no tests"
+        function = name.partition("__mutmut_")[0].replace("__init__.", "")
+        tests = sorted((seconds, test) for test, (seconds, reached) in learned.items() if function in reached)
+        tests = [pair for pair in tests if pair[0] <= job["longest"]] or tests
+        limit = int(job["patience"] * (1 + sum(seconds for seconds, _ in tests))) + 1
+        fate = attempt(session, name, [items[test] for _, test in tests], limit) if tests else "no tests"
         with Path(job["fates"]).open("a") as file:
             file.write(json.dumps([name, fate]) + "\n")
         os.write(2, f"{name}: {fate}\n".encode())
     return True
-
-
-def function_of(mutant: str) -> str:
-    """mutmut's name of the function that a mutant is of."""
-    return mutant.partition("__mutmut_")[0]
 
 
 def warm_up(items: Sequence[pytest.Item]) -> None:
@@ -52,11 +50,52 @@ def warm_up(items: Sequence[pytest.Item]) -> None:
         using[0].config.hook.pytest_runtest_protocol(item=using[0], nextitem=others[0])
 
 
+def learn(session: pytest.Session, record: Path) -> dict[str, tuple[float, list[str]]]:
+    """Seconds and functions that it reaches of every test; run in a fork, and once for each test."""
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    fresh = [item for item in session.items if item.nodeid not in known]
+    if fresh and not (process := os.fork()):
+        try:
+            os.environ[ACTIVE] = "stats"
+            session.config.pluginmanager.register(learning := Learning())
+            run(session, fresh)
+            record.write_text(json.dumps(known | learning.found))
+            os._exit(int(session.testsfailed > 0))
+        finally:
+            os._exit(2)
+    if fresh and os.waitpid(process, 0)[1]:
+        os.write(2, b"a test fails without any mutant: run the room's tests alone\n")
+        raise pytest.UsageError("a test fails without any mutant")
+    known = json.loads(record.read_text())
+    return {item.nodeid: known[item.nodeid] for item in session.items}
+
+
+class Learning:
+    """A plugin that notes what mutmut's code tells while the tests run."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[float, list[str]]] = {}
+
+    def pytest_runtest_setup(self) -> None:
+        """What was reached before belongs to others."""
+        state()._stats.clear()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Only the seconds of the test itself: fixtures may be others' too."""
+        if report.when == "call":
+            self.found[report.nodeid] = (report.duration, sorted(state()._stats))
+        elif report.when == "setup" and not report.passed:
+            self.found[report.nodeid] = (0.0, [])
+
+
 def attempt(session: pytest.Session, name: str, items: Sequence[pytest.Item], limit: int) -> str:
     """What becomes of one mutant, within `limit` seconds of the processor, or five times as long."""
     if not (process := os.fork()):
         try:
-            os._exit(is_noticed(session, name, items, limit))
+            os.environ[ACTIVE] = name
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+            signal.alarm(5 * limit)
+            os._exit(run(session, items))
         finally:
             os._exit(2)
     _, status = os.waitpid(process, 0)
@@ -65,11 +104,8 @@ def attempt(session: pytest.Session, name: str, items: Sequence[pytest.Item], li
     return ("survived", "killed", "suspicious")[os.WEXITSTATUS(status)]
 
 
-def is_noticed(session: pytest.Session, name: str, items: Sequence[pytest.Item], limit: int) -> bool:
-    """Run the tests, in a process that ends with this."""
-    os.environ["MUTANT_UNDER_TEST"] = name
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    signal.alarm(5 * limit)
+def run(session: pytest.Session, items: Sequence[pytest.Item]) -> bool:
+    """Run tests until one fails: whether one does. In a process of their own, which ends with this."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)

@@ -5,8 +5,8 @@
     python scripts/mutants.py pruning --results    what is known so far (with --sample: of that sample)
     python scripts/mutants.py pruning --show NAME  one of them as a difference
 
-In a copy of the last commit below build/mutants. mutmut makes the mutants and learns which test reaches which function;
-`fork_mutants.py` then runs, for each mutant, the tests that reach it until one fails. A room takes hours on one core.
+In a copy of the last commit below build/mutants. mutmut makes the mutants; `fork_mutants.py` learns which test reaches
+which function (once: it stays beside the copy) and runs, for each mutant, the tests that reach it until one fails.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> int:
     if given.show:
         return mutmut(place, "show", given.show).returncode
     if not given.results:
-        prepare(place, *ROOMS[given.room])
+        prepare(place, ROOMS[given.room][0])
     known = fates(place)
     drawn = sample(known, given.sample, given.seed)
     left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
@@ -95,31 +95,18 @@ def main() -> int:
     return report({name: known[name] for name in drawn})
 
 
-def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of this commit, unless it is there already, with its mutants.
-
-    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
-    """
+def prepare(place: Path, patterns: Sequence[str]) -> None:
+    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
-        learned = place / "mutants" / "mutmut-stats.json"
-        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        learned.parent.mkdir(parents=True)
-        if kept:
-            learned.write_bytes(kept)
+        place.mkdir(parents=True)
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as files:
             files.extractall(place, filter="data")
         mark.write_text(commit)
-    lists = {
-        "source_paths": ("fedskew",),
-        "only_mutate": patterns,
-        "also_copy": COPIED,
-        "pytest_add_cli_args": ("-q", "-p", "no:cacheprovider"),
-        "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in tests],
-    }
+    lists = {"source_paths": ("fedskew",), "only_mutate": patterns, "also_copy": COPIED}
     text = "\n".join(f"{key}=\n" + "\n".join(f"    {value}" for value in values) for key, values in lists.items())
     (place / "setup.cfg").write_text(f"[mutmut]\n{text}\n", encoding="utf-8")
     subprocess.run([sys.executable, "-c", MAKE], cwd=place, env=environment(), stdout=subprocess.DEVNULL, check=True)
@@ -127,22 +114,12 @@ def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> N
 
 def try_out(place: Path, tests: Sequence[str], names: Sequence[str], longest: float) -> None:
     """Run the tests of each of these mutants; what tests reach is learned first, by running them all once."""
-    mutmut(place, "print-time-estimates", capture=True)
-    job = {"names": names, "longest": longest, "patience": PATIENCE, "fates": str(place / FATES)}
+    job = {"names": names, "longest": longest, "patience": PATIENCE, "fates": str(place / FATES),
+           "learned": str(place.with_suffix(".learned.json"))}  # fmt: skip
     (place / "job.json").write_text(json.dumps(job))
     there = environment() | {"MUTANTS": str(place / "job.json"), "PYTHONPATH": str(ROOT / "scripts")}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--rootdir=.",
-        "-q",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "fork_mutants",
-    ]
+    options = ("--rootdir=.", "-q", "-s", "-p", "no:cacheprovider", "-p", "fork_mutants")
+    command = [sys.executable, "-m", "pytest", *options]
     files = [f"tests/test_{name}.py" for name in tests]
     subprocess.run([*command, *files], cwd=place / "mutants", env=there, stdout=subprocess.DEVNULL, check=False)
 

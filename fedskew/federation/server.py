@@ -273,7 +273,8 @@ class FederatedRun:
 
     @property
     def _is_hopeless(self) -> bool:
-        return 0 < self.config.federation.max_missed_rounds <= self.progress["missed"]
+        missed: int = self.progress["missed"]
+        return 0 < self.config.federation.max_missed_rounds <= missed
 
     def _stop_if_hopeless(self) -> None:
         if self._is_hopeless:
