@@ -214,9 +214,8 @@ class FederatedRun:
         number = self.checkpoint.round_number
         self.folder.rewind(number)
         self.folder.republish(self.checkpoint)
-        self.progress |= self.checkpoint.progress
+        self.progress |= self.checkpoint.progress | {"missed": 0}  # whoever resumes has seen to it
         self.progress.pop("stopped", None)
-        self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         results.info(round_heading(self.config, get_terminal_size().columns))
         return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
@@ -228,8 +227,7 @@ class FederatedRun:
         step = make_method(self.config).start(Model(arch, state), self.server)
         note = RoundLog(0, before=arch, seconds_training=step.seconds_training, step=step.pruned)
         note.seconds_scoring = step.pruned.seconds_total if step.pruned else 0.0
-        model = step.model
-        return dict(model.state), model.architecture, note, dict(model.companions)
+        return dict(step.model.state), step.model.architecture, note, dict(step.model.companions)
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the server's data and record the finished round."""
@@ -276,8 +274,8 @@ class FederatedRun:
 
     @property
     def _is_hopeless(self) -> bool:
-        limit = self.config.federation.max_missed_rounds
-        return bool(limit) and self.progress["missed"] >= limit
+        missed: int = self.progress["missed"]
+        return 0 < self.config.federation.max_missed_rounds <= missed
 
     def _stop_if_hopeless(self) -> None:
         if self._is_hopeless:
