@@ -32,24 +32,15 @@ from fedskew.metrics.classification import NUMBERS, not_evaluated
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
-from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
+from fedskew.runs.folder import RunFolder
 from fedskew.runs.lineage import about_model
+from fedskew.runs.reading import CONFIG, SPLIT, STARTS, SUMMARY, read_changes, recorded_nodes
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.round_table import round_heading, round_line
 from fedskew.runs.start_checks import check_place, check_settings, idle_settings
-from fedskew.runs.starts import (
-    STARTS,
-    add_start,
-    check_nodes,
-    check_plugins,
-    check_split,
-    first_start,
-    read_changes,
-    recorded_nodes,
-    samples_hash,
-)
+from fedskew.runs.starts import add_start, check_nodes, check_plugins, check_split, first_start, samples_hash
 
 log = logging.getLogger("flwr.fedskew.server")
 results = logging.getLogger(RESULTS)

@@ -33,7 +33,8 @@ from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.layout import layout
-from fedskew.runs.record import IN, MISSING, UNUSED, RoundLog
+from fedskew.runs.reading import IN, MISSING, UNUSED
+from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 

@@ -32,22 +32,30 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.errors import FedskewError
 from fedskew.files import link, sync_directory, write_bytes, write_json
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import encode_model
-from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.runs.checkpoint import COMPANIONS, Checkpoint, digest, read_checkpoint
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+    SPLIT,
+    STATE,
+    SUMMARY,
+    RunFolderError,
+    read_records,
+)
+
+__all__ = ["ARCHITECTURE", "CONFIG", "METRICS", "MODEL", "PREDICTIONS", "SPLIT", "SUMMARY", "RunFolder",
+           "RunFolderError", "numbered_names", "summary_time"]  # fmt: skip
 
 log = logging.getLogger("flwr.fedskew.runs")
 
 ARCHITECTURE = "architecture.json"
-METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
-
-
-class RunFolderError(FedskewError, RuntimeError):
-    """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
 
 
 class RunFolder:
@@ -250,11 +258,8 @@ class RunFolder:
         raise RunFolderError(f"{self.path} holds no whole checkpoint to resume from; start the run anew")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics, one a round."""
-        path = self.path / METRICS
-        if not path.is_file():
-            raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
-        return [json.loads(line) for line in whole_lines(path)]
+        """The lines of metrics, one a round. Raises as `read_records`."""
+        return read_records(self.path)
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
@@ -306,9 +311,3 @@ def _remove(folder: Path, made: tuple[Path, ...]) -> None:
     for parent in made:
         with suppress(OSError):  # another run has come to lie there
             parent.rmdir()
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()

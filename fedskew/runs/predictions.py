@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from fedskew.errors import FedskewError
+from fedskew.files import file_sha256
 from fedskew.metrics.predictions import Predictions
-from fedskew.model.pretrained import file_sha256
-from fedskew.runs.checkpoint import MODEL, STATE
+from fedskew.runs.reading import METRICS, MODEL, PREDICTIONS, STATE
 
-PREDICTIONS, METRICS = "predictions.npz", "metrics.jsonl"
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 

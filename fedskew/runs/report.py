@@ -14,7 +14,7 @@ from fedskew.data.splits import Split
 from fedskew.learning.datasets import DataSet
 from fedskew.learning.judging import best_record, evaluated, in_words, judge
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
-from fedskew.runs.record import IN
+from fedskew.runs.reading import IN
 from fedskew.runs.round_table import NARROW, duration, figure
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"

@@ -13,7 +13,8 @@ from fedskew.config.load import load_saved
 from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError, numbered_names
-from fedskew.runs.starts import changed_settings, recorded_nodes
+from fedskew.runs.reading import recorded_nodes
+from fedskew.runs.starts import changed_settings
 
 DEFAULT_NODES = 4
 

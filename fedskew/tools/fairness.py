@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedskew.config.load import to_mapping
-from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import PLACES, read_changes
+from fedskew.runs.reading import PLACES, SPLIT, read_changes
 from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.

@@ -12,9 +12,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fedskew.runs.folder import RunFolder, RunFolderError
-from fedskew.runs.record import FAILED, IN, LATE, MISSING, REFUSED, UNUSED
-from fedskew.runs.starts import read_flower_runs
+from fedskew.runs.reading import (
+    FAILED,
+    IN,
+    LATE,
+    MISSING,
+    REFUSED,
+    UNUSED,
+    RunFolderError,
+    read_flower_runs,
+    read_records,
+)
 
 ABSENT = "-"
 LIMITED = "*"
@@ -76,7 +84,7 @@ def read_participation(folder: Path) -> list[RoundShares]:
         RunFolderError: no run folder, or one of a version that did not record it.
     """
     starts, rounds = read_flower_runs(folder), []
-    for record in RunFolder(folder).records():
+    for record in read_records(folder):
         number = record["round"]
         if "participation" not in record:
             raise RunFolderError(
