@@ -143,12 +143,15 @@ class RunFolder:
         predictions: Predictions | None = None,
         companions: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
 
         Args:
             predictions: of this round's model on the test set, if it was evaluated.
             about: what the model file says of itself, see `lineage.about_model`.
+
+        Returns:
+            The line of metrics as it was written.
 
         Raises:
             RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
@@ -165,6 +168,7 @@ class RunFolder:
             folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
+        return record
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ MAY_CHANGE: dict[str, Collection[str] | None] = {
         "rounds", "min-nodes", "join-deadline", "quorum", "round-deadline", "grace", "max-missed-rounds",
         "max-weight-ratio", "norm-bound", "rollback", "require-signatures",
     },
-    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints"},
+    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints", "report", "sinks"},
 }  # fmt: skip
 # A run folder that was moved, by a sweep for one, bears other names of itself than its configuration.
 MAY_MOVE = MAY_CHANGE | {"run": {*(MAY_CHANGE["run"] or ()), "output-dir", "name"}}
