@@ -17,6 +17,7 @@ from fedskew.cli import look, start
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.ops import credentials, doctor, review
+from fedskew.cli.report import report, watch
 from fedskew.cli.sweep import records, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -89,6 +90,8 @@ COMMANDS = (
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
+    (LOOK, watch, "watch runs/pruned"),
+    (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

@@ -23,6 +23,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 WIDTH = 343  # of a figure: a phone's 375 less its margins
+TEXT = 11  # pixels of a letter's height
 POINTS = 72  # units of an SVG's viewBox to an inch of matplotlib's
 # what the page's style calls its colours
 NAMES = (
@@ -34,13 +35,13 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 SETTINGS = {
     "svg.fonttype": "none", "svg.hashsalt": "fedskew", "text.parse_math": False, "path.simplify": True,
-    "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 10,
-    "xtick.labelsize": 10, "ytick.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.major.size": 0, "ytick.major.size": 0, "axes.axisbelow": True, "axes.linewidth": 1,
-    "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"], "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"], "xtick.labelcolor": COLOURS["muted"], "ytick.labelcolor": COLOURS["muted"],
-    "axes.edgecolor": COLOURS["line"], "grid.color": COLOURS["line"], "grid.linewidth": 0.6, "legend.frameon": False,
-    "hatch.linewidth": 0.6,
+    "font.family": "sans-serif", "font.size": TEXT, "axes.titlesize": TEXT, "axes.labelsize": TEXT,
+    "legend.fontsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT, "axes.spines.top": False,
+    "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0, "axes.axisbelow": True,
+    "axes.linewidth": 1, "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"],
+    "xtick.color": COLOURS["line"], "ytick.color": COLOURS["line"], "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"], "axes.edgecolor": COLOURS["line"], "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.6, "legend.frameon": False, "hatch.linewidth": 0.6,
 }  # fmt: skip
 
 
@@ -96,6 +97,11 @@ def boxes(
 def frames(axes: Axes, places: Sequence[tuple[float, float, float, float]], colour: str) -> None:
     """The outlines of rectangles."""
     boxes(axes, places, colour, facecolor="none", edgecolor=COLOURS[colour], linewidth=0.8)
+
+
+def text_width(text: str) -> float:
+    """About how many pixels a text is wide."""
+    return 0.58 * TEXT * len(text)
 
 
 def round_ticks(axes: Axes, first: float, last: float) -> None:

@@ -13,9 +13,9 @@ def dash(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share as per cent."""
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def megabytes(count: float) -> str:

@@ -20,9 +20,8 @@ from fedskew.report.content import read_content
 from fedskew.report.drawing import page_style
 from fedskew.report.numbers import dash, percent, three
 from fedskew.report.run_view import run_view
-from fedskew.runs.reading import RunFolderError
+from fedskew.runs.reading import REPORT, RunFolderError
 
-REPORT = "report.html"  # in a run folder
 TEMPLATES = Path(__file__).with_name("templates")
 
 

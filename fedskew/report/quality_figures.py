@@ -9,7 +9,19 @@ import numpy as np
 from markupsafe import Markup
 
 from fedskew.metrics.groups import Estimate, GroupResult
-from fedskew.report.drawing import COLOURS, WIDTH, boxes, canvas, drawing_area, frames, plot_area, round_ticks, to_svg
+from fedskew.report.drawing import (
+    COLOURS,
+    TEXT,
+    WIDTH,
+    boxes,
+    canvas,
+    drawing_area,
+    frames,
+    plot_area,
+    round_ticks,
+    text_width,
+    to_svg,
+)
 from fedskew.report.network import Step
 from fedskew.report.quality import ClassResult, Quality
 
@@ -47,7 +59,7 @@ def recall_by_class(classes: Sequence[ClassResult]) -> Markup | None:
     """A row for each class that has test images: recall with its interval, and of how many images."""
     rows = [(row.name, row.recall, row.recall_range, f"{row.found} of {row.images}" if row.images else "")
             for row in classes if row.recall is not None]  # fmt: skip
-    return _dots("recall", "Recall of each class with 95 % intervals", rows, 64) if rows else None
+    return _dots("recall", "Recall of each class with 95 % intervals", rows) if rows else None
 
 
 def groups_figure(groups: Mapping[str, Sequence[GroupResult]]) -> Markup | None:
@@ -58,15 +70,14 @@ def groups_figure(groups: Mapping[str, Sequence[GroupResult]]) -> Markup | None:
         for row in members:
             found = row.metrics.get("balanced_accuracy")
             rows.append((row.name, found.value if found else None, found, f"n={row.images:,}"))
-    return _dots("groups", "Balanced accuracy of each group with 95 % intervals", rows, 54) if groups else None
+    return _dots("groups", "Balanced accuracy of each group with 95 % intervals", rows) if groups else None
 
 
-def _dots(
-    name: str, title: str, rows: Sequence[tuple[str, float | None, Estimate | None, str]], right: int
-) -> Markup:  # fmt: skip
+def _dots(name: str, title: str, rows: Sequence[tuple[str, float | None, Estimate | None, str]]) -> Markup:
     """Names on the left, dots with intervals from 0 to 1, counts on the right; a row without a value is a heading."""
     figure = canvas(len(rows) * ROW + 28)
-    left = min(130, 14 + 6 * max(len(_short(text)) for text, *_ in rows))
+    left = 14 + max(text_width(_short(text)) for text, *_ in rows)
+    right = 14 + max(text_width(count) for *_, count in rows)
     axes = plot_area(figure, left, 2, right, 26)
     axes.grid(visible=False)
     axes.grid(axis="x")
@@ -94,7 +105,7 @@ def confusion_figure(quality: Quality, classes: Sequence[str]) -> Markup | None:
     table = quality.confusion
     if table is None:
         return None
-    count, left, top = len(classes), min(70, 10 + 6 * max(len(_short(name, 10)) for name in classes)), 46
+    count, left, top = len(classes), 12 + max(text_width(_short(name, 10)) for name in classes), 46
     cell = (WIDTH - left - 6) / count
     figure = canvas(top + cell * count + 6)
     axes = drawing_area(figure)
@@ -105,7 +116,7 @@ def confusion_figure(quality: Quality, classes: Sequence[str]) -> Markup | None:
             places = [(left + x * cell + 0.5, top + y * cell + 0.5, cell - 1, cell - 1) for y, x in where]
             boxes(axes, places, "model" if right else "warn", level / 10)
     frames(axes, [(left + i * cell + 0.5, top + i * cell + 0.5, cell - 1, cell - 1) for i in range(count)], "line")
-    size = 10 if count <= 9 else 8
+    size = TEXT if count <= 9 else 8
     for y in range(count):
         axes.text(left - 6, top + (y + 0.5) * cell, _short(classes[y], 10), ha="right", va="center")
         axes.text(left + (y + 0.5) * cell, top - 8, _short(classes[y], 10), ha="center", va="bottom",

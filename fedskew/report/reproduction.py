@@ -45,7 +45,7 @@ def facts_of(content: Content) -> list[tuple[str, str]]:
         "Samples hash": split.get("samples_hash"),
         "Split": _split_line(counts, split.get("nodes")),
         "fedskew": start.get("fedskew") or lineage.get("fedskew"),
-        "Code": lineage.get("code"),
+        "Code (SHA-256)": lineage.get("code"),
         "Plugins": ", ".join(f"{name} {digest[:12]}" for name, digest in (lineage.get("plugins") or {}).items()),
         "torch": start.get("torch"),
         "Device": start.get("device"),

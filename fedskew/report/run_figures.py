@@ -12,12 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedskew.report.coverage import Coverage
-from fedskew.report.drawing import COLOURS, WIDTH, boxes, canvas, drawing_area, frames, plot_area, round_ticks, to_svg
+from fedskew.report.drawing import (
+    COLOURS,
+    WIDTH,
+    boxes,
+    canvas,
+    drawing_area,
+    frames,
+    plot_area,
+    round_ticks,
+    text_width,
+    to_svg,
+)
 from fedskew.report.network import CHANNELS, HEADS, Block, Step
 from fedskew.report.traffic import Traffic
 from fedskew.runs.reading import FAILED, IN, LATE, MISSING, REFUSED, UNUSED
 
-ROW, LABEL = 15, 72  # pixels of a row of a block or a site, and of its name
+ROW, LABEL = 16, 76  # pixels of a row of a block or a site, and of its name
 SITES = 40  # rows of sites that have room; the table has all of them
 KINDS = {HEADS: "attention heads", CHANNELS: "MLP width"}
 SHADES = {IN: ("good", 0.85), UNUSED: ("odd", 0.55), LATE: ("warn", 0.9), MISSING: ("dense", 0.45),
@@ -74,7 +85,7 @@ def network_figure(blocks: Sequence[Block]) -> Markup | None:
     figure = canvas(top + sum(ROW + 6 * _begins(blocks, i) for i in range(len(blocks))) + 6)
     axes = drawing_area(figure)
     most = max(block.dense[HEADS] for block in blocks)
-    pitch, wide = min(10.0, 150 / most), max(block.dense[CHANNELS] for block in blocks)
+    pitch, wide = min(10.0, 148 / most), max(block.dense[CHANNELS] for block in blocks)
     left, bar = LABEL, WIDTH - LABEL - 160
     axes.text(left, 10, "heads", va="center", color=COLOURS["muted"])
     axes.text(left + 158, 10, "MLP width", va="center", color=COLOURS["muted"])
@@ -96,7 +107,7 @@ def pruning_over_rounds(blocks: Sequence[Block], rounds: Sequence[int], kind: st
     """A row for each block: the darker, the more of it is left after that round; on the right how much is left now."""
     if not blocks or not any(block.dense[kind] for block in blocks):
         return None
-    top, right = 22, 66
+    top, right = 22, 76
     height = top + sum(ROW + 6 * _begins(blocks, i) for i in range(len(blocks))) + 22
     figure = canvas(height)
     axes = drawing_area(figure)
@@ -149,9 +160,10 @@ def scores_figure(steps: Sequence[Step], *, signed: bool) -> Markup | None:
              if sum(len(step.kept.get(kind, ())) + len(step.removed.get(kind, ())) for step in steps) > 1]  # fmt: skip
     if not known:
         return None
-    figure = canvas(130 * len(known) + 40)
+    height, between = 150, 62
+    figure = canvas(height * len(known) + 10)
     for i, kind in enumerate(known):
-        axes = plot_area(figure, 38, 28 + 130 * i, 10, 40 + 130 * (len(known) - 1 - i))
+        axes = plot_area(figure, 44, 26 + height * i, 10, between - 14 + height * (len(known) - 1 - i))
         kept = np.array([score for step in steps for score in step.kept.get(kind, ())])
         gone = np.array([score for step in steps for score in step.removed.get(kind, ())])
         low, high = np.quantile(np.concatenate([kept, gone]), [0.005, 0.995])
@@ -196,7 +208,7 @@ def coverage_figure(coverage: Coverage) -> Markup | None:
         return None
     rows = sorted(coverage.sites, key=lambda row: (row.contributed, row.name))[:SITES]
     names = sorted(row.name for row in rows)
-    left = min(110, 10 + 6 * max(len(name[:16]) for name in names))
+    left = 10 + max(text_width(name[:16]) for name in names)
     height = ROW * len(names) + 26
     figure = canvas(height)
     axes = drawing_area(figure)

@@ -54,6 +54,7 @@ def run_view(content: Content) -> dict[str, Any]:
         "verdict": _verdict(content, quality),
         "coverage": coverage,
         "warnings": _warnings(content),
+        "unit": {"patient": "patients", "lesion": "lesions"}.get(content.split.get("unit", ""), "lesions or patients"),
         "tiles": _tiles(content, quality, traffic),
         "quality": quality,
         "judged_note": _judged_note(content),
@@ -114,19 +115,18 @@ def _state(content: Content) -> dict[str, str]:
 
 def _verdict(content: Content, quality: Quality | None) -> str:
     last = content.last
-    size = f"{last['parameters'] / last['dense_parameters']:.0%} of the dense model's parameters and "\
-           f"{last['macs'] / last['dense_macs']:.0%} of its arithmetic"  # fmt: skip
+    parameters, macs = (percent(last[key] / last[f"dense_{key}"], 0) for key in ("parameters", "macs"))
+    size = f"{parameters} of the dense model's parameters and {macs} of its arithmetic"
     if quality is None:
         return f"After round {last['round']} the model has {size}. It was not tested yet."
-    first = quality.headline[0]
-    interval = f" (95 % interval {first.estimate.low:.1%} to {first.estimate.high:.1%})" if first.estimate else ""
-    what = "skin lesion" if {row.name for row in quality.classes} <= set(HAM10000_CLASSES) else "image"
-    same = "" if quality.round_number == last["round"] else f"The model of round {quality.round_number} was tested; n"
-    begin = same or "N"
-    classes = len([row for row in quality.classes if row.recall is not None])
+    first, names = quality.headline[0], [row.name for row in quality.classes if row.recall is not None]
+    what = "kinds of skin lesion" if set(names) <= set(HAM10000_CLASSES) else "classes"
+    known = first.estimate
+    interval = f", 95 % interval {percent(known.low)} to {percent(known.high)}" if known else ""
+    now = "" if quality.round_number == last["round"] else f" After round {last['round']} it is down to these."
     return (
-        f"{begin}ow {size} are left. Of the test images of each of {classes} kinds of {what}, it recognises on average "
-        f"{first.value:.1%}{interval}."
+        f"It recognises {percent(first.value)} of the images of an average class ({len(names)} {what}{interval}), with "
+        f"{size}.{now}"
     )
 
 
@@ -159,15 +159,15 @@ def _tiles(content: Content, quality: Quality | None, traffic: Traffic) -> list[
     for row in (quality.headline[0], quality.headline[3]) if quality else ():
         interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
         tiles.append(Tile(row.title, figure(row.value), interval))
-    tiles.append(Tile("Parameters", f"{last['parameters'] / last['dense_parameters']:.0%}",
+    tiles.append(Tile("Parameters", percent(last["parameters"] / last["dense_parameters"], 0),
                       f"{last['parameters'] / 1e6:.2f} of {last['dense_parameters'] / 1e6:.2f} M"))  # fmt: skip
-    tiles.append(Tile("MACs of an image", f"{last['macs'] / last['dense_macs']:.0%}",
+    tiles.append(Tile("MACs of an image", percent(last["macs"] / last["dense_macs"], 0),
                       f"{last['macs'] / 1e6:,.1f} of {last['dense_macs'] / 1e6:,.1f} M"))  # fmt: skip
     if last.get("model_bytes"):
         tiles.append(Tile("Model file", megabytes(last["model_bytes"]), "float32"))
     if traffic.rounds:
         saved = 1 - traffic.total / traffic.total_dense if traffic.total_dense else 0.0
-        tiles.append(Tile("Travelled so far", megabytes(traffic.total), f"{saved:.0%} less than dense"))
+        tiles.append(Tile("Travelled so far", megabytes(traffic.total), f"{percent(saved, 0)} less than dense"))
     return tiles
 
 
@@ -237,7 +237,7 @@ def _round_row(record: Mapping[str, Any]) -> list[str]:
     sites = f"{record.get('clients_ok', 0)}/{record.get('clients_ok', 0) + record.get('clients_failed', 0)}"
     numbers = (record.get(key) for key in ("balanced_accuracy", "accuracy", "f1_macro", "auroc_macro"))
     return [
-        str(record["round"]), *map(figure, numbers), judged, f"{record['parameters'] / record['dense_parameters']:.1%}",
-        f"{record['macs'] / record['dense_macs']:.1%}", f"{record['bytes_down'] / 1e6:.1f}",
+        str(record["round"]), *map(figure, numbers), judged, percent(record["parameters"] / record["dense_parameters"]),
+        percent(record["macs"] / record["dense_macs"]), f"{record['bytes_down'] / 1e6:.1f}",
         f"{record['bytes_up'] / 1e6:.1f}", sites, duration(record.get("seconds", 0.0)),
     ]  # fmt: skip

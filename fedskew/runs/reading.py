@@ -15,6 +15,7 @@ from fedskew.errors import FedskewError
 
 METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
 STARTS, PREDICTIONS, MODEL, STATE = "starts.jsonl", "predictions.npz", "model.safetensors", "state.json"
+REPORT = "report.html"
 # Where things lie. Their content is what the run began with: hashes of samples and split see to that.
 PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
 
