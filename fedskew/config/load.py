@@ -117,7 +117,8 @@ def _load(preset: str, files: Sequence[str | Path], overrides: str, saved: str =
     for own in (given for given in files if given):
         content = _read_yaml(Path(own))
         preset = preset or str(content.get("preset", ""))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
+        level = logging.DEBUG if str(own) == saved else logging.WARNING  # what a run wrote is nothing to mend
+        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own), level)
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
     return _build(values, origin, preset or "defaults", saved)
 
@@ -227,7 +228,10 @@ def _keys() -> dict[str, list[str]]:
     return {name: [spec.name.replace("_", "-") for spec in fields(kind)] for name, kind in _sections().items()}
 
 
-def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
+def _merge(
+    values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str,
+    level: int = logging.WARNING,
+) -> None:  # fmt: skip
     sections = _sections()
     for section, content in more.items():
         if section not in sections:
@@ -242,7 +246,7 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             if new := MOVED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if new := RENAMED.get(f"{section}.{name}"):
-                log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
+                log.log(level, "%s: %s.%s is called %s.%s now", where, section, name, section, new)
                 name = new
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")

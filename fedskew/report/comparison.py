@@ -77,12 +77,14 @@ def _figures(
     scaled = [[(number, total / divisor) for number, total in one] for one in travelled]
     rated = [(quality_of(content), content.judged) for content in contents]
     return {
-        "accuracy": figures.curves("accuracy", "Balanced accuracy on the test set after each round", labels, accuracy),
-        "parameters": figures.curves("parameters", "Share of the dense parameters after each round", labels, left),
-        "traffic": figures.curves("traffic", "Bytes sent and received so far", labels, scaled, top=None, unit=unit),
+        "accuracy": figures.curves("accuracy", "Balanced accuracy on the test set after each round", labels, accuracy,
+                                   bottom=None),
+        "parameters": figures.curves("parameters", "Share of the dense parameters after each round", labels, left,
+                                     top=1.02),
+        "traffic": figures.curves("traffic", "Bytes sent and received so far", labels, scaled, unit=unit),
         "tradeoff": figures.tradeoff(rated),
         "differences": figures.differences(first, differences),
-    }
+    }  # fmt: skip
 
 
 def _so_far(content: Content) -> list[tuple[int, float]]:

@@ -23,13 +23,14 @@ def curves(
     labels: Sequence[str],
     series: Sequence[Sequence[tuple[int, float | None]]],
     *,
-    top: float | None = 1.0,
+    bottom: float | None = 0.0,
+    top: float | None = None,
     unit: str = "",
 ) -> Markup | None:
     """A line for each run, over its rounds; which line is which says the list of runs above.
 
     Args:
-        top: of the axis; None: what the values need.
+        bottom, top: of the axis; None: what the values need.
         unit: of the values.
     """
     known = [[(number, value) for number, value in one if value is not None] for one in series]
@@ -41,7 +42,8 @@ def curves(
         if points:
             axes.plot(*zip(*points, strict=True), color=COLOURS[f"run-{i % COLOURED}"], linewidth=2, label=label,
                       linestyle=DASHES[i // COLOURED % len(DASHES)])  # fmt: skip
-    axes.set_ylim(0, top and top * 1.02)
+    values = [value for points in known for _, value in points]
+    axes.set_ylim(bottom if bottom is not None else max(0.0, min(values) - 0.05), top or max(values) + 0.05)
     axes.set_ylabel(unit)
     rounds = [number for one in series for number, _ in one]
     round_ticks(axes, min(rounds), max(rounds))
@@ -77,8 +79,9 @@ def differences(first: str, found: Mapping[str, Mapping[str, Difference]]) -> Ma
     """Paired differences to the first run with their intervals: a bar across 0 is no difference seen."""
     if not found:
         return None
-    names = list(next(iter(found.values())))
-    names = [name for name in names if name in TITLES or name.startswith("recall.")]
+    there = next(iter(found.values()))
+    names = [name for name in (*TITLES, *there) if name in there and (name in TITLES or name.startswith("recall."))]
+    names = list(dict.fromkeys(names))
     height = len(names) * (ROW + 8 * (len(found) - 1)) + 30
     titles = [TITLES.get(name, f"recall {name.partition('.')[2]}"[:18]) for name in names]
     figure, left = canvas(height), 12 + max(map(text_width, titles))

@@ -114,27 +114,32 @@ def _state(content: Content) -> dict[str, str]:
 
 
 def _verdict(content: Content, quality: Quality | None) -> str:
-    last = content.last
-    parameters, macs = (percent(last[key] / last[f"dense_{key}"], 0) for key in ("parameters", "macs"))
-    size = f"{parameters} of the dense model's parameters and {macs} of its arithmetic"
+    last, judged = content.last, content.judged
     if quality is None:
-        return f"After round {last['round']} the model has {size}. It was not tested yet."
+        return f"After round {last['round']} the model has {_size(last)}. It was not tested yet."
     first, names = quality.headline[0], [row.name for row in quality.classes if row.recall is not None]
     what = "kinds of skin lesion" if set(names) <= set(HAM10000_CLASSES) else "classes"
     known = first.estimate
     interval = f", 95 % interval {percent(known.low)} to {percent(known.high)}" if known else ""
-    now = "" if quality.round_number == last["round"] else f" After round {last['round']} it is down to these."
+    found = f"{percent(first.value)} of the images of an average class ({len(names)} {what}{interval})"
+    if judged["round"] == last["round"]:
+        return f"It recognises {found}, with {_size(last)}."
     return (
-        f"It recognises {percent(first.value)} of the images of an average class ({len(names)} {what}{interval}), with "
-        f"{size}.{now}"
+        f"The model of round {judged['round']}, with {_size(judged)}, recognises {found}. The run is at round "
+        f"{last['round']} now, and at {_size(last)}; that model was not tested, or what it said is not kept."
     )
+
+
+def _size(record: Mapping[str, Any]) -> str:
+    parameters, macs = (percent(record[key] / record[f"dense_{key}"], 0) for key in ("parameters", "macs"))
+    return f"{parameters} of the dense model's parameters and {macs} of its arithmetic"
 
 
 def _judged_note(content: Content) -> str:
     selection = content.judged.get("selection") or {}
     notes = []
     if content.judged["round"] != content.last["round"]:
-        notes.append("the newest whose answers are kept")
+        notes.append("the newest that was tested and whose answers are kept")
     if selection.get("best"):
         notes.append("the best so far by what rounds are judged by")
     return f" ({', '.join(notes)})" if notes else ""
@@ -158,7 +163,8 @@ def _tiles(content: Content, quality: Quality | None, traffic: Traffic) -> list[
     last, tiles = content.last, []
     for row in (quality.headline[0], quality.headline[3]) if quality else ():
         interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
-        tiles.append(Tile(row.title, figure(row.value), interval))
+        earlier = f"round {quality.round_number}" if quality.round_number != last["round"] else ""
+        tiles.append(Tile(row.title, figure(row.value), ", ".join(filter(None, (interval, earlier)))))
     tiles.append(Tile("Parameters", percent(last["parameters"] / last["dense_parameters"], 0),
                       f"{last['parameters'] / 1e6:.2f} of {last['dense_parameters'] / 1e6:.2f} M"))  # fmt: skip
     tiles.append(Tile("MACs of an image", percent(last["macs"] / last["dense_macs"], 0),
