@@ -1,4 +1,4 @@
-"""MLflow: settings, and every round's numbers. Where `MLFLOW_TRACKING_URI` says, else in `mlruns/` beside the run."""
+"""MLflow: settings, and every round's numbers. Where `MLFLOW_TRACKING_URI` says, else in `mlflow.db` beside the run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ class MLflowSink:
     """See `runs.observers.Observer`."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self._client = MlflowClient(
-            os.environ.get("MLFLOW_TRACKING_URI") or (folder.resolve().parent / "mlruns").as_uri()
-        )
+        here = f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or here)
         if not (folder / NOTE).is_file():
             run = self._client.create_run("0", run_name=folder.name).info.run_id
             sections = [(name, own) for name, own in to_mapping(config).items() if isinstance(own, dict)]
-            settings = [
-                Param(f"{name}.{key}", str(value)) for name, values in sections for key, value in values.items()
-            ]
-            self._client.log_batch(run, params=settings[:100])
-            self._client.log_batch(run, params=settings[100:])
+            settings = [Param(f"{name}.{key}", str(value)) for name, own in sections for key, value in own.items()]
+            for start in range(0, len(settings), 100):  # MLflow takes no more at once
+                self._client.log_batch(run, params=settings[start : start + 100])
             (folder / NOTE).write_text(run, encoding="utf-8")
         self._run = (folder / NOTE).read_text(encoding="utf-8")
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,16 +43,16 @@ class Observers:
     def __init__(self, openers: Sequence[Opener], folder: Path, config: Config, first_round: int) -> None:
         self._observers: list[Observer] = []
         for opener in openers:
-            self._guard("does not start", lambda opener=opener: self._open(opener, folder, config, first_round))  # type: ignore[misc]
+            self._guard("an observer does not start", partial(self._open, opener, folder, config, first_round))
 
     def _open(self, opener: Opener, folder: Path, config: Config, first_round: int) -> None:
         self._observers.append(opener(folder, config, first_round))
 
     def observe(self, round_number: int, metrics: Mapping[str, Any]) -> None:
-        """Tell all of them."""
+        """Tell all of them, each on a copy of its own."""
         for one in self._observers:
             what = f"{type(one).__name__} fails in round {round_number}"
-            self._guard(what, lambda one=one: one.observe(round_number, metrics))  # type: ignore[misc]
+            self._guard(what, partial(one.observe, round_number, deepcopy(metrics)))
 
     def close(self) -> None:
         """Tell all of them that this was the last round."""
