@@ -24,8 +24,9 @@ from fedskew.learning import local
 from fedskew.learning.datasets import open_data
 from fedskew.learning.optimiser import learning_rate
 from fedskew.runs.folder import RunFolder, RunFolderError
+from fedskew.runs.reading import read_changes, read_split, recorded_nodes
 from fedskew.runs.resume import differences, is_finished, node_count, open_checkpoint, resume_config
-from fedskew.runs.starts import check_split, read_changes, read_split, recorded_nodes, samples_hash
+from fedskew.runs.starts import check_split, samples_hash
 from fedskew.tools.compare import read_runs
 from fedskew.tools.fairness import warnings_of
 

@@ -21,6 +21,7 @@ from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.predict import predict, serve
+from fedskew.cli.report import report, watch
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -101,6 +102,8 @@ COMMANDS = (
     (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
     (USE, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
     (USE, serve, "serve runs/pruned"),
+    (LOOK, watch, "watch runs/pruned"),
+    (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

@@ -13,11 +13,11 @@ import numpy as np
 from fedskew.config.load import load_saved
 from fedskew.config.schema import Config
 from fedskew.data.samples import UNKNOWN, Sample
+from fedskew.files import file_sha256
 from fedskew.metrics import Predictions, classification_metrics
-from fedskew.model.pretrained import file_sha256
 from fedskew.runs.folder import CONFIG, METRICS, SPLIT, RunFolder, RunFolderError
-from fedskew.runs.predictions import PREDICTIONS, read_predictions
-from fedskew.runs.record import IN
+from fedskew.runs.predictions import read_predictions
+from fedskew.runs.reading import IN, PREDICTIONS
 from fedskew.tools.evaluate import config_beside
 from fedskew.tools.participation import RoundShares, read_participation, sites_of
 

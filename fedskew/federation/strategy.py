@@ -34,7 +34,8 @@ from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.layout import layout
-from fedskew.runs.record import FAILED, IN, MISSING, UNUSED, RoundLog
+from fedskew.runs.reading import FAILED, IN, MISSING, UNUSED
+from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import Augmentation, ImageBatches
+from fedskew.data.groups import groups_of
 from fedskew.data.preprocessing import IMAGENET, Statistics
 from fedskew.data.samples import encode_labels
 from fedskew.learning.datasets import DataSet, batches
@@ -104,4 +105,5 @@ def predict_images(
         classes=arch.classes,
         probabilities=probabilities.astype(np.float32),
         round_number=number,
+        groups=groups_of(shown),
     )
