@@ -138,10 +138,10 @@ def calibration_figure(quality: Quality) -> Markup | None:
     figure = canvas(280)
     axes = plot_area(figure, 52, 8, 10, 92)
     axes.plot([0, 1], [0, 1], color=COLOURS["dense"], linewidth=1, linestyle=(0, (3, 2)))
-    axes.plot([one.confidence for one in known], [one.accuracy for one in known], color=COLOURS["model"], linewidth=2,
-              marker="o", markersize=5)  # fmt: skip
+    points = [(one.confidence or 0.0, one.accuracy or 0.0) for one in known]
+    axes.plot(*zip(*points, strict=True), color=COLOURS["model"], linewidth=2, marker="o", markersize=5)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="how often it is right")
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [""] * 5)
     below = plot_area(figure, 52, 200, 10, 36)
     total = sum(one.count for one in known)
     bars = [(one.low + 0.004, 0, one.high - one.low - 0.008, one.count / total) for one in known]

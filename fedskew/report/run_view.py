@@ -161,10 +161,11 @@ def _warnings(content: Content) -> list[str]:
 
 def _tiles(content: Content, quality: Quality | None, traffic: Traffic) -> list[Tile]:
     last, tiles = content.last, []
-    for row in (quality.headline[0], quality.headline[3]) if quality else ():
-        interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
+    if quality:
         earlier = f"round {quality.round_number}" if quality.round_number != last["round"] else ""
-        tiles.append(Tile(row.title, figure(row.value), ", ".join(filter(None, (interval, earlier)))))
+        for row in (quality.headline[0], quality.headline[3]):
+            interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
+            tiles.append(Tile(row.title, figure(row.value), ", ".join(filter(None, (interval, earlier)))))
     tiles.append(Tile("Parameters", percent(last["parameters"] / last["dense_parameters"], 0),
                       f"{last['parameters'] / 1e6:.2f} of {last['dense_parameters'] / 1e6:.2f} M"))  # fmt: skip
     tiles.append(Tile("MACs of an image", percent(last["macs"] / last["dense_macs"], 0),
