@@ -1,113 +1,141 @@
-"""Criteria at equal size, without a federation: all start from one dense model, so that hours become minutes.
+"""Criteria at equal size, one shot, from one dense model: which units go is all that differs.
 
-    python benchmarks/criteria_quick.py HAM10000 --work WORK --minutes 8      # again until it says "finished"
+    python benchmarks/criteria_quick.py HAM10000 --work WORK --masks MASKS --minutes 8     # until it says "finished"
 
-For each seed a dense model is trained on all images that are not the server's test set (those of the clients, and the
-open ones that are not held back). It goes on where it stopped: after every epoch.
+A dense model is trained once a seed (see `central`). Each criterion then cuts it to the same widths
+(`prune.rule=budget`), and it is evaluated at once, fine-tuned for a short time and evaluated again. `random` cuts
+several times, `dense` is the same model fine-tuned as long. Differences are paired, with 95 % intervals over lesions.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from central import FINAL, ONE_SHOT, UNFINISHED, Bench, Pause, cell, dense_model, in_points, parser, predictions_of
+from timing import finish
 
-from fedskew.config import Config, load_config
-from fedskew.learning.datasets import DataSet, divide_open, open_data, split_server
-from fedskew.learning.local import Trainer, local_seed
-from fedskew.learning.server_data import initial_model
-from fedskew.model.fusion import build
+from fedskew.data.masks import read_masks
+from fedskew.metrics.paired import paired_over_seeds
+from fedskew.model import cost
+from fedskew.model.architecture import Architecture
+from fedskew.model.fusion import MultimodalModel, build
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.criteria import CRITERIA
+from fedskew.pruning.slicing import slice_model
+from fedskew.pruning.step import propose
 
-SETTINGS = ("train.precision=float32 train.local-epochs=1 train.lr=5e-4 train.round-warmup=0 model.drop-path=0.05 "
-            "prune.batch-size=256")  # fmt: skip
-EPOCHS = 12
-UNFINISHED = 3  # exit code
-
-
-class Pause(Exception):
-    """The time is up; what is done is on disk."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Data and settings that all models share."""
-
-    config: Config
-    data: DataSet
-    training: np.ndarray
-    scoring: np.ndarray  # open images
-    test: np.ndarray
-
-    @classmethod
-    def opened(cls, place: Path) -> Bench:
-        """Of a data set in the layout of HAM10000."""
-        config = load_config("ham10000-small", overrides=f"data.dir={place} {SETTINGS}")
-        data = open_data(config.data, 64)
-        split = split_server(data, config.data)
-        opened, _ = divide_open(data, split, config.data)
-        return cls(config, data, np.concatenate([split.clients, opened]), opened, split.test)
-
-    def trainer(self, seed: int, epoch: int, epochs: int, name: str, **train: object) -> Trainer:
-        """One epoch of a training of several, whose learning rate follows one curve over all of them."""
-        settings = replace(self.config.train, **train)
-        return Trainer(self.data, self.training, settings, local_seed(seed, epoch, name), epoch, epochs)
+RANDOM, DRAWS = "random", 3
+COMPARED = ("balanced_accuracy", "auroc_macro")
+Record = dict[str, Any]
 
 
-def dense_state(bench: Bench, seed: int, work: Path, until: float) -> dict[str, torch.Tensor]:
-    """The state of the dense model of a seed, trained if it is not there yet; raises `Pause` between epochs."""
-    config = replace(bench.config, run=replace(bench.config.run, seed=seed))
-    done = sorted(work.glob(f"dense-s{seed}-e*.safetensors"))
-    state, arch = initial_model(config)
-    moments, epoch = None, 0
-    if done:
-        epoch = int(done[-1].stem.rpartition("e")[2])
-        saved = load_file(done[-1])
-        state = {name: tensor for name, tensor in saved.items() if not name.startswith("moments/")}
-        moments = {name.removeprefix("moments/"): saved[name] for name in saved if name.startswith("moments/")}
-    while epoch < EPOCHS:
-        if time.monotonic() > until:
-            raise Pause
-        epoch += 1
-        model = build(arch, state, drop_path=config.model.drop_path)
-        result = bench.trainer(seed, epoch, EPOCHS, "dense").train(model, moments)
-        state, moments = model.state_dict(), result.moments
-        file = work / f"dense-s{seed}-e{epoch:02d}.safetensors"
-        save_file({**state, **{f"moments/{name}": value for name, value in moments.items()}}, file)
-        for old in done:
-            old.unlink()
-        done = [file]
-        print(f"dense, seed {seed}, epoch {epoch} of {EPOCHS}: loss {result.loss:.3f}, "
-              f"{len(bench.training) / result.seconds:.0f} images/s", flush=True)  # fmt: skip
-    return state
+def shares(arch: Architecture) -> Record:
+    """What is left of the dense model."""
+    dense = arch.dense()
+    return {
+        "parameters": round(cost.parameters(arch) / cost.parameters(dense), 4),
+        "macs": round(cost.macs(arch).linear / cost.macs(dense).linear, 4),
+    }
+
+
+def pruned(
+    bench: Bench, dense: MultimodalModel, seed: int, masks: Path | None, draw: int, **settings: Any
+) -> tuple[MultimodalModel, Record]:
+    """The dense model after one step, and what is left of it."""
+    batch, names = bench.batch(dense, seed)
+    config, arch = replace(bench.config.prune, **settings), dense.architecture
+    inside = None
+    if masks and config.criterion == "lesion-attention":
+        inside = torch.from_numpy(read_masks(masks, names, image_size=arch.image_size, fit=bench.config.data.fit))
+    known = Annotations(batch.labels, batch.metadata, inside)
+    plan = propose(dense, batch.images, config, tuple(range(arch.stages)), draw, known=known).plan
+    state, smaller = slice_model(dense.state_dict(), arch, plan)
+    return build(smaller, state, drop_path=bench.config.model.drop_path), shares(smaller)
+
+
+def unchanged(bench: Bench, dense: MultimodalModel) -> tuple[MultimodalModel, Record]:
+    """A copy of the dense model, for the same fine-tuning."""
+    copy = build(dense.architecture, dense.state_dict(), drop_path=bench.config.model.drop_path)
+    return copy, shares(dense.architecture)
+
+
+def cells(criteria: list[str], sizes: list[float]) -> list[tuple[str, int, Record]]:
+    """Name, draw and settings of each, the smallest size first."""
+    found = []
+    for size in sorted(sizes):
+        for criterion in criteria:
+            for draw in range(DRAWS if criterion == RANDOM else 1):
+                name = f"{criterion}{f'-{draw}' if criterion == RANDOM else ''}-{size:g}"
+                found.append((name, draw, {"criterion": criterion, "rule": "budget", "min_parameters": size}))
+    return found
+
+
+def compared(bench: Bench, records: list[Record], when: str) -> list[Record]:
+    """A row for each criterion and size: its mean over seeds, and what it has over random units of the same layers."""
+    rows, keys = [], list(dict.fromkeys((record["size"], record["criterion"]) for record in records))
+    for size, criterion in keys:
+        own = [record for record in records if (record["size"], record["criterion"]) == (size, criterion)]
+        row: Record = {"when": when, "size": size, "criterion": criterion, "models": len(own),
+                       **{key: own[0][key] for key in ("parameters", "macs")}}  # fmt: skip
+        for metric in COMPARED:
+            row[metric] = round(sum(record[when][metric] for record in own) / len(own), 4)
+            if found := against_random(bench, records, own, metric, when):
+                row[f"{metric} over random"] = found
+        rows.append(row)
+    return rows
+
+
+def against_random(bench: Bench, records: list[Record], own: list[Record], metric: str, when: str) -> Any:
+    """See `in_points`: each model against all draws of its seed."""
+    if own[0]["criterion"] in (RANDOM, "dense"):
+        return None
+    drawn = [record for record in records if record["criterion"] == RANDOM and record["size"] == own[0]["size"]]
+    pairs = [(other, record) for record in own for other in drawn if other["seed"] == record["seed"]]
+    if not pairs:
+        return None
+    first, second = ([predictions_of(bench, record, when) for record in side] for side in zip(*pairs, strict=True))
+    found = paired_over_seeds(first, second, metric)
+    return None if found is None else in_points(found)
+
+
+def run(bench: Bench, asked: Any) -> list[Record]:
+    """Every record; raises `Pause`."""
+    records = []
+    for seed in asked.seeds:
+        dense = dense_model(bench, seed, asked.dense_epochs)
+
+        whole = partial(unchanged, bench, dense)
+        records.append({"criterion": "dense", "size": 1.0} | cell(bench, "dense", seed, asked.epochs, whole))
+        for name, draw, settings in cells(asked.criteria, asked.sizes):
+            make = partial(pruned, bench, dense, seed, asked.masks, draw, **settings)
+            about = {"criterion": settings["criterion"], "size": settings["min_parameters"]}
+            records.append(about | cell(bench, name, seed, asked.epochs, make))
+    return records
 
 
 def main() -> int:
     """Exit code 0 when all is done, `UNFINISHED` when the time was up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="HAM10000")
-    parser.add_argument("--work", type=Path, required=True, help="models and what is done so far")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many, between two steps")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    asked.work.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + 60 * asked.minutes
-    bench = Bench.opened(asked.data)
-    print(f"{len(bench.training)} images to train on, {len(bench.scoring)} to score on, {len(bench.test)} to test on")
+    options = parser(__doc__)
+    options.add_argument("--sizes", type=float, nargs="+", default=[0.5, 0.15], help="shares of the dense parameters")
+    options.add_argument("--criteria", nargs="+", default=[name for name in CRITERIA if name != "lesion-attention"])
+    options.add_argument("--masks", type=Path, help="lesion masks, for the criterion lesion-attention, which joins")
+    asked = options.parse_args()
+    asked.criteria += ["lesion-attention"] if asked.masks else []
+    bench = Bench.opened(asked)
     try:
-        for seed in asked.seeds:
-            dense_state(bench, seed, asked.work, until)
+        records = run(bench, asked)
     except Pause:
         return UNFINISHED
+    rows = [row for when in (ONE_SHOT, FINAL) for row in compared(bench, records, when)]
+    finish("criteria_quick", rows, asked.out)
     print("finished")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):
+    sys.exit(code)

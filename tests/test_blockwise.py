@@ -33,9 +33,9 @@ def naive(model, images, config, stages, seed=0, known=NOTHING):
         for kind in (ATTENTION, MLP):
             key = SublayerKey(i, j, kind)
             table = table_of(arch, config, STAGES)
-            present = score_units(build(arch, state), images, config, table, seed, known).get(key)
-            if i not in stages or present is None:
+            if i not in stages or key not in table:
                 continue
+            present = score_units(build(arch, state), images, config, {key: table[key]}, seed, known)[key]
             like = {key: present.reference} if config.rule == "match" else None
             units = bundles(arch, config.mlp_group)
             plan = decide({key: present.scores}, units, limits_of(config), rule=config.rule, share=config.share,

@@ -20,7 +20,7 @@ from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
-from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
+from fedskew.pruning.score import SublayerScores, few_value_warnings, score_units, scoring_chunks, sign_tables, view
 from fedskew.pruning.units import bundles
 from fedskew.runs.record import sign_rows
 
@@ -104,7 +104,7 @@ def test_scores_are_those_of_all_views_together_not_a_mean_of_scores(monkeypatch
             expected = stats.skew(total[place] / (valid.sum(0)[place, None] * len(norms)), axis=0)
             values = place.sum()
         else:
-            each = [[stats.skew(image[w][valid[w]].astype(float)) for w in range(len(valid))] for image in norms]
+            each = [stats.skew(norms[:, w, valid[w]].astype(float), axis=1) for w in range(len(valid))]
             expected, values = np.nanmean(each, axis=(0, 1)), valid.sum(1).min()
         np.testing.assert_allclose(found[key].scores.numpy(), expected, atol=2e-4, err_msg=str(key))
         assert found[key].values == values
@@ -197,6 +197,25 @@ def test_a_pool_of_few_values_asks_for_more_images(dense):
     _, model, images, _ = dense
     (line,) = few_value_warnings(score_units(model, images, settings(reading="pool"), units_of(model), seed=0), "pool")
     assert all(word in line for word in ("stage 3", "8 values", "prune.batch-size"))
+
+
+@pytest.mark.parametrize(
+    ("reading", "why"),
+    [
+        ("pool", "its sign is mostly chance; raise prune.batch-size"),
+        ("mean", "its sign is mostly chance; set prune.reading=pool, or a larger model.image-size"),
+        ("per-window", "each is coarse, whatever their mean; set prune.reading=pool, or a larger model.image-size"),
+    ],
+)
+def test_the_warning_is_one_line_a_stage_with_its_fewest_values(reading, why):
+    seen = {(3, 0): 12, (1, 0): 15, (1, 1): 9, (0, 0): 16, (2, 0): None}
+    scored = {
+        SublayerKey(*place, MLP): SublayerScores(torch.zeros(1), None, None, values) for place, values in seen.items()
+    }
+    assert few_value_warnings(scored, reading) == [
+        f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than 16: {why}"
+        for stage, values in ((1, 9), (3, 12))
+    ]
 
 
 def test_the_agreement_is_recorded_of_every_pruning_round_ready_for_json(finished_run):

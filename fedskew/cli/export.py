@@ -52,3 +52,29 @@ def export(
         return
     terminal.result(export_text(found))
     terminal.next_step(f"fedskew bench {shown(found.model)} {shown(found.file)}")
+
+
+def bench(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL…", help="Run folders, model files, ONNX files; the first is the reference.",
+                       show_default=False),
+    ],
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every model.")] = 20,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure latency, throughput, memory and start-up of models on this machine, taking turns."""
+    from fedskew.cli.terminal import Terminal
+    from fedskew.export import check_installed
+
+    terminal = Terminal(as_json=as_json)
+    with clear_errors():
+        check_installed()
+        from fedskew.export import bench as benching
+
+        rows = benching.bench(benching.model_names(models, best=best), rounds=rounds, say=terminal.status.show)
+    if as_json:
+        terminal.data(rows)
+    else:
+        terminal.result(benching.bench_text(rows))

@@ -30,6 +30,7 @@ from fedskew.cli.watch import Stream, Watch
 from fedskew.errors import ExitCode
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
+from fedskew.runs.reading import REPORT
 from fedskew.runs.report import learned_nothing, summary_text
 
 TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
@@ -83,7 +84,7 @@ def run_with_flower(
         terminal.result(shlex.join(command))
         return ExitCode.OK
     check_machine(request)
-    terminal.message(shlex.join(command))
+    terminal.command(shlex.join(command))
     job = Following(request, folder, tuple(command), terminal, supervised, verbose, as_json)
     return _here(job) if request.connection == SIMULATION else _elsewhere(job)
 
@@ -185,14 +186,19 @@ def finished(
         terminal.result(summary_text(summary, folder))
     if as_json:
         terminal.data({"folder": str(folder), **summary})
+    code = ExitCode.OK
     if summary.get("stopped"):
         terminal.next_step(f"fedskew {command} --resume {shown(folder)}")
-        return ExitCode.STOPPED
-    if learned_nothing(summary):
+        code = ExitCode.STOPPED
+    elif learned_nothing(summary):
         terminal.message("fedskew: the run has failed: no round's training was taken")
-        return ExitCode.FAILED
-    terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
-    return ExitCode.OK
+        code = ExitCode.FAILED
+    else:
+        terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
+    if not as_json:
+        report = folder / REPORT
+        terminal.message(f"look: {shown(report) if report.is_file() else f'fedskew report {shown(folder)}'}")
+    return code
 
 
 def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bool) -> int:

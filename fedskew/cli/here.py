@@ -1,4 +1,4 @@
-"""A run in this process: what `fedskew simulate`, `train` and `prune` have in common."""
+"""`fedskew simulate` and its kin: a run in this process, shown as `fedskew run` shows one."""
 
 from __future__ import annotations
 

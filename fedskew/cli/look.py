@@ -139,7 +139,8 @@ def plan(
         terminal.data(plan_data(report))
         return
     terminal.result(plan_text(report))
-    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule=share", "fedskew options prune")
+    other = "sign" if config.prune.rule == "share" else "share"
+    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule={other}", "fedskew options prune")
 
 
 def focus(

@@ -209,7 +209,7 @@ def _expected(classes: str, preset: str, config: str, settings: list[str] | None
     with clear_errors():
         from fedskew.cli.vocabulary import use_plugins
         from fedskew.config import load_config
-        from fedskew.data.batches import cache_size
+        from fedskew.data.preprocessing import cache_size
         from fedskew.model.catalogue import dense_architecture
 
         use_plugins()

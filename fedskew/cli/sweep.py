@@ -119,9 +119,9 @@ def table(
     from fedskew.sweeps.table_text import Layout, as_csv, as_markdown, as_text
 
     with clear_errors():
-        shown = selected(read_cells(folders), _words(cells))
-        chosen = _words(metrics) or default_metrics(shown, _words(classes))
-        made = cell_table(shown, chosen, reference=reference, over_seeds=over_seeds)
+        wanted = selected(read_cells(folders), _words(cells))
+        chosen = _words(metrics) or default_metrics(wanted, _words(classes))
+        made = cell_table(wanted, chosen, reference=reference, over_seeds=over_seeds)
     layout = Layout(by_cell, each)
     terminal = Terminal()
     terminal.result(as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout))

@@ -15,6 +15,8 @@ __all__ = [
     "RunConfig", "Section", "TrainConfig", "check_value", "option",
 ]  # fmt: skip
 
+SINKS = ("tensorboard", "mlflow")
+
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
@@ -268,11 +270,23 @@ class RunConfig(Section):
         1, "the model is evaluated after every so many rounds, and always after the last", low=1, high=100_000
     )
     keep_checkpoints: int = option(2, "finished rounds whose checkpoints are kept", low=2, high=100_000)
+    report: float = option(
+        0.05, "share of a run's time that rewriting report.html may take; at the end it always is; 0: no report",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    sinks: str = option("", "who else is told of every round: `tensorboard`, `mlflow`, or both by a comma")
 
     _name = "run"
 
+    @property
+    def sink_names(self) -> tuple[str, ...]:
+        """The names in `sinks`, each once."""
+        return tuple(dict.fromkeys(name for name in (part.strip() for part in self.sinks.split(",")) if name))
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if strange := [name for name in self.sink_names if name not in SINKS]:
+            raise ConfigError(f"run.sinks names {strange[0]!r}, expected some of {', '.join(SINKS)}, by commas")
         if self.name in (".", "..") or set(self.name) & set("/\\\0\n"):
             raise ConfigError(
                 f"run.name is {self.name!r}, expected the name of a folder without its path; that is run.output-dir"

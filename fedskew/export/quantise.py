@@ -34,7 +34,9 @@ FLOAT_IN_HALF = ("LayerNormalization", "GroupNormalization", "Softmax", "ReduceM
 Feed = Mapping[str, np.ndarray]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Gives onnxruntime the images of a calibration, a batch at a time."""
+
     def __init__(self, feeds: Iterable[Feed]) -> None:
         self._feeds = iter(feeds)
 
@@ -59,14 +61,14 @@ def static_int8(graph: ModelProto, calibration: Iterable[Feed]) -> ModelProto:
     Args:
         calibration: inputs of the graph, a batch each.
     """
-    with _files(graph) as (prepared, target):
+    with prepared(graph) as (source, target):
         quantize_static(
-            prepared,
+            source,
             target,
-            _Reader(calibration),
+            Reader(calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(PRODUCTS),
-            nodes_to_quantize=constant_products(onnx.load(prepared)),
+            nodes_to_quantize=constant_products(onnx.load(source)),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -82,12 +84,12 @@ def static_int8(graph: ModelProto, calibration: Iterable[Feed]) -> ModelProto:
 
 def dynamic_int8(graph: ModelProto) -> ModelProto:
     """Weights in int8, and what meets them too, in the range that it has in each call."""
-    with _files(graph) as (prepared, target):
+    with prepared(graph) as (source, target):
         quantize_dynamic(
-            prepared,
+            source,
             target,
             op_types_to_quantize=list(PRODUCTS),
-            nodes_to_quantize=constant_products(onnx.load(prepared)),
+            nodes_to_quantize=constant_products(onnx.load(source)),
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
@@ -103,16 +105,16 @@ def constant_products(graph: ModelProto) -> list[str]:
 
 
 @contextmanager
-def _files(graph: ModelProto) -> Iterator[tuple[Path, Path]]:
+def prepared(graph: ModelProto) -> Iterator[tuple[Path, Path]]:
     """The graph in a file with the shapes of its tensors, and a place for the result, both for as long as it takes."""
     root = logging.getLogger()
     before = root.level
     with tempfile.TemporaryDirectory(prefix="fedskew-export-") as folder:
-        source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(graph, source)
+        plain, source = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(graph, plain)
         try:
             root.setLevel(logging.ERROR)  # onnxruntime advises on the root logger what is done here already
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            yield prepared, Path(folder) / "int8.onnx"
+            quant_pre_process(plain, source, skip_symbolic_shape=True)
+            yield source, Path(folder) / "int8.onnx"
         finally:
             root.setLevel(before)

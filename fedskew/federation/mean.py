@@ -48,7 +48,7 @@ def _momentum(
     strategy = FedAvgM(server_learning_rate=config.server_lr, server_momentum=config.server_momentum)
     strategy.current_arrays = ArrayRecord({name: Array(array) for name, array in before.items()})
     if memory:
-        strategy.momentum_vector = [memory[MOMENTUM + name].numpy() for name in mean]
+        strategy.momentum_vector = list(_remembered(memory, MOMENTUM, mean).values())
     after = _aggregate(strategy, number, mean)
     vectors = zip(mean, strategy.momentum_vector or [], strict=False)
     return after, {MOMENTUM + name: _tensor(vector) for name, vector in vectors}
@@ -61,11 +61,18 @@ def _adaptive(
     strategy = kind(eta=config.server_lr, beta_1=config.server_momentum, tau=config.server_tau)
     strategy.current_arrays = dict(before)
     if memory:
-        strategy.m_t = {name: memory[FIRST + name].numpy() for name in mean}
-        strategy.v_t = {name: memory[SECOND + name].numpy() for name in mean}
+        strategy.m_t, strategy.v_t = _remembered(memory, FIRST, mean), _remembered(memory, SECOND, mean)
     after = _aggregate(strategy, number, mean)
     first = {FIRST + name: _tensor(value) for name, value in (strategy.m_t or {}).items()}
     return after, first | {SECOND + name: _tensor(value) for name, value in (strategy.v_t or {}).items()}
+
+
+def _remembered(memory: Memory, prefix: str, mean: Arrays) -> dict[str, np.ndarray]:
+    """What is remembered of the tensors of a mean; zeros of one that comes back (`prune.thaw`), as of a new one."""
+    return {
+        name: memory[prefix + name].numpy() if prefix + name in memory else np.zeros_like(array)
+        for name, array in mean.items()
+    }
 
 
 def _aggregate(strategy: FedAvgM | FedAdam | FedYogi, number: int, mean: Arrays) -> dict[str, np.ndarray]:

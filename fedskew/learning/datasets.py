@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from fedskew.config.schema import DataConfig
-from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
+from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
 from fedskew.data.choices import Fit
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import check_usable, metadata_notes, skipped_notes
+from fedskew.data.preprocessing import IMAGENET, Statistics, cache_size
 from fedskew.data.resident import resident_images
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
+from fedskew.data.samples import VOCABULARIES, DataError, NamedVocabularies, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_samples, train_validation
 from fedskew.demo.generator import generate
@@ -35,7 +36,6 @@ from fedskew.paths import cache_directory, home
 
 log = logging.getLogger("flwr.fedskew.data")
 
-NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
 SITE_CACHES = 3  # sizes of decoded images that a site keeps of its data: of a run, of the one before, and one to spare
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedskew.config.schema import TrainConfig
-from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics
+from fedskew.data.batches import Augmentation, ImageBatches
+from fedskew.data.groups import groups_of
+from fedskew.data.preprocessing import IMAGENET, Statistics
 from fedskew.data.samples import encode_labels
 from fedskew.learning.datasets import DataSet, batches
 from fedskew.learning.imbalance import class_counts, drawing_weights
@@ -108,4 +110,5 @@ def predict_images(
         classes=arch.classes,
         probabilities=probabilities.astype(np.float32),
         round_number=number,
+        groups=groups_of(shown),
     )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedskew.config.schema import Config, ConfigError
 from fedskew.console import PROGRESS
 from fedskew.data.batches import Batch
+from fedskew.data.reference import Reference, measure
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
@@ -160,6 +162,13 @@ class ServerData:
         """The images that units are scored on, with metadata and labels, on the server's device."""
         batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
         return Batch(*(tensor.to(self._device) for tensor in batch))
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the open pictures that are not held back are like: goes with the model, so that whoever uses it can be
+        told of a picture that is far from them. Nothing of the nodes' pictures is known here.
+        """
+        return measure(self._data.cached.images, self._data.cached.sides, self.training)
 
     def judge(self, model: MultimodalModel) -> float:
         """Balanced accuracy on the images of `metrics`."""

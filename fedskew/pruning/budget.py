@@ -28,7 +28,8 @@ Counts = dict[SublayerKey, int]
 
 def only_step(stages: Iterable[int]) -> list[tuple[tuple[int, ...], StepsLeft]]:
     """The steps of who prunes once, for `check_budget`."""
-    return [(tuple(stages), dict.fromkeys(stages, 1))]
+    stages = tuple(stages)
+    return [(stages, dict.fromkeys(stages, 1))]
 
 
 def quotas(arch: Architecture, config: PruneConfig, stages: tuple[int, ...], left: StepsLeft) -> Counts:

@@ -12,12 +12,13 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedskew.files import file_sha256
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
-from fedskew.model.modelfile import MODEL, ModelFileError, read_model
-from fedskew.model.pretrained import file_sha256
+from fedskew.model.modelfile import ModelFileError, read_model
+from fedskew.runs.reading import MODEL, STATE
 
-STATE, COMPANIONS = "state.json", "companions.safetensors"
+COMPANIONS = "companions.safetensors"
 
 
 @dataclass(frozen=True)

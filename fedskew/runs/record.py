@@ -14,15 +14,6 @@ from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
 
-# What became of a site in a round's training phase.
-IN = "in"  # its update is in the new global model
-UNUSED = "unused"  # a good answer that is not: the round was not accepted, or the aggregation took another's
-LATE = "late"  # it was asked, and no answer came in time
-MISSING = "missing"  # it was not connected, or vanished
-REFUSED = "refused"  # its answer was set aside
-FAILED = "failed"  # it answered that it did not do the task
-OUTCOMES = (IN, UNUSED, LATE, MISSING, REFUSED, FAILED)
-
 
 @dataclass
 class RoundLog:

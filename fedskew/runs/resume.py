@@ -14,7 +14,8 @@ from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError
 from fedskew.runs.naming import name_is_taken, numbered_names
-from fedskew.runs.starts import changed_settings, recorded_nodes
+from fedskew.runs.reading import recorded_nodes
+from fedskew.runs.starts import changed_settings
 
 DEFAULT_NODES = 4
 
@@ -28,7 +29,7 @@ MAY_CHANGE: dict[str, Collection[str] | None] = {
         "rounds", "min-nodes", "join-deadline", "quorum", "round-deadline", "grace", "max-missed-rounds",
         "max-weight-ratio", "norm-bound", "rollback", "require-signatures",
     },
-    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints"},
+    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints", "report", "sinks"},
 }  # fmt: skip
 # A run folder that was moved, by a sweep for one, bears other names of itself than its configuration.
 MAY_MOVE = MAY_CHANGE | {"run": {*(MAY_CHANGE["run"] or ()), "output-dir", "name"}}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedskew.runs.folder import SPLIT
+from fedskew.runs.reading import SPLIT
 
 OTHER_SPLIT = "this is not the test set of the run: its data or manifest differ"
 
