@@ -11,6 +11,7 @@ import click
 import typer
 
 from fedskew.errors import ExitCode, is_ours
+from fedskew.text import printable_lines
 
 DEBUG = "fedskew.debug"  # key in the command's context
 
@@ -33,7 +34,7 @@ def refuse(message: str, cause: BaseException | None = None) -> NoReturn:
     Raises:
         typer.Exit: always, with the exit code of a user's error.
     """
-    print(f"fedskew: {message}", file=sys.stderr)
+    print(f"fedskew: {printable_lines(message)}", file=sys.stderr)  # it may quote a file that somebody else wrote
     raise typer.Exit(ExitCode.USER) from cause
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -30,6 +29,7 @@ from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
 from fedskew.console import in_terminal
 from fedskew.errors import ExitCode, FedskewError
+from fedskew.files import read_json
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
 from fedskew.runs.report import learned_nothing, summary_text
@@ -156,7 +156,7 @@ def _elsewhere(job: Following) -> int:
 def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Terminal, *, as_json: bool) -> int:
     """The summary of a run that has ended, or why there is none; the exit code."""
     if summary_time(stream.folder) != before:
-        summary = json.loads((stream.folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(stream.folder / SUMMARY)
         return finished(summary, stream.folder, terminal, as_json=as_json, command="run")
     if stream.run_id and not stream.folder.is_dir():  # perhaps on another machine
         try:
@@ -197,7 +197,7 @@ def finished(
 def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bool) -> int:
     """Say that a run is finished, or show its summary to the program that asked; the exit code."""
     terminal.message(message)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY)
     return finished(summary, folder, terminal, as_json=as_json, command="run", silent=True)
 
 
@@ -230,7 +230,7 @@ def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, 
         terminal.message("fedskew: interrupted; finished rounds are kept")
         terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder if path.is_dir()))
         return ExitCode.INTERRUPTED
-    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(path / SUMMARY)
     return finished(summary, path, terminal, as_json=as_json, command="simulate", silent=True)
 
 

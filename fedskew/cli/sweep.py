@@ -9,6 +9,7 @@ import typer
 
 from fedskew.cli.errors import clear_errors
 from fedskew.cli.vocabulary import Plugins, use_plugins
+from fedskew.text import printable_lines
 
 
 def sweep(
@@ -71,7 +72,8 @@ def table(
         chosen = _words(metrics) or default_metrics(shown, _words(classes))
         made = cell_table(shown, chosen, reference=reference, over_seeds=over_seeds)
     layout = Layout(by_cell, each)
-    typer.echo(as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout))
+    text = as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout)
+    typer.echo(printable_lines(text))
 
 
 def records(

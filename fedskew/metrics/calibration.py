@@ -24,6 +24,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
         return None
     confidence = probabilities.max(1).astype(np.float64)
     correct = probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # [N]
+    known = np.nan_to_num(confidence)  # a model whose outputs are no numbers: the distance is none either
+    place = np.clip(np.ceil(known * bins).astype(int) - 1, 0, bins - 1)  # [N]
     gaps = np.bincount(place, weights=correct - confidence, minlength=bins)  # each bin's size times its distance
     return float(np.abs(gaps).sum() / len(labels))

@@ -39,6 +39,7 @@ from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import encode_model
 from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
 from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.runs.record import read_records
 
 log = logging.getLogger("flwr.fedskew.runs")
 
@@ -250,11 +251,16 @@ class RunFolder:
         raise RunFolderError(f"{self.path} holds no whole checkpoint to resume from; start the run anew")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics, one a round."""
+        """The lines of metrics, one a round.
+
+        Raises:
+            RunFolderError: there are none.
+            DamagedFileError: they are not what a run writes.
+        """
         path = self.path / METRICS
         if not path.is_file():
             raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
-        return [json.loads(line) for line in whole_lines(path)]
+        return read_records(path)
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
@@ -306,9 +312,3 @@ def _remove(folder: Path, made: tuple[Path, ...]) -> None:
     for parent in made:
         with suppress(OSError):  # another run has come to lie there
             parent.rmdir()
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()

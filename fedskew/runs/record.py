@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fedskew.files import DamagedFileError, read_json_lines
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
@@ -97,6 +99,52 @@ def round_record(
         "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
         "blocks": _blocks(log.before or arch, arch, log.step),
     }
+
+
+FIELDS: Mapping[tuple[type, ...], tuple[str, ...]] = {  # what a line that is read back may hold
+    (int,): (
+        "parameters", "macs", "macs_total", "memory_bytes", "dense_parameters", "dense_macs", "dense_macs_total",
+        "dense_memory_bytes", "bytes_down", "bytes_up", "bytes_down_total", "bytes_up_total", "model_bytes",
+        "clients_ok", "clients_failed", "given_back",
+    ),
+    (int, float): ("seconds", "seconds_training", "seconds_scoring", "seconds_evaluation"),
+    (int, float, type(None)): (
+        "train_loss", "loss", "accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", "expected_calibration_error",
+        "melanoma_specificity",
+    ),
+    (dict,): (
+        "failed", "participation", "weights", "limited", "norms", "nodes", "notes", "class_counts", "audit",
+    ),
+    (dict, type(None)): ("validation", "held_back", "selection", "recall", "auroc", "support"),
+    (list,): ("strangers", "sign_agreement", "blocks"),
+}  # fmt: skip
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines that `round_record` made; versions differ in their fields.
+
+    Raises:
+        DamagedFileError: they are not what a run writes.
+    """
+    records = read_json_lines(path)
+    for number, record in enumerate(records, start=1):
+        if reason := _wrong_field(record):
+            raise DamagedFileError(f"{path}, line {number} is damaged: {reason}")
+    return records
+
+
+def _wrong_field(record: Mapping[str, Any]) -> str:
+    """What in a line is not of the kind that a run writes; empty if all is."""
+    number = record.get("round")
+    if type(number) is not int or number < 0:
+        return f"its round is {number!r:.40}"
+    wrong = (
+        f"its {name} is {record[name]!r:.40}"
+        for kinds, names in FIELDS.items()
+        for name in names
+        if name in record and type(record[name]) not in kinds
+    )
+    return next(wrong, "")
 
 
 def sizes(arch: Architecture) -> dict[str, int]:

@@ -21,11 +21,13 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
+from fedskew.files import DamagedFileError, read_json, read_json_lines
 from fedskew.learning.train import pick_device
 from fedskew.plugins import loaded, taking_part
-from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError, whole_lines
+from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError
 
 STARTS, PLUGINS = "starts.jsonl", "plugins"
+OF_CHANGE = frozenset({"key", "old", "new"})
 # Where things lie. Their content is what the run began with: hashes of samples and split see to that.
 PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
 
@@ -119,7 +121,13 @@ def _changes(lines: Iterable[Mapping[str, Any]]) -> list[Change]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Absent in runs of earlier versions."""
-    return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
+    lines = read_json_lines(path) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        changes = line.get("changes")
+        whole = isinstance(changes, list) and all(isinstance(one, dict) and one.keys() >= OF_CHANGE for one in changes)
+        if not whole or type(line.get("round")) is not int or not isinstance(line.get("time"), str):
+            raise DamagedFileError(f"{path}, line {number} is damaged: it is no line of a start: {line!r:.80}")
+    return lines
 
 
 def check_plugins(path: Path) -> None:
@@ -160,9 +168,23 @@ def samples_hash(samples: Sequence[Sample]) -> str:
 
 
 def read_split(path: Path) -> dict[str, Any]:
-    """The split of a run folder; empty if it has none (yet)."""
+    """The split of a run folder; empty if it has none (yet).
+
+    Raises:
+        DamagedFileError: it is not what a run writes.
+    """
     file = path / SPLIT
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    split = read_json(file) if file.is_file() else {}
+    ids, nodes = split.get("ids", {}), split.get("nodes")
+    parts = ids.get("parts", []) if isinstance(ids, dict) else None
+    lists = [ids.get("test", []), ids.get("open", []), *parts] if isinstance(parts, list) else [None]
+    if type(nodes) not in (int, type(None)) or not all(map(_are_texts, lists)):
+        raise DamagedFileError(f"{file} is damaged: expected lists of image ids and a number of nodes")
+    return split
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def recorded_nodes(path: Path) -> int | None:
