@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from fedskew.errors import FedskewError
+from fedskew.files import DamagedFileError, read_json, read_json_lines
 from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, RunFolder
 from fedskew.runs.predictions import SAME_ACCURACY, accuracy_of, read_predictions
@@ -210,7 +210,6 @@ def read_record(path: Path) -> Any:
         ResultsError: it is not there or no JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, ValueError) as error:
+        return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+    except (OSError, DamagedFileError) as error:
         raise ResultsError(f"the record {path} cannot be read: {error}") from None
