@@ -49,8 +49,8 @@ def _of_one(run: RunResult) -> list[str]:
     for count, what in ((run.rolled_back, "rolled back"), (run.below_quorum, "below quorum")):
         if count:
             lines.append(f"{run.name}: {count} of {run.rounds} rounds {what}, the model before was kept")
-    pruned = run.config and run.config.prune.criterion != "none"
-    if pruned and run.record["parameters"] == run.record["dense_parameters"]:
+    pruned, dense = run.config and run.config.prune.criterion != "none", run.record.get("dense_parameters")
+    if pruned and dense and run.record["parameters"] == dense:
         lines.append(f"{run.name}: pruning has removed nothing, its model is the dense one")
     if changes := read_changes(run.path):
         lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
