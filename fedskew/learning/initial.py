@@ -13,8 +13,9 @@ from fedskew.config.schema import Config, ConfigError, ModelConfig
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
-from fedskew.model.modelfile import ModelFileError, model_path, read_model
+from fedskew.model.modelfile import model_path, read_model
 from fedskew.model.pretrained import file_sha256, load_pretrained
+from fedskew.model.signature import ModelFileError
 
 
 def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
