@@ -93,6 +93,18 @@ def test_a_damaged_split_is_one_line_of_the_commands_that_read_it(theirs, finish
         _test_set(RunResult("theirs", {}, path=theirs, model=theirs))
 
 
+def test_a_run_without_a_round_is_no_traceback_of_a_table(theirs, finished_run, tmp_path):
+    (theirs / "metrics.jsonl").write_text("")
+    (theirs.rename(tmp_path / "a-s0"))
+    result = CliRunner().invoke(app, ["table", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "says that the run is finished, and metrics.jsonl beside it holds no round" in result.output
+    line = json.dumps(finished_run.records()[0] | {"accuracy": None}) + "\n"
+    (tmp_path / "a-s0" / "metrics.jsonl").write_text(line)
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "a-s0"), str(finished_run.path)])
+    assert (result.exit_code, result.output) == (2, f"fedskew: no round of {tmp_path / 'a-s0'} was evaluated\n")
+
+
 class Evil:
     def __init__(self, path):
         self.path = path
