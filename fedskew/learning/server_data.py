@@ -23,7 +23,8 @@ from fedskew.data.units import unit_of
 from fedskew.learning.datasets import DataSet, batches, divide_open, scoring_images
 from fedskew.learning.judging import HELD_BACK, source_of
 from fedskew.learning.local import Trainer, local_seed, predict_images
-from fedskew.learning.train import cpu_threads, evaluate, pick_device
+from fedskew.learning.teacher import Teacher
+from fedskew.learning.train import TrainResult, cpu_threads, evaluate, pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel, build
@@ -140,6 +141,15 @@ class ServerData:
         with self.threads():
             result = Trainer(self._data, self.training, once, seed, round_number=1, rounds=1).train(model, told=told)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
+
+    def teach(self, model: MultimodalModel, teacher: Teacher, number: int) -> TrainResult:
+        """Train a model in place on the open data after round `number`, by its labels and a teacher's answers."""
+        settings = self.config.train
+        once = replace(settings, local_epochs=settings.distil_epochs)
+        seed = local_seed(self.config.run.seed, number, "teacher")
+        with self.threads():
+            trainer = Trainer(self._data, self.training, once, seed, number, self.config.federation.rounds)
+            return trainer.train(model, teacher=teacher)
 
     def as_a_node(self, number: int) -> Trainer:
         """A node of round `number` whose images are the open ones of the warm start.
