@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord
 
 from fedskew.apps import make_client_app
 from fedskew.federation.checks import MAX_EXAMPLES
+from fedskew.federation.messages import unpack_task
+from fedskew.federation.weights import from_record, to_record
+from fedskew.learning.optimiser import FIRST
 
 app = make_client_app()
 
@@ -45,6 +49,15 @@ def reversed_update(task: Message, reply: Message) -> Message:
 def nothing(task: Message, reply: Message) -> Message:
     """What it was sent, all but unchanged: next to an update of norm 0, others look large."""
     return lie(task, reply, lambda sent, _: sent * np.float32(1 + 1e-6))
+
+
+def spoilt_moments(task: Message, reply: Message) -> Message:
+    """An honest update; the first moments that travel beside it are 1e6."""
+    sent, arrays = unpack_task(task)[0], reply.content["arrays"]
+    told = {name: torch.from_numpy(value.copy()) for name, value in from_record(arrays, sent.uploaded()).items()}
+    wrong = {name: torch.full_like(value, 1e6) for name, value in told.items() if name.startswith(FIRST)}
+    reply.content["arrays"] = to_record(told | wrong)
+    return reply
 
 
 def federation(

@@ -144,6 +144,23 @@ def test_headers_that_name_another_path_change_nothing(proxy):
     assert got == [f"POST {PULL} HTTP/1.1"] * 4
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Transfer-Encoding: chunked",), ("Transfer-Encoding: xchunked",), ("Transfer-Encoding: chunked, identity",),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), ("Content-Length: 7",), ("Content-Length : 7",),
+        ("X: a\r\n Content-Length: 7",), ("X: a\0b",), ("Host: other",),
+    ],
+    ids=lambda headers: repr(headers)[:50],
+)  # fmt: skip
+def test_a_request_of_which_two_readings_are_possible_is_refused(proxy, headers):
+    """Where proxy and SuperLink disagree on where a request ends, the next one is smuggled past the list of paths."""
+    ask, got = proxy
+    got.clear()
+    assert ask(f"POST {PULL} HTTP/1.1", *headers) in (400, 501)
+    assert got == []
+
+
 def test_plain_text_is_refused(proxy):
     ask, got = proxy
     got.clear()

@@ -14,6 +14,8 @@ from fedskew.config.schema import ConfigError
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.mean import largest, objection, sent, taken
 from fedskew.federation.server import FederatedRun
+from fedskew.learning.local import Trainer, local_seed
+from fedskew.learning.train import TrainingError
 from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.finite import not_finite
 from fedskew.runs.checkpoint import read_checkpoint
@@ -138,13 +140,50 @@ def test_a_round_that_ends_worse_than_the_bound_is_rolled_back_before_anything_i
 
 
 def test_the_optimisers_memory_of_a_round_that_was_rolled_back_is_forgotten(run):
-    """FedAdam's second moment would be 1e60, and every later step nothing."""
+    """FedAdam's second moment would be 1e60, and every later step nothing; what it was before may be the cause."""
     app = hostile.federation(hostile.huge, {1}, rounds={2})
-    settings = {"rounds": 2, "server_optimiser": "adam", "server_lr": 0.01}
+    settings = {"rounds": 3, "server_optimiser": "adam", "server_lr": 0.01}
     folder, _ = run(app, federation=settings, run={"keep_checkpoints": 9})
-    first, second = (read_checkpoint(folder.path / "checkpoints" / f"round-{n:04d}").companions for n in (1, 2))
-    assert first
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    memory = [read_checkpoint(folder.path / "checkpoints" / f"round-{n:04d}").companions for n in (1, 2, 3)]
+    assert [bool(companions) for companions in memory] == [True, False, True]
+    assert all(tensor.isfinite().all() for tensor in memory[2].values())
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_moments_that_no_gradients_have_are_set_aside_by_name(run, aggregation):
+    """The round counted, and in every one after it no honest node could train: `lower train.lr`, beyond resume."""
+    app = hostile.federation(hostile.spoilt_moments, {1}, rounds={1})
+    _, records = run(app, nodes=4, train={"moments": "averaged"}, federation={"aggregation": aggregation})
+    assert list(records[1]["failed"].values()) == [
+        f"the norm of its first moments is {1e6 * 80209**0.5:.4g}, and with train.clip-norm=1 at most 1"
+    ]
+    assert records[2]["failed"] == {}
+
+
+def test_moments_with_which_nobody_can_train_are_forgotten(run):
+    """Without clipping nothing is known of what they may be: they cost the round after, and no more."""
+    app = hostile.federation(hostile.spoilt_moments, {1}, rounds={1})
+    settings = {"moments": "averaged", "clip_norm": 0.0}
+    _, records = run(app, train=settings, federation={"rounds": 3, "rollback": 99.0})
+    assert [record["kept_model"] for record in records] == [False, False, True, False]
+    assert len(records[2]["failed"]) == 3 or records[2]["rolled_back"]
+    assert records[3]["clients_ok"] == 3
+
+
+def test_a_server_whose_own_training_fails_judges_nobody_and_goes_on(run, monkeypatch, caplog):
+    """It is asked where two sites contradict each other; that it could not train ended the run."""
+    train = Trainer.train
+
+    def own(trainer, *args):
+        if trainer.rounds == 2 and trainer.round_number == 1 and trainer.seed == local_seed(0, 1, "server"):
+            raise TrainingError("the training loss is nan")
+        return train(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "train", own)
+    _, records = run(hostile.federation(hostile.huge, {1}, rounds={1}), nodes=2, federation={"norm_bound": 3.0})
+    assert (records[1]["kept_model"], records[1]["clients_failed"]) == (True, 2)
+    assert "the server's own training tells nothing" in caplog.text
+    assert (records[2]["kept_model"], records[2]["clients_ok"]) == (False, 2)
 
 
 def test_a_claim_of_two_to_the_28_validation_images_does_not_choose_the_best_round(run):

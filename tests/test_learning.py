@@ -18,7 +18,7 @@ from fedskew.data.batches import Augmentation
 from fedskew.data.samples import DataError
 from fedskew.learning.imbalance import class_counts, class_weights, drawing_weights, logit_offsets
 from fedskew.learning.mixing import Mixing
-from fedskew.learning.optimiser import FIRST, SECOND, STEPS, Proximal, learning_rate, no_moments
+from fedskew.learning.optimiser import FIRST, SECOND, STEPS, Proximal, impossible_moments, learning_rate, no_moments
 from fedskew.learning.train import make_objective, train
 from fedskew.model.fusion import build
 
@@ -105,6 +105,33 @@ def test_a_negative_second_moment_counts_as_zero():
     moments = {name: value - 1 if name.startswith(SECOND) else value for name, value in moments.items()}
     result = train(model, batches(seed=1), TrainConfig(device="cpu"), round_number=1, rounds=1, seed=1, moments=moments)
     assert all((value >= 0).all() for name, value in result.moments.items() if name.startswith(SECOND))
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0])
+def test_moments_of_clipped_gradients_keep_within_what_such_can_be(clip_norm):
+    config = TrainConfig(device="cpu", clip_norm=clip_norm, proximal=0.7)
+    moments = no_moments(lively_model(ARCH).state_dict())
+    for number in (1, 2):
+        model = lively_model(ARCH)
+        moments = train(model, batches(seed=number), config, round_number=1, rounds=1, seed=1, moments=moments).moments
+        assert impossible_moments({name: value.numpy() for name, value in moments.items()}, clip_norm) == ""
+
+
+def test_moments_that_no_clipped_gradients_have_are_named():
+    """A mean of vectors of norm 2 has at most norm 2, and that of their squares the sum 4."""
+    edge = {f"{FIRST}a": [1.2], f"{FIRST}b": [0.0, -1.6], f"{SECOND}a": [4.0], f"{SECOND}b": [0.0, 0.0], "a": [1e9]}
+    arrays = {name: np.array(value, np.float32) for name, value in edge.items()}
+    assert impossible_moments(arrays, 2.0) == ""
+    for name, factor, words in (
+        (f"{FIRST}b", 1.01, "the norm of its first moments is 2.013, and with train.clip-norm=2 at most 2"),
+        (f"{SECOND}a", 1.01, "the sum of its second moments is 4.04, and with train.clip-norm=2 at most 4"),
+        (f"{SECOND}a", 1e38, "inf, and"),
+        (f"{SECOND}a", -1e-9, "its second moments are below 0"),
+    ):
+        with np.errstate(over="ignore"):
+            wrong = arrays | {name: arrays[name] * np.float32(factor)}
+        assert words in impossible_moments(wrong, 2.0)
+        assert bool(impossible_moments(wrong, 0.0)) == (factor < 0), "without clipping only the sign is known"
 
 
 def test_the_ramp_climbs_to_the_curve_in_every_round():

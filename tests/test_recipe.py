@@ -177,6 +177,18 @@ def test_adaptive_server_optimisers_follow_their_paper(kind):
         assert memory["server-second/w"].tolist() == pytest.approx(v.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["avgm", "adam", "yogi"])
+def test_a_tensor_that_thaws_is_stepped_like_a_new_one(kind):
+    """Frozen ones leave the mean and the memory; when they came back the run ended with a KeyError."""
+    config = FederationConfig(server_optimiser=kind, server_lr=0.1)
+    ones = {name: np.ones(2, np.float32) for name in ("frozen", "other")}
+    _, memory = server_step(config, 1, ones, {"other": np.zeros(2, np.float32)}, {})
+    both = {name: np.array([0.5, 3.0], np.float32) for name in ones}
+    after, _ = server_step(config, 2, ones, both, memory)
+    alone, _ = server_step(config, 2, ones, {"frozen": both["frozen"]}, {})
+    assert after["frozen"].tolist() == alone["frozen"].tolist() != after["other"].tolist()
+
+
 def test_without_a_server_optimiser_the_mean_is_the_model():
     mean = {"w": np.ones(2, np.float32)}
     after, memory = server_step(FederationConfig(), 1, {"w": np.zeros(2, np.float32)}, mean, {})

@@ -219,7 +219,7 @@ def test_a_nonce_of_another_task_is_refused_whatever_the_signature(keys):
         check_seal(sealed(keys), **(TERMS | {"nonce": "cd" * 16}), public_key=keys[1][0], required=False)
 
 
-@pytest.mark.parametrize("said", [{}, {"nonce": ""}, {"nonce": 0}, {"nonce": ["ab" * 16]}])
+@pytest.mark.parametrize("said", [{}, {"nonce": ""}, {"nonce": 0}, {"nonce": ["ab" * 16]}, {"nonce": "\udc80"}])
 def test_an_answer_without_the_nonce_is_refused(keys, said):
     reply = sealed(keys)
     report = {name: value for name, value in reply.content["report"].items() if name not in ("nonce", "signature")}

@@ -5,9 +5,11 @@ import stat
 from dataclasses import fields, replace
 
 import pytest
-from builders import lively_model, tiny_config
+from builders import lively_model, tiny_config, with_metadata
 
 from fedskew.apps import make_client_app
+from fedskew.config import load_config
+from fedskew.config.load import preset_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedskew.data.cache import make_private
 from fedskew.data.samples import DataError
@@ -16,10 +18,13 @@ from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.weights import to_record
 from fedskew.learning.datasets import node_data
 from fedskew.model.catalogue import dense_architecture
+from fedskew.model.cost import macs, parameters
+from fedskew.model.families.vit import ViTSpec
 from fedskew.site.audit import read_entries
 from fedskew.site.limits import FOR_PARTITIONS, FROM_TASK, Limits, exceeded, is_simulated, site_settings
 from fedskew.site.mod import REFUSED
-from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, parse_policy
+from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task
+from fedskew.site.policy_file import parse_policy
 
 # every setting that a task may carry into a site, spelt out: a new one is a decision, and no path is among them
 TAKEN = {
@@ -40,11 +45,12 @@ SECRET = "root:$6$private:19000"
 def ask(generated, tmp_path):
     """Send a task with this configuration to a site with this node configuration; returns the reply."""
 
-    def send(config, *, arch=None, **node_config):
+    def send(config, *, arch=None, weights=None, **node_config):
         arch = arch or dense_architecture(config.model)
+        weights = weights or lively_model(arch).state_dict()
         site = {"data-dir": str(generated), "name": "site-a"} | node_config
         grid = LocalGrid(make_client_app(), 1, node_configs={1: site})
-        content = pack_task(Task(1, 9, arch, config), to_record(lively_model(arch).state_dict()))
+        content = pack_task(Task(1, 9, arch, config), to_record(weights))
         message = grid.create_message(content, "train", 1, "group")
         return next(iter(grid.pull_messages(grid.push_messages([message]))))
 
@@ -185,12 +191,43 @@ def test_the_policy_sets_the_limits(ask, tmp_path, limits, said):
 
 
 def test_at_the_limit_is_within_it():
-    limits = Limits(local_epochs=2, batch_size=8, eval_batch_size=9, threads=3, image_size=64, parameters=100)
+    limits = Limits(local_epochs=2, batch_size=8, eval_batch_size=9, threads=3, image_size=64, parameters=100, macs=7)
     config = tiny_config(train={"local_epochs": 2, "batch_size": 8, "threads": 3}, run={"eval_batch_size": 9})
-    assert exceeded(config, 64, 100, limits) == ""
-    assert "parameters: 101}" in exceeded(config, 64, 101, limits)
-    assert "image-size: 65}" in exceeded(config, 65, 100, limits)
-    assert "threads: 3}" in exceeded(config, 64, 100, replace(limits, threads=2))
+    assert exceeded(config, 64, 100, 7, limits) == ""
+    assert "parameters: 101}" in exceeded(config, 64, 101, 7, limits)
+    assert "macs: 8}" in exceeded(config, 64, 100, 8, limits)
+    assert "image-size: 65}" in exceeded(config, 65, 100, 7, limits)
+    assert "threads: 3}" in exceeded(config, 64, 100, 7, replace(limits, threads=2))
+
+
+def test_a_model_of_few_weights_whose_one_image_would_take_years_is_refused(ask, monkeypatch):
+    """3.9 million weights in patches of one pixel: 7e15 multiply-accumulates an image, a million times Swin-T's."""
+    monkeypatch.setattr("fedskew.federation.client.node_data", lambda *_, **__: pytest.fail("the data was touched"))
+    costly = with_metadata(ViTSpec(512, 1, 8, 1, 512, 8, 100))
+    assert parameters(costly) < Limits().parameters
+    reply = ask(tiny_config(), arch=costly, weights=lively_model(dense_architecture(tiny_config().model)).state_dict())
+    assert "multiply-accumulates for one image is 7037" in reply.error.reason
+    assert "limits: {macs: 7037" in reply.error.reason
+
+
+def test_the_models_of_all_presets_are_within_the_default_limits():
+    for preset in preset_names():
+        config = load_config(preset)
+        arch = dense_architecture(config.model)
+        assert exceeded(config, arch.image_size, parameters(arch), macs(arch).total, Limits()) == "", preset
+    assert macs(dense_architecture(ModelConfig(name="swin_large_patch4_window12_384"))).total < Limits().macs
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("rand-n1000000000", "asks for 1000000000 operations an image, and 15 at most are done"),
+        ("rand-" + "m5-" * 1000, "of 3005 characters, 100 at most are read"),
+    ],
+)
+def test_a_task_cannot_ask_for_augmentation_that_never_ends(ask, policy, said):
+    """A billion operations an image: 8 GB for the first draw alone."""
+    assert said in ask(tiny_config(train={"rand_augment": policy})).error.reason
 
 
 @pytest.mark.parametrize(

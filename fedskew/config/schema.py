@@ -74,7 +74,9 @@ class TrainConfig(Section):
     cutmix: float = option(0.0, "alpha of timm's cutmix, half of the batches if mixup is on too; 0: off",
                            low=0.0, high=10.0)  # fmt: skip
     precision: str = option(
-        "auto", "`auto`: bfloat16 autocast on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "`auto`: bfloat16 autocast on CUDA, else float32; `fast`: bfloat16 where the machine has instructions for it",
+        choices=("auto", "fast", "float32", "bfloat16"),
     )
     device: str = option("auto", "`auto`: CUDA if there is one", choices=("auto", "cpu", "cuda"))
     threads: int = option(
@@ -91,14 +93,20 @@ class PruneConfig(Section):
     criterion: str = option(
         "skewness",
         "the criterion, or a plugin's (docs/plugins.md); `none` is plain FedAvg",
-        choices=("none", "skewness", "skewness-reversed", "random", "l1-norm"),
+        choices=("none", "skewness", "skewness-reversed", "kurtosis", "activation-norm", "l1-norm", "l2-norm", "taylor",
+                 "automatic", "random", "lesion-attention"),
         extensible=True,
-    )
+    )  # fmt: skip
     rule: str = option(
         "sign",
-        "`sign`: remove scores <= 0; `match`: as many as skewness' sign rule would; `share`: a fixed share",
-        choices=("sign", "match", "share"),
+        "`sign`: remove scores <= 0; `match`: as many as skewness' sign rule would; `share`: a fixed share; `budget`: "
+        "alike from every sublayer, so that the last step ends at prune.min-parameters or prune.min-macs",
+        choices=("sign", "match", "share", "budget"),
     )
+    boundary: float = option(
+        2.0, "`automatic` keeps units whose weights' L1 norm is at most so many deviations from the sublayer's mean",
+        low=0.01,
+    )  # fmt: skip
     share: float = option(
         0.3, "share of a sublayer's units that the rule `share` removes in one step", low=0.0, high=1.0
     )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from fedskew.data.samples import DataError
 
 GREY = (124, 116, 104)  # ImageNet's mean colour: what RandAugment fills corners with
+MOST_OPERATIONS = 15  # of one image, as many as timm knows: a task with a billion would never end, and fill the memory
+MOST_CHARACTERS = 100  # of a policy
 
 
 @contextmanager
@@ -37,16 +39,23 @@ class RandAugment:
         policy: as timm writes it, `rand-m5-n2-mstd0.5`: magnitude, operations an image, deviation of the magnitude.
 
     Raises:
-        DataError: timm cannot read the policy.
+        DataError: timm cannot read the policy, or it asks for too much.
     """
 
     def __init__(self, policy: str) -> None:
         try:
+            if len(policy) > MOST_CHARACTERS:
+                raise ValueError(f"of {len(policy)} characters, {MOST_CHARACTERS} at most are read")
             self._transform = rand_augment_transform(policy, {"img_mean": GREY})
         except (AssertionError, ValueError, KeyError, IndexError) as error:
             raise DataError(
-                f"RandAugment policy {policy!r} cannot be read ({error}); e.g. rand-m5-n2-mstd0.5"
+                f"RandAugment policy {policy!r:.120} cannot be read ({error}); e.g. rand-m5-n2-mstd0.5"
             ) from None
+        if self._transform.num_layers > MOST_OPERATIONS:
+            raise DataError(
+                f"RandAugment policy {policy!r} asks for {self._transform.num_layers} operations an image, and "
+                f"{MOST_OPERATIONS} at most are done; e.g. rand-m5-n2-mstd0.5"
+            )
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
         """The changed images, uint8 [B, S, S, 3]."""

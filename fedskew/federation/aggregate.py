@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -103,6 +103,19 @@ def limited_counts(counts: Mapping[str, Mapping[str, int]], ratio: float) -> dic
         node: {name: count * limits[node] // totals[node] if totals[node] else 0 for name, count in told.items()}
         for node, told in counts.items()
     }
+
+
+def total_counts(told: Mapping[str, Mapping[str, int | None]], classes: Sequence[str], ratio: float) -> tuple[int, ...]:
+    """Images of each class at all nodes together, limited as `limited_counts`.
+
+    Args:
+        told: node → class → images; None: suppressed, so a few. Nodes must not weigh its class as one that nobody has.
+    """
+    known = {
+        node: {name: 1 if count is None else count for name, count in counts.items()} for node, counts in told.items()
+    }
+    limited = limited_counts(known, ratio).values()
+    return tuple(sum(counts.get(name, 0) for counts in limited) for name in classes)
 
 
 def reference_norms(norms: Mapping[str, float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from fedskew.federation.messages import (
     VALIDATION_METRICS,
 )
 from fedskew.federation.weights import check_vectors, to_arrays, vector_layout
-from fedskew.learning.optimiser import STEPS
+from fedskew.learning.optimiser import STEPS, impossible_moments
 from fedskew.model.layout import Layout, TensorSpec
 from fedskew.text import printable
 
@@ -80,7 +80,9 @@ class Update(Answer):
     norm: float  # 2-norm of its difference to what the node started from, see `update_norm`
 
 
-def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.ndarray]) -> Update:
+def check_reply(
+    message: Message, expected: Layout, reference: Mapping[str, np.ndarray], *, clip_norm: float = 0.0
+) -> Update:
     """The update in a training reply.
 
     Sizes are compared before any array is decoded, so that garbage costs no memory.
@@ -88,10 +90,11 @@ def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.n
     Args:
         expected: exactly the tensors asked for.
         reference: the global model that the node started from.
+        clip_norm: of the gradients that its moments, if it sends any, are means of; 0: they were not clipped.
 
     Raises:
         BadReply: error reply; a record or metric is missing or too many; other tensors than those asked for; values
-            that are not finite; no examples.
+            that are not finite; moments that no gradients have; no examples.
     """
     answer = check_answer(message)
     record = message.content.array_records.get(ARRAYS)
@@ -104,6 +107,8 @@ def check_reply(message: Message, expected: Layout, reference: Mapping[str, np.n
     norm = update_norm(arrays, reference)
     if not math.isfinite(norm):
         raise BadReply("its update is too large to be a number")
+    if reason := impossible_moments(arrays, clip_norm):
+        raise BadReply(reason)
     return Update(**vars(answer), arrays=arrays, norm=norm)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedskew.config.schema import FederationConfig
 from fedskew.federation.folding import as_message
+from fedskew.federation.messages import VALIDATION_METRICS
 
 MOMENTUM, FIRST, SECOND = "server-momentum/", "server-first/", "server-second/"
 
@@ -47,7 +48,7 @@ def _momentum(
     strategy = FedAvgM(server_learning_rate=config.server_lr, server_momentum=config.server_momentum)
     strategy.current_arrays = ArrayRecord({name: Array(array) for name, array in before.items()})
     if memory:
-        strategy.momentum_vector = [memory[MOMENTUM + name].numpy() for name in mean]
+        strategy.momentum_vector = list(_remembered(memory, MOMENTUM, mean).values())
     after = _aggregate(strategy, number, mean)
     vectors = zip(mean, strategy.momentum_vector or [], strict=False)
     return after, {MOMENTUM + name: _tensor(vector) for name, vector in vectors}
@@ -60,11 +61,18 @@ def _adaptive(
     strategy = kind(eta=config.server_lr, beta_1=config.server_momentum, tau=config.server_tau)
     strategy.current_arrays = dict(before)
     if memory:
-        strategy.m_t = {name: memory[FIRST + name].numpy() for name in mean}
-        strategy.v_t = {name: memory[SECOND + name].numpy() for name in mean}
+        strategy.m_t, strategy.v_t = _remembered(memory, FIRST, mean), _remembered(memory, SECOND, mean)
     after = _aggregate(strategy, number, mean)
     first = {FIRST + name: _tensor(value) for name, value in (strategy.m_t or {}).items()}
     return after, first | {SECOND + name: _tensor(value) for name, value in (strategy.v_t or {}).items()}
+
+
+def _remembered(memory: Memory, prefix: str, mean: Arrays) -> dict[str, np.ndarray]:
+    """What is remembered of the tensors of a mean; zeros of one that comes back (`prune.thaw`), as of a new one."""
+    return {
+        name: memory[prefix + name].numpy() if prefix + name in memory else np.zeros_like(array)
+        for name, array in mean.items()
+    }
 
 
 def _aggregate(strategy: FedAvgM | FedAdam | FedYogi, number: int, mean: Arrays) -> dict[str, np.ndarray]:
@@ -128,3 +136,24 @@ def largest(norms: Mapping[str, float], weights: Mapping[str, int]) -> str:
     heavy = max(sorted(weights), key=lambda name: weights[name]) if weights else ""
     share = f"; {heavy} has {weights[heavy] / sum(weights.values()):.0%} of the weight" if heavy else ""
     return f"the largest update is that of {node}, of norm {norms[node]:.4g}{beside}{share}"
+
+
+def mean_loss(losses: Mapping[str, tuple[int, float]]) -> float | None:
+    """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
+
+    A site's policy may keep its loss to itself; None if all do.
+    """
+    told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
+    return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None
+
+
+def mean_metrics(told: Mapping[str, Mapping[str, float]], weights: Mapping[str, int]) -> dict[str, float]:
+    """Mean of the nodes' validation metrics by weight, summed in the order of the nodes.
+
+    Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
+    """
+    return {
+        key: sum(told[name][key] * weights[name] for name in telling) / sum(weights[name] for name in telling)
+        for key in VALIDATION_METRICS
+        if (telling := [name for name in told if key in told[name]])
+    }

@@ -114,7 +114,7 @@ def check_seal(
         required: a signature must be there. One that is there is verified in any case, if the key is known.
     """
     report = reply.content.config_records.get(REPORT, ConfigRecord())
-    if not hmac.compare_digest(str(report.get(NONCE, "")).encode(), nonce.encode()):
+    if not hmac.compare_digest(str(report.get(NONCE, "")).encode(errors="backslashreplace"), nonce.encode()):
         raise BadReply("its answer does not bear the nonce of its task: somebody else sent it in its name")
     signature = report.get(SIGNATURE)
     if signature is None or not public_key:

@@ -17,23 +17,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedskew.config.schema import Config
-from fedskew.federation.aggregate import limited_counts, limited_weights
+from fedskew.federation.aggregate import limited_weights, total_counts
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
-from fedskew.federation.mean import largest, objection, sent, server_step, taken
-from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
+from fedskew.federation.mean import largest, mean_loss, mean_metrics, objection, sent, server_step, taken
+from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
 from fedskew.federation.weights import from_record, to_record, to_state
 from fedskew.learning.judging import is_evaluated
 from fedskew.learning.server_data import ServerData
+from fedskew.learning.train import TrainingError
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.layout import layout
-from fedskew.runs.reading import IN, MISSING, UNUSED
+from fedskew.runs.reading import FAILED, IN, MISSING, UNUSED
 from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
@@ -99,14 +100,9 @@ class RoundStrategy(FedAvg):
 
     def _total_counts(self) -> tuple[int, ...]:
         """Images of each class at all nodes that told; empty while nobody did."""
-        # a suppressed count is of a few images, not of none: nodes must not weigh its class as one that nobody has
-        known = {
-            node: {name: 1 if count is None else count for name, count in told.items()}
-            for node, told in self.roll.class_counts.items()
-        }
-        told = limited_counts(known, self.config.federation.max_weight_ratio)
-        total = tuple(sum(counts.get(name, 0) for counts in told.values()) for name in self.architecture.classes)
-        return total if any(total) and self.config.train.class_counts == "global" else ()
+        settings = self.config
+        total = total_counts(self.roll.class_counts, self.architecture.classes, settings.federation.max_weight_ratio)
+        return total if any(total) and settings.train.class_counts == "global" else ()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -160,8 +156,9 @@ class RoundStrategy(FedAvg):
         wanted = task.uploaded()
         folding = make_folding(settings, self.round.number, self._scratch, lambda: self._own_norm(task, reference))
         losses: dict[str, tuple[int, float]] = {}
+        check = partial(check_reply, expected=wanted, reference=reference, clip_norm=self.config.train.clip_norm)
         for reply in replies:
-            name, update = self.roll.accept(reply, lambda message: check_reply(message, wanted, reference))
+            name, update = self.roll.accept(reply, check)
             if update is not None:
                 folding.add(name, update)
                 self.round.norms[name] = update.norm
@@ -173,10 +170,10 @@ class RoundStrategy(FedAvg):
         self._note(folded, losses)
         if len(losses) < settings.quorum or folded.no_effect:
             why = folded.no_effect or f"{len(losses)} usable replies, {settings.quorum} are needed"
-            arrays = self._keep(why)
+            arrays = self._keep(why, forget=FAILED in self.round.participation.values())
             self._settle(losses, {})
             return arrays, None
-        self.round.train_loss = loss = _weighted_loss(losses)
+        self.round.train_loss = loss = mean_loss(losses)
         arrays = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
         self._settle(losses, {} if self.round.kept_model else folded.weights)
         return arrays, MetricRecord({} if loss is None else {"loss": loss})
@@ -199,19 +196,29 @@ class RoundStrategy(FedAvg):
                         self.round.number, name, examples, weight, self.config.federation.max_weight_ratio)  # fmt: skip
             losses[name] = (weight, losses[name][1])
 
-    def _keep(self, why: str) -> ArrayRecord:
-        """The global model of the round before, and the note that it is that."""
+    def _keep(self, why: str, *, forget: bool) -> ArrayRecord:
+        """The global model of the round before, and the note that it is that.
+
+        Args:
+            forget: optimisers begin afresh: a round that failed by what they remember would fail so for ever.
+        """
         self.round.kept_model = True
         log.warning("round %d: %s: the global model stays as it was", self.round.number, why)
+        if forget:
+            self.companions = {}
         return self._arrays
 
     def _own_norm(self, task: Task, reference: dict[str, np.ndarray]) -> float:
-        """Norm of the update that the server's own training on open data makes of this round's model."""
+        """Norm of the update that the server's own training on open data makes of this round's model; NaN: of none."""
         given = {name: _tensor(array) for name, array in reference.items()}
         state = {name: given.pop(name) for name in layout(self.architecture)}
         net = self.server.net(state, self.architecture, drop_path=self.config.model.drop_path)
-        with self.server.threads():
-            answer = self.method.answer(net, task.work, self.server.as_a_node(task.round_number), given)
+        try:
+            with self.server.threads():
+                answer = self.method.answer(net, task.work, self.server.as_a_node(task.round_number), given)
+        except TrainingError as error:  # a round that nobody can judge does not count; it does not end the run
+            log.warning("round %d: the server's own training tells nothing: %s", self.round.number, error)
+            return math.nan
         return update_norm({name: tensor.cpu().numpy() for name, tensor in answer.tensors.items()}, reference)
 
     def _take(self, reference: dict[str, np.ndarray], folded: Folded, weights: dict[str, int]) -> ArrayRecord:
@@ -219,7 +226,7 @@ class RoundStrategy(FedAvg):
         state, companions = self._advance(reference, folded.arrays)
         if reason := self._objection(reference, state, companions):
             self.round.rolled_back = f"{reason} ({largest(self._norms(weights), weights)})"
-            return self._keep(f"rollback: {self.round.rolled_back}")
+            return self._keep(f"rollback: {self.round.rolled_back}", forget=True)
         self.companions = companions
         return self._step(state)
 
@@ -266,10 +273,7 @@ class RoundStrategy(FedAvg):
         return to_record(step.model.state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside.
-
-        Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
-        """
+        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside."""
         if not self.config.federation.evaluate_clients:
             return None
         answers = [self.roll.accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
@@ -281,24 +285,9 @@ class RoundStrategy(FedAvg):
         weights = limited_weights(
             {name: answer.examples for name, answer in found}, self.config.federation.max_weight_ratio
         )
-        mean = {
-            key: sum(answer.metrics[key] * weights[name] for name, answer in telling)
-            / sum(weights[name] for name, _ in telling)
-            for key in VALIDATION_METRICS
-            if (telling := [pair for pair in found if key in pair[1].metrics])
-        }
-        self.round.validation = mean
+        self.round.validation = mean = mean_metrics({name: answer.metrics for name, answer in found}, weights)
         return MetricRecord({**mean})
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
-
-
-def _weighted_loss(losses: dict[str, tuple[int, float]]) -> float | None:
-    """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
-
-    A site's policy may keep its loss to itself; None if all do.
-    """
-    told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
-    return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedskew.config.schema import TrainConfig
-from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics
+from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.groups import groups_of
+from fedskew.data.preprocessing import IMAGENET, Statistics
 from fedskew.data.samples import encode_labels
 from fedskew.learning.datasets import DataSet, batches
 from fedskew.learning.imbalance import class_counts, drawing_weights
@@ -43,14 +45,16 @@ class Trainer:
         labels = encode_labels(tuple(self.data.samples[i] for i in self.images), arch.classes)
         return class_counts(labels, len(arch.classes))
 
-    def train(self, model: MultimodalModel, moments: Moments | None = None) -> TrainResult:
+    def train(
+        self, model: MultimodalModel, moments: Moments | None = None, told: Callable[[int], None] | None = None
+    ) -> TrainResult:
         """Train a model in place; see `learning.train.train`."""
         arch, counts = model.architecture, self.counts(model.architecture)
         if self.known_counts:
             counts = np.maximum(counts, self.known_counts)  # a class that only a silent node has must not weigh nothing
         data = training_batches(self.data, self.images, arch, self.config, self.seed)
         return train(model, data, self.config, round_number=self.round_number, rounds=self.rounds, seed=self.seed,
-                     counts=counts, moments=moments)  # fmt: skip
+                     counts=counts, moments=moments, told=told)  # fmt: skip
 
 
 def training_batches(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from fedskew.model.fusion import MultimodalModel
 from fedskew.model.layout import Layout, TensorSpec
 
 FIRST, SECOND, STEPS = "first-moment/", "second-moment/", "moment-steps"
+ROUNDING = 1e-3  # of sums of float32 over many steps
 KEYS = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}  # of torch's AdamW
 
 Moments = Mapping[str, Tensor]  # FIRST + name and SECOND + name of the trained tensors, and STEPS [1]
@@ -56,6 +58,27 @@ def moments_layout(trained: Layout) -> dict[str, TensorSpec]:
     """The moments of tensors that are trained, as they travel."""
     moments = {prefix + name: spec for prefix in KEYS for name, spec in trained.items()}
     return moments | {STEPS: TensorSpec((1,), "float32")}
+
+
+def impossible_moments(arrays: Mapping[str, np.ndarray], clip_norm: float) -> str:
+    """Why moments are none of an AdamW whose gradients were clipped; empty if they may be.
+
+    A mean of gradients of norm at most C has at most that norm, and the mean of their squares sums up to at most C².
+    Beyond that one node's moments would keep every node from learning in the next round, or make it diverge.
+
+    Args:
+        arrays: of an answer; those that are no moments are passed over.
+        clip_norm: `train.clip-norm` C; 0: they were not clipped, and only the sign can be told.
+    """
+    first = math.sqrt(sum(float(np.vdot(value, value)) for name, value in arrays.items() if name.startswith(FIRST)))
+    seconds = {name: value for name, value in arrays.items() if name.startswith(SECOND)}
+    if any((value < 0).any() for value in seconds.values()):
+        return "its second moments are below 0"
+    second = sum(float(value.sum(dtype=np.float64)) for value in seconds.values())
+    for what, found, most in (("norm of its first", first, clip_norm), ("sum of its second", second, clip_norm**2)):
+        if clip_norm and not found <= most * (1 + ROUNDING):
+            return f"the {what} moments is {found:.4g}, and with train.clip-norm={clip_norm:g} at most {most:.4g}"
+    return ""
 
 
 def set_moments(optimiser: torch.optim.Optimizer, model: nn.Module, moments: Moments) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from fedskew.learning.optimiser import (
     parameter_groups,
     set_moments,
 )
+from fedskew.learning.precision import BFLOAT16, choose_precision
 from fedskew.metrics import classification_metrics
 from fedskew.model.fusion import MultimodalModel
 
@@ -76,8 +77,8 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 autocast where the configuration asks for it (`auto`: on CUDA)."""
-    enabled = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    """bfloat16 autocast where the configuration means it on this device, see `choose_precision`."""
+    enabled = choose_precision(config.precision, device) == BFLOAT16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -115,6 +116,7 @@ def train(
     seed: int,
     counts: np.ndarray | None = None,
     moments: Moments | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train in place for `config.local_epochs` passes with AdamW.
 
@@ -124,6 +126,7 @@ def train(
     Args:
         counts: images of each class [classes], for class weights and logit adjustment; None for neither.
         moments: where the optimiser goes on; None starts it afresh.
+        told: is called after each pass with the number of those that are done.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -145,6 +148,8 @@ def train(
         means.append(float(losses) / max(1, len(batches)))
         if not math.isfinite(means[-1]):
             raise TrainingError(f"the training loss is {means[-1]} in local epoch {epoch + 1}; lower train.lr")
+        if told:
+            told(epoch + 1)
     return TrainResult(means[-1], means[0], steps, time.perf_counter() - start, get_moments(step.optimiser, model))
 
 

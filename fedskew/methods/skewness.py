@@ -21,7 +21,8 @@ from fedskew.methods.base import Answer, Model, Step, Work
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.layout import EVERYTHING
-from fedskew.pruning.schedule import frozen_stages, stages_to_prune
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.schedule import frozen_stages, stages_to_prune, steps_left
 from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.slicing import slice_companions
 from fedskew.pruning.step import StepResult, prune_step
@@ -60,13 +61,16 @@ class SkewnessPruning:
         if not stages:
             return Step(model)
         with server.threads():
+            images, metadata, labels = server.scoring_batch(arch)
             done = prune_step(
                 server.net(model.state, arch),
-                server.scoring_images(arch),
+                images,
                 prune,
                 stages=stages,
                 seed=local_seed(self._config.run.seed, number, "pruning"),
                 judge=server.judge,
+                known=Annotations(labels, metadata),
+                left=steps_left(prune, number, arch.stages, self._config.federation.rounds),
             )
         self._warn_of_few_values(done)
         companions = slice_companions(model.companions, arch, done.plan)

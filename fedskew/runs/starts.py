@@ -1,8 +1,8 @@
 """What is written down at every start of a run, and what a run that goes on must find unchanged.
 
 `starts.jsonl` has a line for each start: when, before which round, as which run of Flower (sites' audit logs name it
-too), on what device, with which versions and plugins, and what differs from the start before. `split.json` says who has
-which images and how many nodes share them.
+too), on what device and in which precision, with which versions and plugins, and what differs from the start before.
+`split.json` says who has which images and how many nodes share them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
+from fedskew.learning.precision import choose_precision
 from fedskew.learning.train import pick_device
 from fedskew.plugins import loaded, taking_part
 from fedskew.runs.folder import RunFolder
@@ -28,6 +29,8 @@ from fedskew.runs.reading import (
     Change,
     RunFolderError,
     changes_in,
+    read_changes,
+    read_precision,
     read_split,
     read_starts,
     recorded_nodes,
@@ -70,10 +73,16 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
     """
     before = read_starts(folder.path)
     machine = _machine(config)
-    moved = [(key, before[-1][key], value) for key, value in machine.items() if before and before[-1][key] != value]
+    last = before[-1] if before else machine
+    moved = [(key, last[key], value) for key, value in machine.items() if last.get(key, value) != value]
     line = _line(round_number, run_id, config, [*changed_settings(saved, config), *moved])
     folder.write_text(STARTS, "".join(f"{json.dumps(known)}\n" for known in before) + line)
     return changes_in([json.loads(line)])
+
+
+def summary_of_starts(path: Path) -> dict[str, Any]:
+    """What `summary.json` tells of a run's starts: what it computed in at last, and what changed on the way."""
+    return {"precision": read_precision(path), "changes": [change.as_json() for change in read_changes(path)]}
 
 
 def check_plugins(path: Path) -> None:
@@ -104,7 +113,8 @@ def _machine(config: Config) -> dict[str, str]:
     """What the server's figures depend on besides the configuration."""
     device = pick_device(config.train.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"fedskew": __version__, "torch": torch.__version__, "device": name}
+    precision = choose_precision(config.train.precision, device)
+    return {"fedskew": __version__, "torch": torch.__version__, "device": name, "precision": precision}
 
 
 def samples_hash(samples: Sequence[Sample]) -> str:

@@ -38,7 +38,7 @@ from fedskew.federation.weights import arrays_sha256, from_record, to_record
 from fedskew.learning.datasets import NodeData
 from fedskew.learning.train import TrainingError
 from fedskew.model.bounds import ArchitectureError
-from fedskew.model.cost import parameters
+from fedskew.model.cost import macs, parameters
 from fedskew.model.layout import Layout
 from fedskew.site.accounting import AccountingError, check_accountant, noise_in_words, noise_multiplier
 from fedskew.site.audit import (
@@ -53,7 +53,8 @@ from fedskew.site.audit import (
 from fedskew.site.egress import split_metrics, suppress_counts
 from fedskew.site.ledger import Books, cost_in_words, cost_of, is_spent, ledger_path, read_books, record_answer
 from fedskew.site.limits import exceeded, is_simulated, site_settings
-from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, load_policy
+from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash
+from fedskew.site.policy_file import load_policy
 from fedskew.site.privacy import PrivacyError, protect
 
 log = logging.getLogger("flwr.fedskew.site")
@@ -92,7 +93,8 @@ class Gate:
         if self.active:
             self._admit(task)
         arch = task.architecture
-        if excess := exceeded(task.config, arch.image_size, parameters(arch), self._policy.limits):
+        size, weights, work = arch.image_size, parameters(arch), macs(arch).total
+        if excess := exceeded(task.config, size, weights, work, self._policy.limits):
             raise PolicyRefusal(f"site policy forbids: {excess}")
         return replace(task, config=site_settings(task.config, partitioned=self._partitioned))
 

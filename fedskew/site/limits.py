@@ -41,6 +41,8 @@ class Limits:
         threads: CPU threads (`train.threads`); 0: as many as the machine has CPUs.
         image_size: pixels a side of the task's model.
         parameters: weights of the task's model.
+        macs: multiply-accumulates of the task's model for one image: few weights can cost as much as one likes, where
+            patches are of one pixel. Swin-T needs 4.5e9, Swin-L at 384 pixels 1.04e11.
     """
 
     local_epochs: int = 50
@@ -49,6 +51,7 @@ class Limits:
     threads: int = 0
     image_size: int = 512
     parameters: int = 200_000_000
+    macs: int = 200_000_000_000
 
 
 LIMIT_KEYS = tuple(field.name.replace("_", "-") for field in fields(Limits))
@@ -76,12 +79,12 @@ def site_settings(config: Config, *, partitioned: bool = False) -> Config:
     return replace(default, **sections)
 
 
-def exceeded(config: Config, image_size: int, parameters: int, limits: Limits) -> str:
+def exceeded(config: Config, image_size: int, parameters: int, macs: int, limits: Limits) -> str:
     """Which limit a task exceeds: the setting, the bound and the remedy; empty if it keeps within all of them.
 
     Args:
         image_size: pixels a side, of the task's architecture.
-        parameters: of the task's architecture.
+        parameters, macs: of the task's architecture.
     """
     asked = {
         "local-epochs": ("train.local-epochs", config.train.local_epochs),
@@ -90,6 +93,7 @@ def exceeded(config: Config, image_size: int, parameters: int, limits: Limits) -
         "threads": ("train.threads", config.train.threads),
         "image-size": ("the model's image size", image_size),
         "parameters": ("the model's number of parameters", parameters),
+        "macs": ("the model's number of multiply-accumulates for one image", macs),
     }
     for key, (name, value) in asked.items():
         bound = getattr(limits, key.replace("-", "_")) or (os.cpu_count() or 1)

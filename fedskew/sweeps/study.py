@@ -25,8 +25,7 @@ import yaml
 from fedskew.config import Config, ConfigError, load_config
 from fedskew.errors import FedskewError
 from fedskew.model.catalogue import dense_architecture
-from fedskew.pruning.units import check_bundles
-from fedskew.runs.start_checks import check_combination
+from fedskew.runs.start_checks import check_combination, check_pruning
 from fedskew.text import nearest, read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -218,7 +217,7 @@ def _check_model(config: Config) -> None:
     check_combination(config)
     architecture = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.criterion != "none":
-        check_bundles(architecture, config.prune.mlp_group)
+        check_pruning(config, architecture)
 
 
 def _rank(cell: _Cell, order: str, cell_index: int, seed_index: int) -> tuple[int, int, int]:

@@ -44,6 +44,7 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
     for axis, (_, title, dense) in zip(axes, PANELS, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("round")
+        axis.xaxis.get_major_locator().set_params(integer=True)  # of few rounds, matplotlib would count halves
         axis.grid(alpha=0.3)
         axis.set_ylim(0, 1.05 if dense else None)
     axes[0].legend(fontsize=8)
