@@ -199,7 +199,7 @@ def _view(prepared: Preprocessing, picture: Decoded) -> dict[str, float]:
     """What of the upright picture the model sees, in shares of its width and height."""
     start, size = central(prepared.edge, prepared.image_size) / prepared.edge, prepared.image_size / prepared.edge
     square = min(picture.width, picture.height)
-    found = {}
+    found: dict[str, float] = {}
     for side, length, whole in (("left", "width", picture.width), ("top", "height", picture.height)):
         part = square / whole if prepared.fit == "crop" else 1.0
         found |= {side: (1 - part) / 2 + start * part, length: size * part}
