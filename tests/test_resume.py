@@ -35,7 +35,7 @@ MAY_CHANGE = {
     "federation.min-nodes", "federation.join-deadline", "federation.quorum", "federation.round-deadline",
     "federation.grace", "federation.max-missed-rounds", "run.threads", "run.eval-batch-size", "run.evaluate-every",
     "run.keep-checkpoints", "federation.max-weight-ratio", "federation.norm-bound", "federation.rollback",
-    "federation.require-signatures",
+    "federation.require-signatures", "run.report", "run.sinks",
 }  # fmt: skip
 EVERY_KEY = [
     f"{section.name}.{spec.name.replace('_', '-')}"
@@ -59,7 +59,7 @@ def other_value(key, config):
     if isinstance(value, tuple):
         return value[::-1]
     if isinstance(value, str):
-        return {"prune.mlp-group": "width", "run.name": "foo"}.get(key, "/elsewhere")
+        return {"prune.mlp-group": "width", "run.name": "foo", "run.sinks": "mlflow"}.get(key, "/elsewhere")
     step = 1 if isinstance(value, int) else 0.05
     high = spec.metadata["high"]
     return value + step if high is None or value + step <= high else value - step

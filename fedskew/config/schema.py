@@ -73,6 +73,17 @@ class TrainConfig(Section):
     mixup: float = option(0.0, "alpha of timm's mixup; 0: off", low=0.0, high=10.0)
     cutmix: float = option(0.0, "alpha of timm's cutmix, half of the batches if mixup is on too; 0: off",
                            low=0.0, high=10.0)  # fmt: skip
+    distil_epochs: int = option(
+        0, "passes over the open data in which, after a round, a dense model teaches the global one; 0: off",
+        low=0, high=1000,
+    )  # fmt: skip
+    distil_rounds: int = option(0, "how many of the last rounds end so; 0: none", low=0)
+    distil_teacher: str = option(
+        "",
+        "run folder or model file of the teacher; empty: the run's own best global model before it was pruned",
+    )
+    distil_share: float = option(0.5, "weight of the teacher's answers in the loss", low=0.0, high=1.0)
+    distil_temperature: float = option(2.0, "by which the logits of both are divided", low=0.1, high=100.0)
     precision: str = option(
         "auto",
         "`auto`: bfloat16 autocast on CUDA, else float32; `fast`: bfloat16 where the machine has instructions for it",
@@ -129,7 +140,11 @@ class PruneConfig(Section):
     first_round: int = option(1, "first round with a pruning step; 0: the initial model, after its warm start", low=0)
     last_round: int = option(0, "last round with a pruning step; 0: no limit", low=0)
     interval: int = option(1, "a pruning step every so many rounds", low=1)
-    steps_per_stage: int = option(1, "pruning steps after which the next stage unlocks (Algorithm 1)", low=1)
+    steps_per_stage: int = option(
+        1,
+        "pruning steps after which the next stage unlocks (Algorithm 1); 0: all are from the first on",
+        low=0,
+    )
     max_stage: int = option(3, "last stage that unlocks, counted from 0", low=0, high=15)
     calibrate: bool = option(True, "score earlier stages again, not only the newest one")
     freeze: bool = option(False, "a stage that the steps have passed is neither trained nor uploaded any more")
@@ -176,6 +191,9 @@ class FederationConfig(Section):
     )
     rounds: int = option(20, "rounds of a run; one that is resumed may get more", low=1, high=100_000)
     fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
+    only_node: str = option(
+        "", "the only node that is asked, by its name (partition-2): what it reaches alone; empty: all take part"
+    )
     min_nodes: int = option(1, "nodes that should be connected before a round starts", low=1)
     join_deadline: float = option(
         300.0, "seconds to wait for them; then the round goes on with those that are there", low=0.0

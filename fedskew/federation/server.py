@@ -22,7 +22,7 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.initial import initial_model, parent_hash
+from fedskew.learning.initial import initial_model, parent
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
@@ -54,7 +54,6 @@ from fedskew.runs.starts import (
 
 log = logging.getLogger("flwr.fedskew.server")
 results = logging.getLogger(RESULTS)
-
 SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
@@ -100,14 +99,13 @@ class FederatedRun:
                 check_changes(folder.path, saved, config, MAY_MOVE)
         self._is_new, self._openers = folder is None, tuple(observers)
         self._initial = None if checkpoint else initial_model(config)
-        parent = "" if checkpoint else parent_hash(config.model)
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
-            "open_losses": {}, **({"from": parent} if parent else {}),
+            "open_losses": {}, **({} if checkpoint else parent(config.model)),
         }  # fmt: skip
         self._round_started = time.perf_counter()
 

@@ -43,7 +43,7 @@ def write_comparison(runs: Sequence[Path], out: Path, *, best: bool = False) -> 
             "paired": pairing.comparison_of(results, differences),
             "paired_legend": pairing.LEGEND,
             "warnings": [*fairness.warnings_of(results), *reasons],
-            "figures": _figures(contents, labels, results[0].name, differences),
+            "figures": _figures(contents, labels, differences),
         }
     return write_page("comparison.html.md", view, out)
 
@@ -66,7 +66,7 @@ def _column(place: int, label: str, content: Content) -> dict[str, Any]:
 
 
 def _figures(
-    contents: Sequence[Content], labels: Sequence[str], first: str, differences: pairing.Differences
+    contents: Sequence[Content], labels: Sequence[str], differences: pairing.Differences
 ) -> dict[str, Markup | None]:
     accuracy = [[(record["round"], record.get("balanced_accuracy")) for record in content.records]
                 for content in contents]  # fmt: skip
@@ -83,7 +83,7 @@ def _figures(
                                      top=1.02),
         "traffic": figures.curves("traffic", "Bytes sent and received so far", labels, scaled, unit=unit),
         "tradeoff": figures.tradeoff(rated),
-        "differences": figures.differences(first, differences),
+        "differences": figures.differences(differences),
     }  # fmt: skip
 
 

@@ -68,14 +68,14 @@ def tradeoff(runs: Sequence[tuple[Quality | None, Mapping[str, Any]]]) -> Markup
         if first.estimate:
             axes.plot([share, share], [first.estimate.low, first.estimate.high], color=colour, linewidth=4, alpha=0.35,
                       solid_capstyle="round")  # fmt: skip
-        axes.plot([share], [first.value], "o", color=colour, markersize=8)
+        axes.plot([share], [first.value or 0.0], "o", color=colour, markersize=8)
     axes.set_xlim(0, 1.05)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set(ylim=(0, 1), xlabel="parameters left", ylabel="balanced accuracy")
     return to_svg(figure, "tradeoff", "Balanced accuracy against the share of parameters that is left")
 
 
-def differences(first: str, found: Mapping[str, Mapping[str, Difference]]) -> Markup | None:
+def differences(found: Mapping[str, Mapping[str, Difference]]) -> Markup | None:
     """Paired differences to the first run with their intervals: a bar across 0 is no difference seen."""
     if not found:
         return None
@@ -102,5 +102,5 @@ def differences(first: str, found: Mapping[str, Mapping[str, Difference]]) -> Ma
     axes.set_yticks([])
     for y, title in enumerate(titles):
         axes.text(-left / (WIDTH - left - 10), y, title, va="center", transform=axes.get_yaxis_transform())
-    axes.set_xlabel(f"difference to {first}"[:52])
+    axes.set_xlabel("difference to the first run")
     return to_svg(figure, "differences", "Paired differences to the first run with 95 % intervals")

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -33,7 +34,7 @@ NAMES = (
 COLOURS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "fedskew", "text.parse_math": False, "path.simplify": True,
     "font.family": "sans-serif", "font.size": TEXT, "axes.titlesize": TEXT, "axes.labelsize": TEXT,
     "legend.fontsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT, "axes.spines.top": False,

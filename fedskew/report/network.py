@@ -50,7 +50,7 @@ def blocks_of(records: Sequence[Mapping[str, Any]]) -> list[Block]:
 
     A record without `blocks` (committed records leave out rounds in which none changed) is as the one before.
     """
-    first = next((record["blocks"] for record in records if record.get("blocks")), [])
+    first: list[Mapping[str, Any]] = next((record["blocks"] for record in records if record.get("blocks")), [])
     found = [Block(row["stage"], row["block"], {HEADS: row["heads_before"], CHANNELS: row["hidden_before"]})
              for row in first]  # fmt: skip
     for record in records:

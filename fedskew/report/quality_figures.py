@@ -67,9 +67,12 @@ def groups_figure(groups: Mapping[str, Sequence[GroupResult]]) -> Markup | None:
     rows: list[tuple[str, float | None, Estimate | None, str]] = []
     for kind, members in groups.items():
         rows.append((kind, None, None, ""))
+        most = max(row.classes for rows in groups.values() for row in rows)
         for row in members:
             found = row.metrics.get("balanced_accuracy")
-            rows.append((row.name, found.value if found else None, found, f"n={row.images:,}"))
+            rows.append(
+                (row.name, found.value if found else None, found, f"n={row.images:,}{'*' * (row.classes < most)}")
+            )
     return _dots("groups", "Balanced accuracy of each group with 95 % intervals", rows) if groups else None
 
 
@@ -138,10 +141,10 @@ def calibration_figure(quality: Quality) -> Markup | None:
     figure = canvas(280)
     axes = plot_area(figure, 52, 8, 10, 92)
     axes.plot([0, 1], [0, 1], color=COLOURS["dense"], linewidth=1, linestyle=(0, (3, 2)))
-    axes.plot([one.confidence for one in known], [one.accuracy for one in known], color=COLOURS["model"], linewidth=2,
-              marker="o", markersize=5)  # fmt: skip
+    points = [(one.confidence or 0.0, one.accuracy or 0.0) for one in known]
+    axes.plot(*zip(*points, strict=True), color=COLOURS["model"], linewidth=2, marker="o", markersize=5)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="how often it is right")
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [""] * 5)
     below = plot_area(figure, 52, 200, 10, 36)
     total = sum(one.count for one in known)
     bars = [(one.low + 0.004, 0, one.high - one.low - 0.008, one.count / total) for one in known]

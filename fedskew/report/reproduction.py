@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import yaml
 
 from fedskew.config.load import to_mapping
@@ -55,7 +58,7 @@ def facts_of(content: Content) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
-def _split_line(counts: dict, nodes: int | None) -> str:
+def _split_line(counts: Mapping[str, Any], nodes: int | None) -> str:
     if not counts:
         return ""
     test, public = (sum(counts.get(name, {}).values()) for name in ("test", "open"))

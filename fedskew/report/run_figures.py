@@ -33,6 +33,7 @@ SITES = 40  # rows of sites that have room; the table has all of them
 KINDS = {HEADS: "attention heads", CHANNELS: "MLP width"}
 SHADES = {IN: ("good", 0.85), UNUSED: ("odd", 0.55), LATE: ("warn", 0.9), MISSING: ("dense", 0.45),
           REFUSED: ("bad", 0.95), FAILED: ("bad", 0.5)}  # fmt: skip
+Box = tuple[float, float, float, float]  # left, top, width, height
 LEVELS = 12  # shades of what is left of a block
 
 
@@ -89,7 +90,10 @@ def network_figure(blocks: Sequence[Block]) -> Markup | None:
     left, bar = LABEL, WIDTH - LABEL - 160
     axes.text(left, 10, "heads", va="center", color=COLOURS["muted"])
     axes.text(left + 158, 10, "MLP width", va="center", color=COLOURS["muted"])
-    there, gone, full, rest = [], [], [], []
+    there: list[Box] = []
+    gone: list[Box] = []
+    full: list[Box] = []
+    rest: list[Box] = []
     for block, y in zip(blocks, _rows(axes, blocks, top), strict=True):
         heads, hidden = block.left[HEADS][-1], block.left[CHANNELS][-1]
         for i in range(block.dense[HEADS]):
@@ -113,7 +117,7 @@ def pruning_over_rounds(blocks: Sequence[Block], rounds: Sequence[int], kind: st
     axes = drawing_area(figure)
     cell = (WIDTH - LABEL - right) / len(rounds)
     axes.text(LABEL, 10, f"{KINDS[kind]} left", va="center", color=COLOURS["muted"])
-    shaded: dict[int, list[tuple[float, float, float, float]]] = {}
+    shaded: dict[int, list[Box]] = {}
     outlines = []
     for block, y in zip(blocks, _rows(axes, blocks, top), strict=True):
         outlines.append((LABEL, y + 1, cell * len(rounds), ROW - 2))
@@ -213,7 +217,7 @@ def coverage_figure(coverage: Coverage) -> Markup | None:
     figure = canvas(height)
     axes = drawing_area(figure)
     cell = (WIDTH - left - 4) / len(rounds)
-    shaded: dict[str, list[tuple[float, float, float, float]]] = {}
+    shaded: dict[str, list[Box]] = {}
     outlines = []
     for y, name in enumerate(names):
         axes.text(0, (y + 0.5) * ROW, name if len(name) <= 16 else f"{name[:15]}…", va="center")

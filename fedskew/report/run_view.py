@@ -155,16 +155,18 @@ def _warnings(content: Content) -> list[str]:
             lines.append(f"{count} of {content.last['round']} rounds {what}: the model before was kept.")
     if content.criterion not in ("none", "") and content.last["parameters"] == content.last["dense_parameters"]:
         lines.append(f"Pruning by {content.criterion} has removed nothing so far: this is the dense model.")
-    lines += [f"data: {line}" for line in content.split.get("warnings", ())]
+    if warnings := content.split.get("warnings"):  # they name images
+        lines.append(f"The data gave {len(warnings)} warning{'s' * (len(warnings) != 1)}: split.json says which.")
     return lines
 
 
 def _tiles(content: Content, quality: Quality | None, traffic: Traffic) -> list[Tile]:
     last, tiles = content.last, []
-    for row in (quality.headline[0], quality.headline[3]) if quality else ():
-        interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
+    if quality:
         earlier = f"round {quality.round_number}" if quality.round_number != last["round"] else ""
-        tiles.append(Tile(row.title, figure(row.value), ", ".join(filter(None, (interval, earlier)))))
+        for row in (quality.headline[0], quality.headline[3]):
+            interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}" if row.estimate else ""
+            tiles.append(Tile(row.title, figure(row.value), ", ".join(filter(None, (interval, earlier)))))
     tiles.append(Tile("Parameters", percent(last["parameters"] / last["dense_parameters"], 0),
                       f"{last['parameters'] / 1e6:.2f} of {last['dense_parameters'] / 1e6:.2f} M"))  # fmt: skip
     tiles.append(Tile("MACs of an image", percent(last["macs"] / last["dense_macs"], 0),
