@@ -240,8 +240,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror  # below 0: of a name, not a system's
+        number = error.errno or 0  # below 0 where a name is not found
+        why = os.strerror(number) if number > 0 else error.strerror
         raise ServeError(
             f"{host}, port {port}: {why}; another program may use it. Give --port another number, "
             "or 0 for any that is free"
