@@ -51,21 +51,23 @@ def warm_up(items: Sequence[pytest.Item]) -> None:
 
 
 def learn(session: pytest.Session, record: Path) -> dict[str, tuple[float, list[str]]]:
-    """Seconds and functions that it reaches of every test; run in a fork, and once for each test."""
+    """Seconds and functions that it reaches of every test; run in a fork, and once for each test.
+
+    One that fails without any mutant, in a fork or on a machine like this, could not tell: it is left out, and named.
+    """
     known = json.loads(record.read_text()) if record.is_file() else {}
     fresh = [item for item in session.items if item.nodeid not in known]
     if fresh and not (process := os.fork()):
         try:
             os.environ[ACTIVE] = "stats"
             session.config.pluginmanager.register(learning := Learning())
-            run(session, fresh)
+            run(session, fresh, to_the_end=True)
             record.write_text(json.dumps(known | learning.found))
-            os._exit(int(session.testsfailed > 0))
+            os._exit(0)
         finally:
             os._exit(2)
     if fresh and os.waitpid(process, 0)[1]:
-        os.write(2, b"a test fails without any mutant: run the room's tests alone\n")
-        raise pytest.UsageError("a test fails without any mutant")
+        raise pytest.UsageError("what the tests reach could not be learned")
     known = json.loads(record.read_text())
     return {item.nodeid: known[item.nodeid] for item in session.items}
 
@@ -75,6 +77,7 @@ class Learning:
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[float, list[str]]] = {}
+        self.told = os.dup(2)
 
     def pytest_runtest_setup(self) -> None:
         """What was reached before belongs to others."""
@@ -82,10 +85,12 @@ class Learning:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Only the seconds of the test itself: fixtures may be others' too."""
-        if report.when == "call":
+        if report.when == "call" and report.passed:
             self.found[report.nodeid] = (report.duration, sorted(state()._stats))
-        elif report.when == "setup" and not report.passed:
+        elif not report.passed:
             self.found[report.nodeid] = (0.0, [])
+            if report.failed:
+                os.write(self.told, f"left out, it fails without any mutant: {report.nodeid}\n".encode())
 
 
 def attempt(session: pytest.Session, name: str, items: Sequence[pytest.Item], limit: int) -> str:
@@ -104,11 +109,11 @@ def attempt(session: pytest.Session, name: str, items: Sequence[pytest.Item], li
     return ("survived", "killed", "suspicious")[os.WEXITSTATUS(status)]
 
 
-def run(session: pytest.Session, items: Sequence[pytest.Item]) -> bool:
-    """Run tests until one fails: whether one does. In a process of their own, which ends with this."""
+def run(session: pytest.Session, items: Sequence[pytest.Item], *, to_the_end: bool = False) -> bool:
+    """Run tests until one fails, or all: whether one does. In a process of their own, which ends with this."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        if session.testsfailed:
+        if session.testsfailed and not to_the_end:
             return True
-    return False
+    return session.testsfailed > 0

@@ -64,7 +64,7 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
-PATIENCE = 5  # times as long as its tests take without it, and a second, a mutant may run: else it is noticed as a loop
+PATIENCE = 5  # times the seconds of its tests, and of one more, that a mutant may take: beyond, it is noticed as a loop
 FATES = "fates.jsonl"  # a mutant and what became of it a line, of the commit that the copy is of
 NOTICED = ("killed", "timeout", "suspicious", "segfault")
 

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_files import export_onnx, say
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,9 +23,10 @@ from fedskew.cli.main import app
 from fedskew.data.batches import ImageBatches
 from fedskew.data.preprocessing import Preprocessing
 from fedskew.data.samples import DataError
+from fedskew.export.graph import encode, to_onnx
 from fedskew.model.modelfile import load_model, read_about
 from fedskew.model.signature import ModelFileError
-from fedskew.tools.onnx_file import ABOUT, ARCHITECTURE, IMAGES, SEAL, seal
+from fedskew.tools.onnx_file import ABOUT, ARCHITECTURE, EXPORT, IMAGES, SEAL, seal
 
 # all that may be imported beside the standard library where an ONNX file is used
 DEVICE = ("fedskew", "onnxruntime", "numpy", "PIL", "yaml", "_yaml", "flatbuffers", "google", "typer", "click", "rich",
@@ -50,7 +50,10 @@ def model(finished_run):
 def exported(finished_run, tmp_path_factory):
     """The model of the finished run as an ONNX file."""
     file = finished_run.path / "model.safetensors"
-    return export_onnx(load_model(file), read_about(file), tmp_path_factory.mktemp("exported") / "model.onnx")
+    model, target = load_model(file), tmp_path_factory.mktemp("exported") / "model.onnx"
+    said = {ARCHITECTURE: model.architecture.to_json(), ABOUT: json.dumps(read_about(file)), EXPORT: "{}"}
+    target.write_bytes(encode(to_onnx(model), said))
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,10 @@ def changed(exported, tmp_path):
     """A copy of the file whose metadata say something else; `sealed`: as if it had been exported so."""
 
     def change(*, sealed: bool = False, **said: str):
+        told = said_of(exported) | {f"fedskew-{key}": value for key, value in said.items()}
+        told |= {SEAL: seal(told)} if sealed else {}
         file = onnx.load(exported)
-        say(file, {f"fedskew-{key}": value for key, value in said.items()})
-        if sealed:
-            say(file, {SEAL: seal({entry.key: entry.value for entry in file.metadata_props})})
+        onnx.helper.set_model_props(file, told)
         onnx.save(file, tmp_path / "changed.onnx")
         return tmp_path / "changed.onnx"
 
@@ -407,8 +410,7 @@ def test_a_model_that_sees_images_alone_takes_no_metadata(exported, tmp_path):
     prepared = Preprocessing(size, size, "squash", mean=(0, 0, 0), deviation=(0.5, 1, 0.25)).to_mapping()
     said = {ARCHITECTURE: json.dumps({"version": 2, "classes": names, "vocabularies": []}),
             ABOUT: json.dumps({"preprocessing": prepared})}  # fmt: skip
-    say(file, said | {SEAL: seal(said)})
-    onnx.save(file, tmp_path / "means.onnx")
+    (tmp_path / "means.onnx").write_bytes(encode(file, said))
     model = fedskew.load(tmp_path / "means.onnx")
     found = model.predict(Image.new("RGB", (8, 8), (51, 7, 102)))  # logits .2 / .5 and .4 / .25
     assert found.probabilities["two"] == pytest.approx(1 / (1 + np.exp(0.4 - 1.6)), abs=1e-6)

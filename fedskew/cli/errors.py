@@ -12,6 +12,7 @@ import typer
 
 from fedskew.console import in_command
 from fedskew.errors import ExitCode, is_ours
+from fedskew.text import printable_lines
 
 DEBUG = "fedskew.debug"  # key in the command's context
 
@@ -37,7 +38,7 @@ def refuse(message: str, cause: BaseException | None = None) -> NoReturn:
     Raises:
         typer.Exit: always, with the exit code of a user's error.
     """
-    print(f"fedskew: {message}", file=sys.stderr)
+    print(f"fedskew: {printable_lines(message)}", file=sys.stderr)  # it may quote a file that somebody else wrote
     raise typer.Exit(ExitCode.USER) from cause
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -28,6 +27,7 @@ from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import Stream, Watch
 from fedskew.errors import ExitCode
+from fedskew.files import read_json
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
 from fedskew.runs.reading import REPORT
@@ -157,7 +157,7 @@ def _elsewhere(job: Following) -> int:
 def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Terminal, *, as_json: bool) -> int:
     """The summary of a run that has ended, or why there is none; the exit code."""
     if summary_time(stream.folder) != before:
-        summary = json.loads((stream.folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(stream.folder / SUMMARY)
         return finished(summary, stream.folder, terminal, as_json=as_json, command="run")
     if stream.run_id and not stream.folder.is_dir():  # perhaps on another machine
         try:
@@ -204,7 +204,7 @@ def finished(
 def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bool) -> int:
     """Say that a run is finished, or show its summary to the program that asked; the exit code."""
     terminal.message(message)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY)
     return finished(summary, folder, terminal, as_json=as_json, command="run", silent=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedskew.cli.terminal import Terminal, shown
 from fedskew.cli.watch import FOLDER, PREPARING
 from fedskew.console import in_terminal
 from fedskew.errors import ExitCode, FedskewError
+from fedskew.files import read_json
 from fedskew.runs.folder import SUMMARY, RunFolder
 
 
@@ -54,5 +54,5 @@ def run_here(start: Callable[[], RunFolder], terminal: Terminal, *, as_json: boo
         terminal.message("fedskew: interrupted; finished rounds are kept")
         terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder if path.is_dir()))
         return ExitCode.INTERRUPTED
-    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(path / SUMMARY)
     return finished(summary, path, terminal, as_json=as_json, command=command, silent=True)

@@ -64,13 +64,13 @@ def predict(
         if csv is not None:
             _write(csv, answering.to_csv(found, loaded.classes))
     failed = [answer for answer in found if answer.prediction is None]
+    if loaded.reference is None:
+        notes.append("the model does not say what pictures it was trained on, so none is called unlike them")
     if as_json:
         said = {"model": str(model), "classes": list(loaded.classes), "notes": notes}
         terminal.data(said | {"images": answering.to_data(found), "failed": len(failed)})
     elif len(failed) < len(found):
         terminal.result(answering.to_text(found, loaded.classes))
-    if loaded.reference is None:
-        notes.append("the model does not say what pictures it was trained on, so none is called unlike them")
     for line in (*notes, *(f"{answer.image}: {answer.error}" for answer in failed)):
         terminal.message(f"fedskew: {line}")
     if failed:

@@ -74,6 +74,7 @@ class ServerData:
         self.training, self.held_back = divide_open(data, split, config.data)
         self.scoring = scoring_images(self.training, config.prune.batch_size, config.run.seed)
         self._device = pick_device(config.train.device)
+        self._judged: MultimodalModel | None = None
         self._check_judging()
 
     def _check_judging(self) -> None:
@@ -177,7 +178,15 @@ class ServerData:
     def metrics(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
         """A model's metrics on the open images held back, or where none are on the scoring images."""
         with self.threads():
-            return self._metrics(self.net(state, arch))
+            return self._metrics(self._to_judge(state, arch))
+
+    def _to_judge(self, state: Mapping[str, Tensor], arch: Architecture) -> MultimodalModel:
+        """A model to evaluate. One of the same architecture is filled anew: building costs more than a few images."""
+        if self._judged is None or self._judged.architecture != arch:
+            self._judged = self.net(state, arch)
+        else:
+            self._judged.load_state_dict(state)
+        return self._judged
 
     def evaluate(
         self,
@@ -194,7 +203,7 @@ class ServerData:
             held_back: its metrics on the open images held back, if they are known already.
         """
         with self.threads():
-            model = self.net(state, arch)
+            model = self._to_judge(state, arch)
             size = self.config.run.eval_batch_size
             found = predict_images(
                 model, self._data, self._split.test, self.config.train, batch_size=size, number=number

@@ -46,7 +46,8 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
 def _binned(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Top probability, whether its class is right, and the bin, of each example [N]."""
     confidence = probabilities.max(1).astype(np.float64)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    known = np.nan_to_num(confidence)  # a model whose outputs are no numbers: the distance is none either
+    place = np.clip(np.ceil(known * bins).astype(int) - 1, 0, bins - 1)
     return confidence, probabilities.argmax(1) == labels, place
 
 

@@ -67,9 +67,12 @@ def groups_figure(groups: Mapping[str, Sequence[GroupResult]]) -> Markup | None:
     rows: list[tuple[str, float | None, Estimate | None, str]] = []
     for kind, members in groups.items():
         rows.append((kind, None, None, ""))
+        most = max(row.classes for rows in groups.values() for row in rows)
         for row in members:
             found = row.metrics.get("balanced_accuracy")
-            rows.append((row.name, found.value if found else None, found, f"n={row.images:,}"))
+            rows.append(
+                (row.name, found.value if found else None, found, f"n={row.images:,}{'*' * (row.classes < most)}")
+            )
     return _dots("groups", "Balanced accuracy of each group with 95 % intervals", rows) if groups else None
 
 

@@ -155,7 +155,8 @@ def _warnings(content: Content) -> list[str]:
             lines.append(f"{count} of {content.last['round']} rounds {what}: the model before was kept.")
     if content.criterion not in ("none", "") and content.last["parameters"] == content.last["dense_parameters"]:
         lines.append(f"Pruning by {content.criterion} has removed nothing so far: this is the dense model.")
-    lines += [f"data: {line}" for line in content.split.get("warnings", ())]
+    if warnings := content.split.get("warnings"):  # they name images
+        lines.append(f"The data gave {len(warnings)} warning{'s' * (len(warnings) != 1)}: split.json says which.")
     return lines
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from fedskew.metrics.predictions import Predictions
 from fedskew.runs.reading import METRICS, MODEL, PREDICTIONS, STATE
 
 GROUP = "group."
+MAX_BYTES = 2**30  # unpacked; a million images of seven classes are a fifth of it
+DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip  # what NumPy's reader makes of hostile bytes
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 
@@ -92,6 +97,9 @@ def read_predictions(path: Path) -> Predictions:
     """
     path = path / PREDICTIONS if path.is_dir() else path
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+                raise ValueError(f"{size:,} bytes unpacked, at most {MAX_BYTES:,} are read")
         with np.load(path, allow_pickle=False) as file:
             return Predictions(
                 images=file["images"],
@@ -108,8 +116,8 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} does not exist: runs save it after an evaluated round; for a run without it, "
             f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise PredictionsError(
-            f"{path} cannot be read as predictions ({error}); make it anew with "
+            f"{path} cannot be read as predictions ({str(error).partition(chr(10))[0]}); make it anew with "
             f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from error

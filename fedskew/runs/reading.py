@@ -5,17 +5,19 @@ What writes a run (`folder`, `starts`, `checkpoint`) imports torch, whose import
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedskew.errors import FedskewError
+from fedskew.files import DamagedFileError, read_json, read_json_lines
+from fedskew.runs.record_fields import wrong_field
 
 METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
 STARTS, PREDICTIONS, MODEL, STATE = "starts.jsonl", "predictions.npz", "model.safetensors", "state.json"
 REPORT = "report.html"
+OF_CHANGE = frozenset({"key", "old", "new"})
 # Where things lie. Their content is what the run began with: hashes of samples and split see to that.
 PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
 
@@ -58,61 +60,45 @@ class Change:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, one a finished round.
+    """The lines of a run's metrics, one a finished round; versions differ in their fields.
 
     Raises:
-        RunFolderError: there are none, or one is damaged.
+        RunFolderError: there are none.
+        DamagedFileError: they are not what a run writes.
     """
     file = path / METRICS
     if not file.is_file():
         raise RunFolderError(f"{path} is no run folder: it holds no {METRICS}")
-    return read_lines(file)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects. Raises `RunFolderError`: one is none."""
-    found: list[dict[str, Any]] = []
-    try:
-        for line in whole_lines(file):
-            found.append(json.loads(line))
-            if not isinstance(found[-1], dict):
-                found.pop()
-                raise ValueError("no JSON object")
-    except ValueError as error:  # also bytes that are no UTF-8
-        raise _damaged(file, f"line {len(found) + 1}: {error}") from error
-    return found
+    records = read_json_lines(file)
+    for number, record in enumerate(records, start=1):
+        if reason := wrong_field(record):
+            raise DamagedFileError(f"{file}, line {number} is damaged: {reason}")
+    return records
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """A file of the folder that holds one JSON object; empty where there is no such file.
 
     Raises:
-        RunFolderError: it holds something else.
+        DamagedFileError: it holds something else.
     """
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(file, str(error)) from error
-    if not isinstance(found, dict):
-        raise _damaged(file, "no JSON object")
-    return found
-
-
-def _damaged(file: Path, what: str) -> RunFolderError:
-    return RunFolderError(f"{file} is damaged ({what}); restore it from a copy of the run")
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+    return read_json(file) if file.is_file() else {}
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """A line for each start of a run; none in folders of earlier versions."""
-    return read_lines(path / STARTS) if (path / STARTS).is_file() else []
+    """A line for each start of a run; none in folders of earlier versions.
+
+    Raises:
+        DamagedFileError: they are not what a run writes.
+    """
+    file = path / STARTS
+    lines = read_json_lines(file) if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        changes = line.get("changes")
+        whole = isinstance(changes, list) and all(isinstance(one, dict) and one.keys() >= OF_CHANGE for one in changes)
+        if not whole or type(line.get("round")) is not int or not isinstance(line.get("time"), str):
+            raise DamagedFileError(f"{file}, line {number} is damaged: it is no line of a start: {line!r:.80}")
+    return lines
 
 
 def read_changes(path: Path) -> list[Change]:
@@ -145,8 +131,22 @@ def read_flower_runs(path: Path) -> list[tuple[int, int]]:
 
 
 def read_split(path: Path) -> dict[str, Any]:
-    """The split of a run folder; empty if it has none (yet)."""
-    return read_object(path / SPLIT)
+    """The split of a run folder; empty if it has none (yet).
+
+    Raises:
+        DamagedFileError: it is not what a run writes.
+    """
+    split = read_object(path / SPLIT)
+    ids, nodes = split.get("ids", {}), split.get("nodes")
+    parts = ids.get("parts", []) if isinstance(ids, dict) else None
+    lists = [ids.get("test", []), ids.get("open", []), *parts] if isinstance(parts, list) else [None]
+    if type(nodes) not in (int, type(None)) or not all(map(_are_texts, lists)):
+        raise DamagedFileError(f"{path / SPLIT} is damaged: expected lists of image ids and a number of nodes")
+    return split
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def recorded_nodes(path: Path) -> int | None:

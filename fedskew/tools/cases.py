@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from fedskew.data import ham10000, isic
-from fedskew.data.archives import FolderStore, Store, is_archive_name, open_store
+from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.class_folders import tables
 from fedskew.data.finder import ImageFinder, is_image, other_formats_note
 from fedskew.data.manifest import MANIFEST_NAME, ManifestLayout, load_manifest
 from fedskew.data.own_table import NO_LESIONS
 from fedskew.data.samples import DataError, NamedVocabularies, Sample, lower_ends
 from fedskew.data.sources import MAX_IMAGE_BYTES, DataSource, open_source
+from fedskew.data.stores import FolderStore, Store
 from fedskew.data.tables import Row, Table, read_table
 from fedskew.tools.metadata import AGE, BODY_SITE, Metadata
 from fedskew.tools.predict import content_of

@@ -89,7 +89,9 @@ def read_run(path: Path, *, best: bool = False, label: str = "") -> RunResult:
     records = read_records(path)
     if not records:
         raise RunFolderError(f"{path} holds no finished round yet")
-    record = best_record(records) if best else evaluated(records)[-1]
+    record = best_record(records) if best else next(iter(evaluated(records)[::-1]), None)
+    if record is None and not best:
+        raise RunFolderError(f"no round of {path} was evaluated")
     if record is None:
         raise RunFolderError(f"no round of {path} was judged by other images than its test set, so none is the best")
     return RunResult(

@@ -35,7 +35,7 @@ def load(path: str | Path | RunFolder, *, best: bool = False) -> FedskewModel | 
         ModelFileError: the file is damaged, says something that cannot be, or is no model of fedskew's.
         MissingRuntime: onnxruntime, or torch, is not installed.
     """
-    place = Path(getattr(path, "path", path)).expanduser()
+    place = Path(path if isinstance(path, str | Path) else path.path).expanduser()
     if place.suffix.lower() == ONNX and not place.is_dir():
         if find_spec("onnxruntime") is None:
             raise MissingRuntime(f"{place} needs onnxruntime: pip install onnxruntime")

@@ -23,6 +23,7 @@ from fedskew.pruning.units import bundles
 from fedskew.tools.torch_model import FedskewModel
 
 COLOURS, PIXELS = "viridis", 256  # of a map, a side
+FLAT = 1e-30  # keeps a map of equal norms finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def page_maps(model: FedskewModel, picture: Decoded) -> list[dict[str, str]]:
 def painted(norms: np.ndarray) -> bytes:
     """A map as a PNG, from its smallest norm (dark) to its largest (bright), smooth between the tokens."""
     low, high = float(norms.min()), float(norms.max())
-    shares = Image.fromarray((norms - low) / max(high - low, np.finfo(np.float32).tiny))
+    shares = Image.fromarray((norms - low) / max(high - low, FLAT))
     smooth = np.asarray(shares.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)).clip(0, 1)
     out = io.BytesIO()
     Image.fromarray(mpl.colormaps[COLOURS](smooth, bytes=True)[..., :3].copy()).save(out, "PNG")

@@ -25,6 +25,8 @@ from fedskew.model.signature import (
 from fedskew.tools.onnx_file import ABOUT, ARCHITECTURE, IMAGES, LOGITS, METADATA, SEAL, seal
 from fedskew.tools.predict import Predictor
 
+ERRORS_ONLY = 3  # of onnxruntime's levels of logging
+
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel(Predictor):
@@ -56,7 +58,8 @@ class OnnxModel(Predictor):
 
     def _logits(self, images: np.ndarray, codes: np.ndarray) -> np.ndarray:
         given = {IMAGES: images} | ({METADATA: codes} if self.vocabularies else {})
-        return self.session.run([LOGITS], given)[0]
+        logits: np.ndarray = self.session.run([LOGITS], given)[0]
+        return logits
 
 
 def load_onnx(file: Path) -> OnnxModel:
@@ -68,7 +71,9 @@ def load_onnx(file: Path) -> OnnxModel:
     if not file.is_file():
         raise ModelFileError(f"{file} does not exist; give the path of an exported model")
     try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no class in common
         raise ModelFileError(f"{file} cannot be read as an ONNX model: {str(error)[:300]}") from error
     said = session.get_modelmeta().custom_metadata_map

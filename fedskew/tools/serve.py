@@ -20,8 +20,9 @@ from urllib.parse import unquote, urlsplit
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from jinja2 import Environment, select_autoescape
+from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from fedskew.data.decode import Decoded
 from fedskew.data.preprocessing import Preprocessing, central
@@ -170,6 +171,8 @@ async def _picture(request: Request) -> bytes:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, f"the picture did not come within {UPLOAD_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the picture broke off") from None  # to nobody: no traceback in the terminal
     return bytes(content)
 
 
@@ -196,7 +199,7 @@ def _view(prepared: Preprocessing, picture: Decoded) -> dict[str, float]:
     """What of the upright picture the model sees, in shares of its width and height."""
     start, size = central(prepared.edge, prepared.image_size) / prepared.edge, prepared.image_size / prepared.edge
     square = min(picture.width, picture.height)
-    found = {}
+    found: dict[str, float] = {}
     for side, length, whole in (("left", "width", picture.width), ("top", "height", picture.height)):
         part = square / whole if prepared.fit == "crop" else 1.0
         found |= {side: (1 - part) / 2 + start * part, length: size * part}
@@ -212,7 +215,7 @@ def _rendered(model: Predictor, page: Page) -> str:
         {"name": name, "label": LABELS.get(name, name), "words": None if lower_ends(words) else words[1:]}
         for name, words in model.vocabularies
     ]
-    template = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(_file("serve.html")).render(
         name=page.name, place=page.place, max_bytes=MAX_BYTES, fields=fields
     )
@@ -237,9 +240,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        why = (
-            os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
-        )  # below 0: of a name, not a system's
+        number = error.errno or 0  # below 0 where a name is not found
+        why = os.strerror(number) if number > 0 else error.strerror
         raise ServeError(
             f"{host}, port {port}: {why}; another program may use it. Give --port another number, "
             "or 0 for any that is free"

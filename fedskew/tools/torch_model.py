@@ -62,7 +62,8 @@ class FedskewModel(Predictor):
         device = next(self.module.parameters()).device
         shown = [torch.from_numpy(values).to(device) for values in (images, codes)]
         with torch.no_grad(), evaluating(self.module):
-            return self.module(*shown).float().cpu().numpy()
+            logits: np.ndarray = self.module(*shown).float().cpu().numpy()
+        return logits
 
 
 def load_torch(place: Path, *, best: bool) -> FedskewModel:
