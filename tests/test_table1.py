@@ -1,4 +1,4 @@
-"""`fedskew reproduce table1`: four columns from run folders, beside those of the paper, by a sweep that goes on."""
+"""`fedskew reproduce table1`: four columns from run folders beside those of the paper, by a sweep that goes on."""
 
 import csv
 import io

@@ -22,7 +22,7 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.initial import initial_model, parent
+from fedskew.learning.initial import initial_model, started_from
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
 from fedskew.learning.optimiser import learning_rate
@@ -105,7 +105,7 @@ class FederatedRun:
         self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
-            "open_losses": {}, **({} if checkpoint else parent(config.model)),
+            "open_losses": {}, **({} if checkpoint else started_from(config.model)),
         }  # fmt: skip
         self._round_started = time.perf_counter()
 

@@ -40,7 +40,7 @@ def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
     return net.state_dict(), arch
 
 
-def parent(model: ModelConfig) -> dict[str, str]:
+def started_from(model: ModelConfig) -> dict[str, str]:
     """`from`: SHA-256 of the file whose model or shape a run starts with; empty if there is none."""
     place = model.from_run or model.architecture_from
     return {"from": file_sha256(model_path(Path(place)))} if place else {}
