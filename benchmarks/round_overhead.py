@@ -26,9 +26,10 @@ from fedskew.federation.grids import LocalGrid, StreamingGrid
 from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record
 from fedskew.learning.datasets import DataSet, batches, open_data, partitions, split_server, train_validation
+from fedskew.learning.initial import initial_model
 from fedskew.learning.local import augmentation
 from fedskew.learning.optimiser import learning_rate, parameter_groups
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import build

@@ -26,7 +26,8 @@ from timing import finish, parser
 from fedskew.config import Config, load_config
 from fedskew.config.schema import PruneConfig
 from fedskew.learning.datasets import batches, open_data, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.model.catalogue import image_size
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey

@@ -1,9 +1,10 @@
-"""Run every command of README.md in this checkout, in order, as a person would type them in one shell.
+"""Run every command of README.md, or of another page, in this checkout, in order, as a person would in one shell.
 
-    python3 scripts/run_readme.py          # what CI does on its clone: it also installs, unless that is done
-    python3 scripts/run_readme.py --list   # only print them
+    python3 scripts/run_readme.py                     # what CI does on its clone: it also installs, unless that is done
+    python3 scripts/run_readme.py docs/tutorial.md    # the same for another page
+    python3 scripts/run_readme.py --list              # only print them
 
-Commands are the lines of its ```bash blocks. Some things are not as a reader has them: the clone is this checkout, its
+Commands are the lines of its ```bash blocks. Some things are not as a reader has them: the clone is this checkout,
 `HAM10000` is a folder of generated images in the layout of the real one, Flower's and fedskew's homes are temporary
 (`fedskew setup`, a part of `make install`, is repeated in them), Flower's local SuperLink has a free port, and every
 run ends after two rounds. A block below a line `<!-- not in CI: the reason -->` is told and left out. Needs the
@@ -29,7 +30,7 @@ BLOCK = re.compile(
     r"(?:<!-- not in CI: (?P<reason>[^>]*?) -->\n)?```bash(?: (?P<place>[^\n]*))?\n(?P<code>.*?)```", re.DOTALL
 )
 DATA, IMAGES = "HAM10000", 300
-LEFT_BEHIND = (DATA, "runs", "runs.png")  # by the commands
+LEFT_BEHIND = (DATA, "runs", "runs.png", "my-images", "my-model")  # by the commands of the pages
 ACTIVATION = "source .venv/bin/activate"
 ROUNDS = 2
 # A run of Flower's own command has to be looked after: its exit code is 0 even if the run failed. The README says when
@@ -113,10 +114,11 @@ def free_port() -> str:
 def main() -> int:
     """Run or list them; the exit code is that of the first command that fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", nargs="?", default="README.md", help="below the checkout")
     parser.add_argument("--list", action="store_true", help="only print them")
-    listing = parser.parse_args().list
-    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    if listing:
+    given = parser.parse_args()
+    found = commands((ROOT / given.page).read_text(encoding="utf-8"))
+    if given.list:
         print("\n".join(f"{command}   # not in CI: {reason}" if reason else command for command, reason in found))
         return 0
     in_the_way = [name for name in LEFT_BEHIND if (ROOT / name).exists()]
@@ -133,7 +135,7 @@ def main() -> int:
             for name in LEFT_BEHIND:
                 path = ROOT / name
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    print("README.md: every command works" if not done.returncode else "README.md: this command failed")
+    print(f"{given.page}: " + ("this command failed" if done.returncode else "every command works"))
     return done.returncode
 
 

@@ -1,5 +1,6 @@
 """Every benchmark still runs on today's code and finds its figures, at the smallest sizes that its options take."""
 
+import importlib
 import json
 import math
 import os
@@ -7,8 +8,18 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from builders import MICRO
+import torch
+from builders import MICRO, architecture, inputs, lively_model
+from PIL import Image
+
+from fedskew.data.batches import Batch
+from fedskew.model.fusion import build
+from fedskew.model.groups import ATTENTION
+from fedskew.pruning.decide import Plan
+from fedskew.pruning.slicing import slice_model
+from fedskew.pruning.units import bundles
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -41,7 +52,7 @@ def rows_of(found, *figures):
 
 
 def test_each_benchmark_has_a_test_here():
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"timing"}
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"timing", "central"}
     assert scripts == {name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in scripts}
 
 
@@ -131,3 +142,71 @@ def test_sign_stability_says_when_there_are_too_few_images(record, generated):
     tiny = f"model.name={MICRO} data.open=0.4 model.drop-path=0"
     with pytest.raises(SystemExit, match=r"two sets of 256 open images are needed, and there are \d+: lower --images"):
         record("sign_stability", str(generated), "--seeds", "0", "--epochs", "1", "--set", tiny)
+
+
+CENTRAL = ("--dense-epochs", "2", "--set", f"model.name={MICRO} data.open=0.2 train.batch-size=16 prune.batch-size=16")
+
+
+def test_criteria_quick(record, generated, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in generated.rglob("*.jpg"):
+        inside = np.zeros((60, 80), dtype=np.uint8)
+        inside[20:40, 30:50] = 255
+        Image.fromarray(inside).save(masks / f"{path.stem}_segmentation.png")
+    words = (str(generated), "--work", str(tmp_path / "work"), "--masks", str(masks), "--sizes", "0.6", "0.9",
+             "--criteria", "random", "taylor", *CENTRAL)  # fmt: skip
+    with pytest.raises(SystemExit, match="3"):
+        record("criteria_quick", *words, "--minutes", "0")
+    found = record("criteria_quick", *words)
+    told = capsys.readouterr().out
+    assert told.count("dense, seed 0, epoch") == 6
+    rows = rows_of(found, "parameters", "macs", "balanced_accuracy", "auroc_macro")
+    assert [(row["when"], row["size"], row["criterion"], row["models"]) for row in rows] == [
+        (when, size, criterion, models) for when in ("one-shot", "fine-tuned")
+        for size, criterion, models in ((1.0, "dense", 1), *((size, *each) for size in (0.6, 0.9) for each in (
+            ("random", 3), ("taylor", 1), ("lesion-attention", 1))))
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 <= row["parameters"] - row["size"] < 0.02
+        assert ("auroc_macro over random" in row) == (row["criterion"] in ("taylor", "lesion-attention"))
+    assert record("criteria_quick", *words)["rows"] == found["rows"]
+    assert "seed 0" not in capsys.readouterr().out, "what is done is not done again"
+
+
+def test_peer(record, generated, tmp_path, capsys):
+    pytest.importorskip("torch_pruning")
+    found = record("peer", str(generated), "--work", str(tmp_path / "work"), "--sizes", "0.7", "0.02", "--repeats", "1",
+                   "--methods", "taylor", "tp-taylor-global-all", "--kinds", "macs",
+                   *CENTRAL)  # fmt: skip
+    (failed,) = (row for row in found["rows"] if (row["method"], row["size"]) == ("taylor", 0.02))
+    assert "prune.min-macs=0.02 is not reached" in failed["failed"]
+    done = [row for row in found["rows"] if row["size"] == 0.7]
+    assert [row["method"] for row in done] == ["taylor", "tp-taylor-global-all"]
+    for row in done:
+        assert 0.7 <= row["macs"] < 0.75, row
+        assert row["latency 1"] > 0
+        assert row["latency 16"] > 0
+    assert "lines of user code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_the_peers_slices_are_ours(record, importance):
+    """Two libraries take the same units out of the same Swin: what is left says the same."""
+    pytest.importorskip("torch_pruning")
+    peer = importlib.import_module("peer")
+    arch = architecture(stages=3, width=16)
+    model, (images, metadata) = lively_model(arch), inputs(arch, 5)
+    batch = Batch(images, metadata, torch.arange(5))
+    theirs = peer.theirs(lively_model(arch), batch, 0.5, importance, "uniform", "inner").eval()
+    remove = {}
+    for key, units in bundles(arch, "1").items():
+        name = units.group.cuts[0].name
+        rows = model.encoder.get_parameter(name).unflatten(0, (units.group.cuts[0].parts, units.count, -1))[0]
+        kept = theirs.encoder.get_parameter(name).flatten(1)[: rows.shape[1] * units.count]
+        remove[key] = tuple(i for i in range(units.count) if not (kept == rows[i, 0].flatten()).all(1).any())
+        assert len(remove[key]) == units.count // 2 or key.kind == ATTENTION
+    state, smaller = slice_model(model.state_dict(), arch, Plan(remove, {}, {}))
+    with torch.no_grad():
+        torch.testing.assert_close(build(smaller, state).eval()(images, metadata), theirs(images, metadata))
+    assert sum(map(len, remove.values())) > 100

@@ -10,12 +10,13 @@ import fedskew.pruning.score as score_module
 from fedskew.model import cost
 from fedskew.model.fusion import build
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
+from fedskew.pruning.annotations import NOTHING
 from fedskew.pruning.criteria import READINGS
-from fedskew.pruning.decide import decide
+from fedskew.pruning.decide import decide, limits_of
 from fedskew.pruning.score import score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.step import limits_of, propose, prune_step, table_of
-from fedskew.pruning.units import bundles
+from fedskew.pruning.step import propose, prune_step
+from fedskew.pruning.units import bundles, table_of
 
 STAGES = (0, 1, 2, 3)
 
@@ -24,16 +25,17 @@ def settings(**values):
     return replace(tiny_config().prune, **({"order": "block", "min_heads": 0, "reading": "pool"} | values))
 
 
-def naive(model, images, config, stages, seed=0):
+def naive(model, images, config, stages, seed=0, known=NOTHING):
     """Scores and removed units when the model is built anew and run whole after every single cut."""
     state, arch = model.state_dict(), model.architecture
     scores, remove = {}, {}
     for i, j in model.architecture.blocks:
         for kind in (ATTENTION, MLP):
             key = SublayerKey(i, j, kind)
-            present = score_units(build(arch, state), images, config, table_of(arch, config, STAGES), seed).get(key)
-            if i not in stages or present is None:
+            table = table_of(arch, config, STAGES)
+            if i not in stages or key not in table:
                 continue
+            present = score_units(build(arch, state), images, config, {key: table[key]}, seed, known)[key]
             like = {key: present.reference} if config.rule == "match" else None
             units = bundles(arch, config.mlp_group)
             plan = decide({key: present.scores}, units, limits_of(config), rule=config.rule, share=config.share,
@@ -43,9 +45,9 @@ def naive(model, images, config, stages, seed=0):
     return scores, remove, arch
 
 
-def assert_as_naive(model, images, config, stages=STAGES):
-    scores, remove, arch = naive(model, images, config, stages)
-    proposal = propose(model, images, config, stages, seed=0)
+def assert_as_naive(model, images, config, stages=STAGES, known=NOTHING):
+    scores, remove, arch = naive(model, images, config, stages, known=known)
+    proposal = propose(model, images, config, stages, seed=0, known=known)
     assert set(proposal.plan.remove) == set(remove)
     for key, values in scores.items():
         torch.testing.assert_close(

@@ -8,6 +8,7 @@ from test_data_sources import CONTAINERS, HAM, HEADER, PICTURES, ROWS, TABLE, fo
 from fedskew.data import archives, sources
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
+from fedskew.data.stores import Entry
 
 
 def test_a_path_that_does_not_exist_names_a_near_one(tmp_path):
@@ -88,7 +89,7 @@ def test_absurdly_large_members_are_refused(tmp_path, monkeypatch):
 def test_a_zip_member_that_is_larger_than_it_says(tmp_path):
     path = zip_file(tmp_path / "d.zip", {"bomb": bytes(10_000)})
     store = archives.open_store(path)
-    store._entries["bomb"] = archives.Entry(10, "")
+    store._entries["bomb"] = Entry(10, "")
     with pytest.raises(DataError, match="bomb"):
         store.read("bomb", 100)
 

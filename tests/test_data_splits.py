@@ -207,7 +207,7 @@ def test_more_clients_than_lesions_names_both_numbers():
         ({"kind": "dirichlet", "alpha": float("nan")}, "alpha nan"),
         ({"indices": [0, 0]}, "given twice"),
         ({"indices": [0, 99999]}, "99999 is outside"),
-        ({"indices": [-1]}, "-1 is outside"),
+        ({"indices": [-1, 3]}, "-1 is outside"),
     ],
 )
 def test_impossible_partitions(change, message):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden import fingerprint, recorded
 
 from fedskew.apps import simulate
 from fedskew.cli.superlink import is_healthy
@@ -73,6 +74,7 @@ def test_flwr_run_prunes_resumes_and_equals_the_in_process_grid(flower, tmp_path
 
     here = simulate({"preset": "demo", "set": SETTINGS, "output-dir": str(tmp_path / "here")}, 3)
     assert (here.path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert fingerprint(folder) == recorded().get("flwr run", fingerprint(folder)), "as it always ended"
 
     shutil.rmtree(folder / "checkpoints" / "round-0002")  # as if the server had died in round 2
     latest = (folder / "model.safetensors").read_bytes()

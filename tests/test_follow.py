@@ -191,6 +191,18 @@ def test_an_error_that_the_run_explains_needs_no_traceback(flwr):
     assert "it left nothing behind" in done.stderr
 
 
+def test_an_error_that_the_run_told_is_neither_repeated_nor_tried_again(flwr):
+    """Ray may give up on its start in the same moment: the run was started three times over, for the same error."""
+    told = "error: /data is empty"
+    slow = "Exception: The current node timed out during startup. This could happen because"
+    flwr.attempts(says(*NOISE, f"fedskew: {told}", slow, *TRACEBACK), status="finished:failed")
+    done = run()
+    assert flwr.calls == 1
+    assert done.stderr.count("/data is empty") == 1
+    assert "boom" not in done.stderr, "what Flower would say of the same error"
+    assert "trying again" not in done.stderr
+
+
 def test_a_run_that_cannot_be_submitted_shows_what_flwr_says(flwr):
     flwr.attempts([*says("Error: no connection of that name"), ["exit", 1]])
     done = run()
@@ -270,9 +282,12 @@ def test_progress_of_this_run_is_shown_while_nothing_else_comes(flwr, monkeypatc
     monkeypatch.setattr(watch, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr("fedskew.cli.terminal.StatusLine", Status)
     progress = ["write", str(flwr.place / PROGRESS_FILE), "round 1/2: 1 of 3 nodes have trained"]
-    flwr.attempts(flwr.run(*flwr.head(), *ROWS, more=[progress, ["sleep", 1.0]]))
+    told = says(*flwr.head(), *ROWS)
+    flwr.attempts([["sleep", 1.5], *flwr.run(*told[0][1:], more=[["sleep", 0.5], progress, ["sleep", 1.0]])])
     assert run().exit_code == 0
     assert "round 1/2: 1 of 3 nodes have trained" in shown
+    assert shown[0] == "Flower starts: 0 s; data are read, and decoded when they are new"
+    assert "Flower starts: 1 s; data are read, and decoded when they are new" in shown, "it counts"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

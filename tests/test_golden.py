@@ -1,15 +1,15 @@
 """Final models of whole runs, as hashes that were recorded before the code was rearranged: no move may change a bit.
 
 A hash holds for one kind of processor and one version of torch; elsewhere the tests are skipped. `python
-tests/test_golden.py` records those of the machine that it runs on, for code that is known to be right. That a real
-`flwr run`, a resumed run and the in-process grid end with the same bytes is `test_flwr_run.py`'s and
-`test_resume.py`'s to show.
+tests/test_golden.py` records those of the machine that it runs on, for code that is known to be right. That of a real
+`flwr run` is `test_flwr_run.py`'s to hold; that a federation whose SuperLink is killed ends with the bytes of one that
+was left alone, `test_deployment_faults.py`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from builders import run_here, tiny_config
-from safetensors.torch import load_file
+from golden import RECORD, fingerprint, machine, recorded
+from test_flwr_run import SETTINGS
 
-RECORD = Path(__file__).with_name("golden.json")
+from fedskew.apps import make_client_app, run_on, simulate
+from fedskew.federation.grids import LocalGrid
 
 RUNS = {
     "skewness": {"federation": {"rounds": 3}},
@@ -57,30 +59,31 @@ RUNS = {
 }  # fmt: skip
 
 
-def machine() -> str:
-    """What the bits of a product depend on: the kind of processor and torch's version."""
-    words = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    kind = [line.split(":", 1)[1].strip() for line in words if line.startswith(("cpu family", "model\t", "stepping"))]
-    return (
-        f"torch {torch.__version__.partition('+')[0]}, {torch.backends.cpu.get_cpu_capability()}, {'/'.join(kind[:3])}"
-    )
+def whole_run(name: str, folder: Path) -> Path:
+    """One of the runs, in `folder`."""
+    settings = RUNS[name] | {"run": RUNS[name].get("run", {}) | {"output_dir": str(folder)}}
+    return run_here(tiny_config(**settings)).path
 
 
-def fingerprint(name: str, folder: Path) -> str:
-    """SHA-256 of the final model of a run: names, shapes and bytes of its tensors, in the order of names."""
-    run = run_here(tiny_config(**RUNS[name] | {"run": RUNS[name].get("run", {}) | {"output_dir": str(folder)}}))
-    digest = hashlib.sha256()
-    for key, tensor in sorted(load_file(run.path / "model.safetensors").items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+@pytest.fixture
+def known():
+    """The hashes of machines like this one."""
+    if not (found := recorded()):
+        pytest.skip(f"no hashes were recorded on a machine like this one ({machine()})")
+    return found
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_ends_with_the_model_that_it_always_ended_with(name, generated, tmp_path):
-    known = json.loads(RECORD.read_text()).get(machine())
-    if known is None:
-        pytest.skip(f"no hashes were recorded on a machine like this one ({machine()})")
-    assert fingerprint(name, tmp_path) == known[name]
+def test_a_run_ends_with_the_model_that_it_always_ended_with(name, known, generated, tmp_path):
+    assert fingerprint(whole_run(name, tmp_path)) == known[name]
+
+
+def test_so_does_one_whose_server_died_in_the_last_round(known, generated, tmp_path):
+    run = whole_run("moments", tmp_path)
+    shutil.rmtree(run / "checkpoints" / "round-0003")
+    (run / "model.safetensors").unlink()
+    run_on(LocalGrid(make_client_app(), 3), {"resume": str(run)})
+    assert fingerprint(run) == known["moments"]
 
 
 def record() -> None:
@@ -88,7 +91,9 @@ def record() -> None:
     torch.set_num_threads(1)
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        known[machine()] = {name: fingerprint(name, Path(folder)) for name in RUNS}
+        found = {name: fingerprint(whole_run(name, Path(folder))) for name in RUNS}
+        real = {"preset": "demo", "set": SETTINGS, "output-dir": folder}
+        known[machine()] = found | {"flwr run": fingerprint(simulate(real, 3).path)}
     RECORD.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 

@@ -12,7 +12,7 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from fedskew.ops.doctor import NODE_KEYS
-from fedskew.site.policy import load_policy
+from fedskew.site.policy_file import load_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")

@@ -15,14 +15,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
-from fedskew.files import DamagedFileError
+from fedskew.files import DamagedFileError, file_sha256
 from fedskew.model.modelfile import ModelFileError, encode_model, read_model
-from fedskew.model.pretrained import file_sha256
 from fedskew.runs import predictions
 from fedskew.runs.checkpoint import digest, read_checkpoint
 from fedskew.runs.folder import RunFolder, RunFolderError
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import read_changes, read_split
+from fedskew.runs.reading import read_changes, read_split
 from fedskew.tools.compare import RunResult
 from fedskew.tools.fairness import _test_set
 

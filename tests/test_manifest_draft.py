@@ -9,8 +9,9 @@ from test_data_sources import HAM, folder, jpeg, zip_file
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
+from fedskew.config.load import from_mapping
 from fedskew.data.draft import draft_manifest
-from fedskew.data.guesses import columns_by_name, identifier, meaning, words
+from fedskew.data.guesses import DIAGNOSES, PLACES, columns_by_name, identifier, meaning, words
 from fedskew.data.manifest import parse_manifest
 from fedskew.data.samples import DataError
 from fedskew.data.sources import open_source
@@ -44,6 +45,18 @@ def test_columns_values_and_encoding_are_guessed(tmp_path):
     assert "encoding" not in draft_manifest(clinic(tmp_path, "utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "key"),
+    [("site", ("back", "Bauch", "scalp"), "localization"), ("site", ("Kiel", "Mainz", "back"), "site"),
+     ("body part", ("Zehe", "back", "Nabel"), "localization")],
+)  # fmt: skip
+def test_a_site_is_a_hospital_or_a_part_of_the_body_as_its_values_say(tmp_path, column, values, key):
+    table = f"image,dx,{column}\n" + "".join(f"{n:03d},nv,{values[n % 3]}\n" for n in range(9))
+    files = {"t.csv": table.encode()} | {f"{n:03d}.jpg": jpeg(n) for n in range(9)}
+    found = yaml.safe_load(draft_manifest(folder(tmp_path / "d", files)))
+    assert {name for name in ("site", "localization") if found.get(name) == column} == {key}
+
+
 def test_bins_are_suggested_by_quantiles(tmp_path):
     text = draft_manifest(clinic(tmp_path))
     assert "#   durchmesser: {column: durchmesser, numbers: true}" not in text, "9 different squares modulo 17: words"
@@ -63,6 +76,15 @@ def test_the_suggestions_can_be_used_as_they_stand(tmp_path):
     assert len(source.samples) == 18
     assert source.missing == ()
     assert {dict(sample.metadata)["typ"] for sample in source.samples} == {"i", "ii"}
+
+
+def test_the_suggested_configuration_keeps_sex_age_and_localization(tmp_path):
+    """`model.metadata` replaces the default three: whoever copied the suggestion lost them without a word."""
+    text = draft_manifest(clinic(tmp_path))
+    (block,) = re.findall(r"^# model:\n(?:#   .*\n)+", text, flags=re.MULTILINE)
+    settings = from_mapping(yaml.safe_load(re.sub(r"^# ", "", block, flags=re.MULTILINE)), "draft").model
+    assert [column.name for column in settings.metadata] == ["sex", "age", "localization", "durchmesser", "typ"]
+    assert "(--config FILE)" in text, "where the run takes it from"
 
 
 def test_what_is_undecided_stops_the_reading_and_does_not_drop_images(tmp_path):
@@ -138,7 +160,7 @@ def test_the_command_writes_beside_the_data_and_never_over_a_file(tmp_path):
     assert (path / "manifest.yaml").read_text(encoding="utf-8") == draft_manifest(path)
     assert f"drafted {path}/manifest.yaml: check every line" in done.output
     assert "still to be settled: befunde.csv, lines 4, 8, 12 and 3 more: diagnosis 'unklar'" in done.output
-    assert f"fedskew doctor site --data-dir {path}" in done.output
+    assert f"next: fedskew doctor data --data-dir {path}" in done.output
     (path / "manifest.yaml").write_text("mine")
     again = run(path)
     assert again.exit_code == 2
@@ -170,6 +192,8 @@ def test_names_of_columns_are_taken_apart():
     assert found == {"label": "dx", "patient": "patientennummer", "age": "age_years", "sex": "sex"}
     assert meaning("W", {"female": ("w",)}) == meaning("FEMALE", {"female": ("w",)}) == "female"
     assert meaning("x", {"female": ("w",)}) is None
+    assert columns_by_name(["Bild", "Geschl."]) == {"sex": "Geschl."}
+    assert (meaning("vaskuläre Läsion", DIAGNOSES), meaning("akral", PLACES)) == ("vasc", "acral")
 
 
 def test_the_doctor_takes_the_manifest_of_the_node_configuration(tmp_path):

@@ -213,6 +213,9 @@ def test_what_the_model_will_not_know_is_noted(clinic, tmp_path):
     assert "no image has a value for lens (model.metadata): map a column to it in the manifest, as " \
            "metadata: {lens: column}" in data.notes  # fmt: skip
     assert not any("for age" in note for note in data.notes), "that HAM10000's three may be missing is nothing new"
+    blind = open_data(config.data, 32, vocabularies=(("sex", ("unknown", "female")), ("age", ("unknown", "0")))).notes
+    assert blind[-1] == "no image has any metadata that the model could see (sex, age): map columns to them in the " \
+                        "manifest, or set model.image-only=true"  # fmt: skip
     many = open_data(config.data, 32, vocabularies=(("mm", ("unknown", "none of them")),)).notes
     assert many[-1] == "mm: 50 more values are not in the vocabulary, of 50 images"
 

@@ -37,6 +37,7 @@ def here(tmp_path, monkeypatch, generated, finished_run):
         "no-column/HAM10000_metadata.csv": HAM.replace(",dx,", ",diagnosis,") + "L1,I1,mel,histo,50,male,back,v\n",
         "own/manifest.yaml": "file: table.csv\nimage: picture\nlabel: what\n",
         "own/table.csv": "photo;what\na.png;mel\n",
+        "flwr/config.toml": '[superlink.local-simulation]\naddress = "host:8000"\n',
     }  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -46,6 +47,14 @@ def here(tmp_path, monkeypatch, generated, finished_run):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "HAM10000_metadata.csv").write_text(HAM + "L1,I1,mel,histo,50,male,back,v\n")
     (tmp_path / "broken" / "I1.jpg").write_bytes(b"\xff\xd8 not an image")
+    (tmp_path / "comma").mkdir()  # as a German spreadsheet saves it, with one number that may be two
+    rows = "a.jpg;Melanom;61,5;Rücken\nb.jpg;Nävus;1,234;Rücken\nc.jpg;unklar;40,5;Rücken\n"
+    (tmp_path / "comma" / "table.csv").write_bytes(f"Bild;Befund;Alter;Ort\n{rows}".encode("latin-1"))
+    (tmp_path / "comma" / "manifest.yaml").write_text(
+        "file: table.csv\nimage: Bild\nlabel: Befund\nage: Alter\nlabels: {Melanom: mel, Nävus: nv}\n"
+    )
+    for name in "abc":
+        Image.new("RGB", (40, 30), (200, ord(name), 90)).save(tmp_path / "comma" / f"{name}.jpg")
     (tmp_path / "few").mkdir()
     rows = [f"L{i},I{i},{'mel' if i % 2 else 'nv'},histo,50,male,back,v\n" for i in range(4)]
     (tmp_path / "few" / "HAM10000_metadata.csv").write_text(HAM + "".join(rows))
@@ -78,8 +87,10 @@ def told(*words: str, code: int = 2) -> str:
 
 
 def words_of(mistake: str) -> list[str]:
-    """The command line of a mistake: a tiny simulated run with one thing wrong in it."""
+    """The command line of a mistake: a tiny simulated run with one thing wrong in it, or another command."""
     words = mistake.split()
+    if words[0] in OTHERS:
+        return words
     if words[0] not in ("simulate", "run"):
         words = ["simulate", *words]
     if "--resume" in words or "--preset" in words:
@@ -87,6 +98,8 @@ def words_of(mistake: str) -> list[str]:
     return [words[0], *(word for setting in TINY for word in ("--set", setting)), *words[1:]]
 
 
+OTHERS = ("compare", "plot", "evaluate", "plan", "focus", "participation", "options", "manifest", "credentials",
+          "sweep", "table", "records")  # fmt: skip
 # the mistake: what the message must hold
 MISTAKES = {
     # names
@@ -94,6 +107,10 @@ MISTAKES = {
     "--set train.ler=1": ("unknown key train.ler", "did you mean train.lr?"),
     "--set trian.lr=1": ("unknown section 'trian'", "did you mean train?"),
     "--set nonsense": ("'nonsense'", "section.key=value"),
+    "--set learning_rate=0.1": ("'learning_rate=0.1'", "section.key=value", "did you mean train.lr?"),
+    "--set train.learning-rate=0.1": ("unknown key train.learning-rate", "did you mean train.lr?"),
+    "--set federation.clients=6": ("unknown key federation.clients", "--nodes"),
+    "--set model.name=swinv2_tiny_window8_256": ("of another family (swinv2)", "not supported yet"),
     "--set prune.warm-start-epochs=3": ("prune.warm-start-epochs", "train.warm-start-epochs"),
     "--set model.name=swin_micro": ("model.name 'swin_micro'", f"did you mean {MICRO}?"),
     "--set run.name=a/b": ("run.name is 'a/b'", "expected the name of a folder", "run.output-dir"),
@@ -155,6 +172,10 @@ MISTAKES = {
     "--data-dir some": ("some is no data set", "manifest.yaml"),
     "--data-dir no-column": ("no-column", "HAM10000_metadata"),
     "--data-dir own": ("table.csv", "picture"),
+    "--data-dir comma": (
+        "table.csv has 2 faults", "line 3: '1,234' may be 1.234 or 1234", "line 4: diagnosis 'unklar' is not among",
+        "with null to leave such images out",
+    ),
     "--set data.manifest=/nowhere.yaml": ("/nowhere.yaml", "cannot be read"),
     "--set model.classes=[nv,mel]": ("label 'bcc' is not one of the classes nv, mel", "manifest"),
     # nodes
@@ -185,16 +206,53 @@ MISTAKES = {
     "--set prune.first-round=2 --set prune.last-round=1": ("prune.first-round is 2", "Set prune.last-round=0"),
     "run --set train.device=cuda": ("train.device is cuda", "set train.device=auto or cpu"),
     "run --set train.ler=1": ("unknown key train.ler", "did you mean train.lr?"),
+    "run --data-dir nowhere": ("nowhere does not exist", "give the path of a data set"),
+    "run --data-dir empty": ("empty is empty", "give the path of a data set"),
+    "run --data-dir own": ("table.csv", "picture"),
+    "run --data-dir few --set model.classes=[nv,bcc]": ("label 'mel' is not one of the classes nv, bcc", "manifest"),
+    "run --set data.manifest=/nowhere.yaml --data-dir few": ("/nowhere.yaml", "cannot be read"),
+    "run --set model.name=resnet18": ("'resnet18' is of another family (resnet)", "not supported yet"),
+    "run --set model.image-size=30": ("image_size 30", "patch"),
+    "run --set model.pretrained=/nowhere.pth": ("model.pretrained", "/nowhere.pth does not exist", "absolute path"),
+    "run --set model.pretrained=swin_tinyy": ("'swin_tinyy' is neither a file nor a timm tag", "set model.pretrained"),
+    "run --set prune.mlp-group=7": ("prune.mlp-group 7", "hidden width 96", "expected ratio, width or a number that"),
+    "run --gpus 1": ("--gpus 1, but torch", "finds no GPU here", "leave --gpus out"),
+    "run --cpus 4096": ("--cpus 4096, but this machine has", "or less"),
+    "run --output-dir file": ("no run folder can be made in", "file is no folder", "run.output-dir"),
     "run --set run.name=run --output-dir .": ("run is there already", "another run.name"),
+    # what comes after a run, and before it
+    "compare nowhere": ("nowhere", "no run folder"),
+    "compare run some": ("some", "no run folder"),
+    "plot run --out x.xyz": ("--out x.xyz", "no image format is called '.xyz'", ".png"),
+    "plot nowhere": ("nowhere", "no run folder"),
+    "evaluate nowhere": ("nowhere", "neither a model file nor a run folder"),
+    "evaluate junk.safetensors --data-dir few --all": ("junk.safetensors",),
+    "evaluate run --data-dir nowhere": ("nowhere does not exist",),
+    "evaluate run --predictions run/predictions.npz --all": ("predictions.npz", "give --predictions another place"),
+    "plan nowhere": ("nowhere is no run folder",),
+    "plan run --set prune.criterion=none": ("prune.criterion=none", "--set prune.criterion=skewness"),
+    "focus run --masks empty": ("empty",),
+    "participation nowhere": ("nowhere",),
+    "options trian": ("no setting matches 'trian'", "did you mean train"),
+    "manifest empty": ("empty", "no table", "no folders by class"),
+    "manifest own": ("own/manifest.yaml is there already and stays as it is", "--out"),
+    "credentials --out run": ("run",),
+    "credentials --out pki --host fl.example.org:8000": ("fl.example.org:8000",),
+    "sweep missing.yaml --out s": ("missing.yaml",),
+    "sweep typo.yaml --out s": ("typo.yaml",),
+    "table some": ("some",),
+    "records some out": ("some",),
 }  # fmt: skip
-NOT_HERE = dict.fromkeys(("--set train.device=cuda", "run --set train.device=cuda"), torch.cuda.is_available())
+CUDA = ("--set train.device=cuda", "run --set train.device=cuda", "run --gpus 1")
+NOT_HERE = dict.fromkeys(CUDA, torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_with_what_was_expected_and_leaves_nothing(here, own_homes, mistake):
+def test_a_mistake_is_named_with_what_was_expected_and_leaves_nothing(here, own_homes, monkeypatch, mistake):
     if NOT_HERE.get(mistake):
         pytest.skip("this machine can do that")
     before = contents(here, own_homes)
+    monkeypatch.setattr("fedskew.cli.follow.OwnSuperLink", lambda *_: pytest.fail("too late"))
     said = told(*words_of(mistake.replace("HERE", str(here))))
     for part in MISTAKES[mistake]:
         assert part in said, said
@@ -203,6 +261,15 @@ def test_a_mistake_is_named_with_what_was_expected_and_leaves_nothing(here, own_
 
 def test_there_are_forty_of_them():
     assert len(MISTAKES) >= 40
+
+
+def test_a_connection_that_leads_to_somebody_elses_superlink_is_no_simulation(here, own_homes, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(here / "flwr"))
+    before = contents(here, own_homes)
+    said = told(*words_of("run"))
+    assert "flwr/config.toml gives the connection local-simulation the address host:8000" in said
+    assert 'write address = ":local:", or rename that connection' in said
+    assert contents(here, own_homes) == before
 
 
 # Mistakes of the machine, and what ends a run on its way to the first checkpoint.

@@ -11,7 +11,8 @@ from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
 from fedskew.learning.datasets import divide_open, open_data, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
 

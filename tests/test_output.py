@@ -62,6 +62,33 @@ def on_terminal(command, cwd, columns, **more):
     return seen.decode()
 
 
+def test_warnings_outside_of_a_run_are_messages_without_colours(tmp_path):
+    """Flower's handler wrote them with ANSI codes, in pipes too."""
+    (tmp_path / "mine.yaml").write_text("prune: {method: none}\n")
+    done = fedskew("simulate", "--config", "mine.yaml", "--set", "data.test=0.9 data.open=0.9", cwd=tmp_path)
+    assert done.returncode == ExitCode.USER
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("fedskew: warning: ")
+    assert first.endswith("mine.yaml: prune.method is called prune.criterion now")
+    assert "\x1b" not in done.stderr
+
+
+def test_a_long_message_is_wrapped_for_a_terminal_and_a_command_never(tmp_path):
+    """Words were cut in two at the terminal's edge; a command in several lines cannot be copied."""
+    code = (
+        "from fedskew.cli.terminal import Terminal\n"
+        "terminal = Terminal()\n"
+        "terminal.message('warning: ' + 'word ' * 12 + 'end')\n"
+        "terminal.next_step('fedskew evaluate ' + 'x' * 40)\n"
+    )
+    lines = on_terminal([sys.executable, "-c", code], tmp_path, 40).replace("\r", "").splitlines()
+    assert lines[:2] == ["warning: word word word word word word", "  word word word word word word end"]
+    assert lines[2] == "next: fedskew evaluate " + "x" * 40
+    command = [sys.executable, "-c", code]
+    piped = subprocess.run(command, env=environment(COLUMNS="40"), capture_output=True, text=True, check=True)
+    assert piped.stderr.splitlines()[0] == "warning: " + "word " * 12 + "end"
+
+
 def test_results_and_messages_go_to_different_pipes_without_codes(generated, tmp_path):
     done = subprocess.run(SIMULATE, env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -135,7 +162,7 @@ def test_help_names_exit_codes_and_an_example_for_every_command(monkeypatch):
         assert re.search(rf"^ {int(code)} \w", shown, re.MULTILINE), code
     names = [info.name or info.callback.__name__.replace("_", "-") for info in app.registered_commands]
     assert len(names) >= 13
-    for name in [*names, "doctor site", "doctor coordinator"]:
+    for name in [*names, "doctor data", "doctor site", "doctor coordinator"]:
         page = CliRunner().invoke(app, [*name.split(), "--help"]).output
         assert f"Example: fedskew {name}" in page, name
         assert max(map(len, page.splitlines())) <= 80

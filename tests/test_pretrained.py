@@ -1,5 +1,6 @@
 """Pretrained weights: a local file whose hash is checked, never unpickled unsafely; a hub that may be out of reach."""
 
+import logging
 import pickle
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from timm.models.swin_transformer import SwinTransformer
 
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
-from fedskew.learning.server_data import initial_model
+from fedskew.files import file_sha256
+from fedskew.learning.initial import initial_model
 from fedskew.model.fusion import build
-from fedskew.model.pretrained import file_sha256, load_pretrained
+from fedskew.model.pretrained import load_pretrained
 
 
 def timm_model(*, classes=11, window=4, image_size=32, patch=4, seed=5):
@@ -172,6 +174,23 @@ def test_a_host_without_access_is_told_of_the_local_file_option(model, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"could not be fetched.*local .safetensors or .pth file"):
         load_pretrained(model, config("swin_s3_tiny_224.ms_in1k"))
+
+
+def test_the_tries_of_the_hub_client_are_not_told_one_by_one(model, monkeypatch, caplog):
+    """Ten lines of its log, on a machine without the Internet, before the one that says what to do."""
+
+    def fail(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("fedskew.model.pretrained.timm.create_model", fail)
+    monkeypatch.setattr("fedskew.model.pretrained._check_family", lambda *_: None)
+    with caplog.at_level(logging.INFO), pytest.raises(ConfigError, match=r"could not be fetched \(Name or service"):
+        load_pretrained(model, config("swin_s3_tiny_224.ms_in1k"))
+    (said,) = [line.getMessage() for line in caplog.records]
+    assert said.startswith("the weights of swin_s3_tiny_224.ms_in1k are taken from the model hub")
+    logging.getLogger("huggingface_hub.utils._http").warning("heard again")
+    assert caplog.records[-1].getMessage() == "heard again"
 
 
 def test_a_run_starts_from_pretrained_weights(generated, tmp_path):

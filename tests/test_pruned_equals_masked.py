@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from fedskew.config.schema import ModelConfig
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.codec import architecture_from_json
-from fedskew.model.families.swin_modules import PrunedSwinBlock
+from fedskew.model.families.swin_modules import PrunedSwinBlock, _window_order
 from fedskew.model.fusion import build
 from fedskew.model.groups import ATTENTION, MLP
 from fedskew.pruning.criteria import READINGS
@@ -83,6 +83,19 @@ def test_a_swin_block_is_timms_bit_for_bit(side, window, shifted):
     gradients = ([torch.autograd.grad((out * weights).sum(), [tokens, *block.parameters()])
                   for block, out in ((ours, found), (theirs, expected))])  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_traced_pass_leaves_nothing_behind(dense):
+    """Window orders are kept from pass to pass; those of a trace are fakes, and would make fakes of later answers."""
+    _, model, images, metadata = dense
+    with torch.no_grad():
+        expected = model(images, metadata)
+    _window_order.cache_clear()
+    torch.export.export(model, (images, metadata))
+    with torch.no_grad():
+        found = model(images, metadata)
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("removed", ["norm", "skip"])

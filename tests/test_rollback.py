@@ -1,5 +1,6 @@
 """The rollback gives units back, the best first, until accuracy on open data holds; or drops the step."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -94,7 +95,9 @@ def test_a_step_judges_real_models_and_records_what_came_back():
     prune = replace(tiny_config().prune, rollback=0.1)
     free = prune_step(model, images, replace(prune, rollback=-1.0), stages=(0, 1, 2, 3), seed=0, judge=judge)
     assert not seen, "without a rollback nobody is asked"
+    begun = time.perf_counter()
     step = prune_step(model, images, prune, stages=(0, 1, 2, 3), seed=0, judge=judge)
+    assert 0 < step.seconds_scoring < step.seconds_total < time.perf_counter() - begun
     assert seen[0] == arch, "the model before"
     assert step.given_back > 0
     assert step.given_back == free.plan.units - step.plan.units

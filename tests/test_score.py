@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 import fedskew.pruning.score as score_module
 from fedskew.cli.main import app
 from fedskew.learning.datasets import batches, divide_open, open_data, scoring_images, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.methods.base import Model
 from fedskew.methods.skewness import SkewnessPruning
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
 from fedskew.pruning.observe import observe
-from fedskew.pruning.score import few_value_warnings, score_units, scoring_chunks, sign_tables, view
+from fedskew.pruning.score import SublayerScores, few_value_warnings, score_units, scoring_chunks, sign_tables, view
 from fedskew.pruning.units import bundles
 from fedskew.runs.record import sign_rows
 
@@ -73,7 +74,7 @@ def test_every_view_of_every_image_is_scored_once_all_in_one_half(monkeypatch, v
     pictures[:, 0, 0, 0] = torch.arange(images)
     places = {0: set(), 1: set()}
     count = 0
-    for half, chunk in scoring_chunks(pictures, views):
+    for half, chunk, _ in scoring_chunks(pictures, views):
         assert 1 <= len(chunk) <= 2, "never more pixels at once than allowed"
         corners = chunk[:, 0][:, [0, 0, -1, -1], [0, -1, 0, -1]]  # a view moves a corner to a corner
         places[half] |= {int(value) for value in corners.flatten().tolist() if value >= 1 or images == 1}
@@ -103,7 +104,7 @@ def test_scores_are_those_of_all_views_together_not_a_mean_of_scores(monkeypatch
             expected = stats.skew(total[place] / (valid.sum(0)[place, None] * len(norms)), axis=0)
             values = place.sum()
         else:
-            each = [[stats.skew(image[w][valid[w]].astype(float)) for w in range(len(valid))] for image in norms]
+            each = [stats.skew(norms[:, w, valid[w]].astype(float), axis=1) for w in range(len(valid))]
             expected, values = np.nanmean(each, axis=(0, 1)), valid.sum(1).min()
         np.testing.assert_allclose(found[key].scores.numpy(), expected, atol=2e-4, err_msg=str(key))
         assert found[key].values == values
@@ -198,6 +199,25 @@ def test_a_pool_of_few_values_asks_for_more_images(dense):
     assert all(word in line for word in ("stage 3", "8 values", "prune.batch-size"))
 
 
+@pytest.mark.parametrize(
+    ("reading", "why"),
+    [
+        ("pool", "its sign is mostly chance; raise prune.batch-size"),
+        ("mean", "its sign is mostly chance; set prune.reading=pool, or a larger model.image-size"),
+        ("per-window", "each is coarse, whatever their mean; set prune.reading=pool, or a larger model.image-size"),
+    ],
+)
+def test_the_warning_is_one_line_a_stage_with_its_fewest_values(reading, why):
+    seen = {(3, 0): 12, (1, 0): 15, (1, 1): 9, (0, 0): 16, (2, 0): None}
+    scored = {
+        SublayerKey(*place, MLP): SublayerScores(torch.zeros(1), None, None, values) for place, values in seen.items()
+    }
+    assert few_value_warnings(scored, reading) == [
+        f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than 16: {why}"
+        for stage, values in ((1, 9), (3, 12))
+    ]
+
+
 def test_the_agreement_is_recorded_of_every_pruning_round_ready_for_json(finished_run):
     before, *pruned = finished_run.records()
     assert before["sign_agreement"] == [], "nothing was pruned before round 1"
@@ -231,7 +251,7 @@ def test_the_server_warns_once_a_run_of_few_values(generated, caplog):
     method = SkewnessPruning(config)
     for number in (1, 2, 3, 4):
         method.advance(Model(arch, state), number, server)
-    told = [entry.getMessage() for entry in caplog.records if "takes each skewness" in entry.getMessage()]
+    told = [entry.getMessage() for entry in caplog.records if "takes each score" in entry.getMessage()]
     assert [line.partition(":")[0] for line in told] == ["stage 1", "stage 2"], "9 and 4 values; once, not in each step"
 
 

@@ -14,7 +14,8 @@ from fedskew.data.samples import DataError
 from fedskew.federation.grids import LocalGrid
 from fedskew.learning import local
 from fedskew.learning.datasets import open_data, split_server
-from fedskew.learning.server_data import ServerData, initial_model
+from fedskew.learning.initial import initial_model
+from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.codec import architecture_from_json

@@ -8,7 +8,8 @@ from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import TRAINING_METRICS, VALIDATION_METRICS
 from fedskew.runs.round_table import round_heading, round_line
 from fedskew.site.egress import EFFORT, split_metrics, suppress_counts
-from fedskew.site.policy import METRICS, PolicyError, parse_policy
+from fedskew.site.policy import PolicyError
+from fedskew.site.policy_file import METRICS, parse_policy
 from fedskew.tools.compare import comparison, read_runs, to_markdown
 
 COUNTS = {"nv": 50, "mel": 12, "bcc": 3, "df": 0}

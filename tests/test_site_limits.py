@@ -23,7 +23,8 @@ from fedskew.model.families.vit import ViTSpec
 from fedskew.site.audit import read_entries
 from fedskew.site.limits import FOR_PARTITIONS, FROM_TASK, Limits, exceeded, is_simulated, site_settings
 from fedskew.site.mod import REFUSED
-from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, parse_policy
+from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task
+from fedskew.site.policy_file import parse_policy
 
 # every setting that a task may carry into a site, spelt out: a new one is a decision, and no path is among them
 TAKEN = {

@@ -6,16 +6,8 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedskew.federation.messages import ARRAYS
-from fedskew.site.policy import (
-    Noise,
-    Policy,
-    PolicyError,
-    PolicyRefusal,
-    check_task,
-    installed_app_hash,
-    load_policy,
-    parse_policy,
-)
+from fedskew.site.policy import Noise, Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash
+from fedskew.site.policy_file import load_policy, parse_policy
 from fedskew.site.privacy import PrivacyError, protect
 
 HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

@@ -11,8 +11,8 @@ from fedskew.model.groups import ATTENTION, SublayerKey
 from fedskew.pruning.criteria import READINGS, make_criterion
 from fedskew.pruning.criteria import skewness as summarise
 from fedskew.pruning.decide import unwanted
+from fedskew.pruning.moments import sample_shape
 from fedskew.pruning.observe import Observation
-from fedskew.pruning.skewness import sample_skewness
 
 KEY = SublayerKey(0, 0, ATTENTION)
 SHIFTED = (0, 1)
@@ -125,8 +125,8 @@ def test_small_and_large_samples_follow_the_formula():
     values = torch.tensor([[1.0], [2.0], [6.0]], dtype=torch.float64)
     deviation = values - 3
     expected = (deviation**3).mean() / (deviation**2).mean() ** 1.5
-    assert sample_skewness(values).item() == pytest.approx(expected.item())
-    symmetric = sample_skewness(torch.tensor([[1.0], [2.0], [3.0]]))
+    assert sample_shape(values).item() == pytest.approx(expected.item())
+    symmetric = sample_shape(torch.tensor([[1.0], [2.0], [3.0]]))
     assert symmetric.item() == 0
     assert unwanted(symmetric, "sign") == 1, "keep if and only if above 0"
 
@@ -136,4 +136,4 @@ def test_an_unknown_reading_or_criterion_names_the_known_ones():
     with pytest.raises(ValueError, match="per-window"):
         skewness(seen, reading="median")
     with pytest.raises(ValueError, match="l1-norm"):
-        make_criterion("taylor", reading="mean", seed=0)
+        make_criterion("fisher", reading="mean", seed=0)

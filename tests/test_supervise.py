@@ -122,6 +122,10 @@ def test_a_connection_that_never_answers_is_reported(supervised):
         ("echo 'not json'", "not json"),
         ('echo \'{"success": false, "error-message": "no SuperLink"}\'', "no SuperLink"),
         ("echo broken >&2; exit 1", "broken"),
+        (
+            "printf 'Using SuperLink: x\\n Stopping run 7...\\n\\n[code: 18] Run is already finished.\\n' >&2; exit 1",
+            r"^flwr run: \[code: 18\] Run is already finished\.$",
+        ),
     ],
 )
 def test_what_flwr_says_is_passed_on(tmp_path, answer, told):

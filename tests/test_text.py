@@ -11,12 +11,13 @@ from fedskew.config import ConfigError, load_config
 from fedskew.console import Lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.samples import DataError
-from fedskew.site.policy import PolicyError, load_policy
+from fedskew.site.policy import PolicyError
+from fedskew.site.policy_file import load_policy
 from fedskew.sweeps.results import ResultsError, read_settings
 from fedskew.sweeps.study import StudyError, read_study
 from fedskew.text import printable, read_yaml
 
-DEEP = "[" * 3000 + "]" * 3000
+DEEP = "[" * 700 + "]" * 700  # Python gives up at about 500
 READERS = {
     "policy": (load_policy, PolicyError),
     "manifest": (load_manifest, DataError),

@@ -7,7 +7,8 @@ import os
 from fedskew.cli.flower import SIMULATION, RunRequest
 from fedskew.config import Config
 from fedskew.errors import FedskewError
-from fedskew.runs.start_checks import check_combination, check_data_given, check_enough_nodes
+from fedskew.model.pretrained import check_pretrained
+from fedskew.runs.start_checks import check_enough_nodes, check_place, check_settings, check_tables
 
 
 class MachineError(FedskewError, RuntimeError):
@@ -31,18 +32,14 @@ def check_simulated(config: Config, nodes: int) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Refuse in this process what the server would only refuse once a SuperLink was started for it.
+    """Refuse in this process what the server would only refuse once a SuperLink was started for it: a minute later.
 
     Raises:
-        ConfigError: see `check_combination` and `check_data_given`.
-        TrainingError: there is no such device here.
+        ConfigError, TrainingError, DataError, RunFolderError: see `check_settings`, `check_place` and `check_tables`.
     """
-    check_combination(config)
-    check_data_given(config.data)
-    if config.train.device == "cuda":
-        from fedskew.learning.train import pick_device
-
-        pick_device(config.train.device)
+    check_place(config, check_settings(config))
+    check_pretrained(config.model)
+    check_tables(config)
 
 
 def check_machine(request: RunRequest) -> None:

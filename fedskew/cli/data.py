@@ -20,6 +20,7 @@ def manifest(
 
     Example: fedskew manifest /data/clinic
     """
+    from fedskew.cli.terminal import Terminal
     from fedskew.data.draft import draft_manifest
     from fedskew.data.manifest import MANIFEST_NAME, load_manifest
     from fedskew.data.samples import DataError
@@ -47,4 +48,4 @@ def manifest(
     except DataError as error:
         typer.echo(printable_lines(f"still to be settled: {error}"))
     elsewhere = f" --manifest {shlex.quote(str(target))}" if target != directory / MANIFEST_NAME else ""
-    typer.echo(f"when it is right: fedskew doctor site --data-dir {shlex.quote(str(directory))}{elsewhere}")
+    Terminal().next_step(f"fedskew doctor data --data-dir {shlex.quote(str(directory))}{elsewhere}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fedskew.cli.checks import check_machine
-from fedskew.cli.errors import is_debugging
 from fedskew.cli.flower import (
     SIMULATION,
     RunRequest,
@@ -26,12 +25,12 @@ from fedskew.cli.flower import (
 from fedskew.cli.interrupts import Interrupts
 from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
-from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
-from fedskew.console import in_terminal
-from fedskew.errors import ExitCode, FedskewError
+from fedskew.cli.watch import Stream, Watch
+from fedskew.errors import ExitCode
 from fedskew.files import read_json
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
+from fedskew.runs.reading import REPORT
 from fedskew.runs.report import learned_nothing, summary_text
 
 TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
@@ -85,7 +84,7 @@ def run_with_flower(
         terminal.result(shlex.join(command))
         return ExitCode.OK
     check_machine(request)
-    terminal.message(shlex.join(command))
+    terminal.command(shlex.join(command))
     job = Following(request, folder, tuple(command), terminal, supervised, verbose, as_json)
     return _here(job) if request.connection == SIMULATION else _elsewhere(job)
 
@@ -116,10 +115,12 @@ def _followed_here(job: Following, stream: Stream, commands: OwnCommands, progra
     before, link, command = summary_time(job.folder), commands.link, job.command
     for attempt in range(1, TRIES + 1):
         stream.exceptions.clear()
+        stream.error = ""
         with (link.home / FLOWER_LOG).open("w", encoding="utf-8") as log:
             watch = Watch(stream, job.terminal, verbose=job.verbose, log=log, serves=lambda: link.is_running)
             watch.follow([program, *command[1:]], link.environment)
-        if attempt == TRIES or not any(RAY_TOO_SLOW in line for line in stream.exceptions):
+        too_slow = any(RAY_TOO_SLOW in line for line in stream.exceptions)
+        if attempt == TRIES or stream.error or not too_slow:  # an error that the run told itself would come again
             break
         job.terminal.message("fedskew: Ray needs longer to start than the 30 s that it allows itself: trying again")
         command = _again(job, stream.folder)
@@ -166,7 +167,8 @@ def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Termin
         if status == COMPLETED:
             terminal.message(f"the run is complete; its folder {stream.folder} cannot be seen from here")
             return ExitCode.OK
-        terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
+        if not stream.error:  # which Flower would only repeat
+            terminal.message(f"fedskew: {details}" if details else "fedskew: Flower does not say why")
     _failed(stream, terminal, flower.connection)
     return stream.code if stream.code > 0 else ExitCode.FAILED
 
@@ -184,14 +186,19 @@ def finished(
         terminal.result(summary_text(summary, folder))
     if as_json:
         terminal.data({"folder": str(folder), **summary})
+    code = ExitCode.OK
     if summary.get("stopped"):
         terminal.next_step(f"fedskew {command} --resume {shown(folder)}")
-        return ExitCode.STOPPED
-    if learned_nothing(summary):
+        code = ExitCode.STOPPED
+    elif learned_nothing(summary):
         terminal.message("fedskew: the run has failed: no round's training was taken")
-        return ExitCode.FAILED
-    terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
-    return ExitCode.OK
+        code = ExitCode.FAILED
+    else:
+        terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
+    if not as_json:
+        report = folder / REPORT
+        terminal.message(f"look: {shown(report) if report.is_file() else f'fedskew report {shown(folder)}'}")
+    return code
 
 
 def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bool) -> int:
@@ -199,39 +206,6 @@ def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bo
     terminal.message(message)
     summary = read_json(folder / SUMMARY)
     return finished(summary, folder, terminal, as_json=as_json, command="run", silent=True)
-
-
-def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, as_json: bool) -> int:
-    """Run a federation in this process; the exit code.
-
-    Raises:
-        ConfigError, DataError, RunFolderError, …: see `simulation.simulate`; only where nothing of the run is kept.
-    """
-    from fedskew.apps import simulate
-
-    folder: list[Path] = []
-
-    def message(text: str) -> None:
-        if found := FOLDER.fullmatch(text):
-            folder.append(Path(found[1]))
-        terminal.message(text)
-
-    terminal.status.show(PREPARING)
-    try:
-        with Interrupts(), in_terminal(terminal.result, message, terminal.status):
-            path = simulate(values, nodes).path
-    except FedskewError as error:
-        if is_debugging() or not any(path.is_dir() for path in folder):
-            raise
-        terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder))
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        terminal.message("fedskew: interrupted; finished rounds are kept")
-        terminal.next_step(*(f"fedskew simulate --resume {shown(path)}" for path in folder if path.is_dir()))
-        return ExitCode.INTERRUPTED
-    summary = read_json(path / SUMMARY)
-    return finished(summary, path, terminal, as_json=as_json, command="simulate", silent=True)
 
 
 def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:
@@ -269,7 +243,7 @@ def _ask_to_stop(flower: FlowerCommands, run_id: str, terminal: Terminal) -> Non
     try:
         flower.stop(run_id)
     except Unreachable as trouble:
-        terminal.message(f"fedskew: {trouble}; it ends with its SuperLink")
+        terminal.message(f"fedskew: {trouble} (the run ends with its SuperLink)")
 
 
 def _stopped(folder: Path, run_id: str, terminal: Terminal) -> int:

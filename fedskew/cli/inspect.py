@@ -25,6 +25,8 @@ from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.model.modelfile import load_model
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.budget import check_budget, only_step
 from fedskew.pruning.decide import Plan, apply_plan
 from fedskew.pruning.schedule import stages_to_prune
 from fedskew.pruning.score import few_value_warnings, sign_tables
@@ -87,8 +89,10 @@ def plan_report(run: Path, config: Config, *, best: bool = False) -> PlanReport:
     opened = open_data(config.data, model.architecture.image_size)
     training, _ = divide_open(opened, split_server(opened, config.data), config.data)
     scoring = scoring_images(training, config.prune.batch_size, config.run.seed)
-    images = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring)))).images
-    proposal = propose(model, images, config.prune, tuple(range(model.architecture.stages)), config.run.seed)
+    images, metadata, labels = next(iter(batches(opened, scoring, model.architecture, batch_size=len(scoring))))
+    stages = tuple(range(model.architecture.stages))
+    check_budget(model.architecture, config.prune, only_step(stages))
+    proposal = propose(model, images, config.prune, stages, config.run.seed, known=Annotations(labels, metadata))
     return PlanReport(
         model.architecture, proposal.plan, sign_rows(sign_tables(proposal.scored)),
         len(scoring), config.prune.views, few_value_warnings(proposal.scored, config.prune.reading),

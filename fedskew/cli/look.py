@@ -57,7 +57,7 @@ def compare(
 
 def participation(run: Run, as_json: AsJson = False) -> None:
     """Whose data is in which round: of every site, whether its update is in the model, and if not why."""
-    from fedskew.cli.terminal import Terminal
+    from fedskew.cli.terminal import Terminal, shown
     from fedskew.tools.participation import participation_data, participation_text, read_participation
 
     terminal = Terminal(as_json=as_json)
@@ -67,6 +67,7 @@ def participation(run: Run, as_json: AsJson = False) -> None:
         terminal.data(participation_data(run.resolve(), rounds))
     else:
         terminal.result(participation_text(rounds, min(get_terminal_size().columns, 120)))
+        terminal.next_step(f"fedskew evaluate {shown(run)}", f"fedskew compare {shown(run)} OTHER-RUN")
 
 
 def plot(
@@ -138,7 +139,8 @@ def plan(
         terminal.data(plan_data(report))
         return
     terminal.result(plan_text(report))
-    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule=share", "fedskew options prune")
+    other = "sign" if config.prune.rule == "share" else "share"
+    terminal.next_step(f"fedskew plan {shown(run)} --set prune.rule={other}", "fedskew options prune")
 
 
 def focus(
@@ -152,7 +154,7 @@ def focus(
 ) -> None:
     """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others?"""
     from fedskew.cli.inspect import focus_report, focus_text, run_config
-    from fedskew.cli.terminal import Terminal
+    from fedskew.cli.terminal import Terminal, shown
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
@@ -162,6 +164,7 @@ def focus(
         terminal.data(found)
     else:
         terminal.result(focus_text(found))
+        terminal.next_step(f"fedskew plan {shown(run)}")
 
 
 def options(

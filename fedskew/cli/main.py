@@ -14,10 +14,15 @@ from typer.core import TyperGroup
 
 import fedskew
 from fedskew.cli import look, start
+from fedskew.cli.audit import audit_split, make_split
+from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
+from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
-from fedskew.cli.sweep import records, sweep, table
+from fedskew.cli.predict import predict, serve
+from fedskew.cli.report import report, watch
+from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
 EPILOG = """Example: fedskew run --preset demo
@@ -39,6 +44,7 @@ Exit codes:
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called
 RUNS, DATA, LOOK, SITES = "Runs", "Data", "Look at runs and settings", "Hospitals"
+USE = "Use a model"
 
 
 class Group(TyperGroup):
@@ -86,9 +92,16 @@ COMMANDS = (
     (RUNS, start.setup, "setup"),
     (RUNS, start.run, "run --preset ham10000-small --data-dir ~/HAM10000 --nodes 6"),
     (RUNS, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
+    (RUNS, train, "train --preset ham10000-small --data-dir ~/HAM10000"),
+    (RUNS, prune, "prune runs/dense --data-dir ~/HAM10000"),
     (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
+    (RUNS, reproduce, "reproduce table1 --scale cpu --data-dir ~/HAM10000 --out runs/table1"),
     (RUNS, start.stop, "stop"),
     (DATA, manifest, "manifest ~/clinic"),
+    (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
+    (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
+    (LOOK, watch, "watch runs/pruned"),
+    (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),
@@ -98,6 +111,10 @@ COMMANDS = (
     (LOOK, look.plan, "plan runs/pruned --set 'prune.criterion=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
+    (USE, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
+    (USE, serve, "serve runs/pruned"),
+    (USE, export, "export runs/pruned --int8"),
+    (USE, bench, "bench runs/dense runs/pruned runs/pruned/export/model-int8.onnx"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
 )
 for panel, command, example in COMMANDS:

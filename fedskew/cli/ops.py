@@ -14,8 +14,8 @@ from fedskew.text import printable_lines
 
 doctor = typer.Typer(
     no_args_is_help=True,
-    help="Check a coordinator's or a site's machine. Exit codes: 0 nothing fails (there may be warnings), 1 something "
-    "fails, 2 the command has to be mended.",
+    help="Check a data set, or a coordinator's or a site's machine. Exit codes: 0 nothing fails (there may be "
+    "warnings), 1 something fails, 2 the command has to be mended.",
 )
 
 Roots = Annotated[Path | None, typer.Option("--root-certificates", help="The CA's certificate, ca.crt.")]
@@ -84,6 +84,27 @@ def review(
         found = compare(ours, read_bundle(bundle.resolve()))
     typer.echo(dumps(to_data(found), indent=2) if json else "\n".join(to_lines(found, diff=diff)))
     raise typer.Exit(int(not found.same))
+
+
+@doctor.command("data", epilog="Example: fedskew doctor data --data-dir ~/clinic --preset ham10000-small")
+def doctor_data(
+    data_dir: Annotated[Path, typer.Option(help="Folder or archive with the data.", show_default=False)],
+    manifest: Manifest = None,
+    classes: Classes = "",
+    preset: RunsPreset = "",
+    config: ConfigFile = "",
+    set_: Settings = None,
+    images: Images = 0,
+    json: AsJson = False,
+) -> None:
+    """Check a data set: classes, metadata, names, unreadable images and copies, as training would find them."""
+    from fedskew.cli.terminal import shown
+    from fedskew.ops.doctor import diagnose_data
+
+    found = diagnose_data(_data(data_dir, manifest, _expected(classes, preset, config, set_), images))
+    given = f" --manifest {shown(manifest)}" if manifest else ""
+    run = f"fedskew run --preset {preset or 'ham10000-small'} --data-dir {shown(data_dir)}{given}"
+    _show(found, json, run + (f" --config {shown(Path(config))}" if config else ""))
 
 
 @doctor.command(
@@ -189,7 +210,7 @@ def _expected(classes: str, preset: str, config: str, settings: list[str] | None
     with clear_errors():
         from fedskew.cli.vocabulary import use_plugins
         from fedskew.config import load_config
-        from fedskew.data.batches import cache_size
+        from fedskew.data.preprocessing import cache_size
         from fedskew.model.catalogue import dense_architecture
 
         use_plugins()
@@ -198,7 +219,8 @@ def _expected(classes: str, preset: str, config: str, settings: list[str] | None
     return Expected(names or arch.classes, dict(arch.vocabularies), cache_size(arch.image_size), found.data.fit)
 
 
-def _show(findings: Any, as_json: bool) -> None:
+def _show(findings: Any, as_json: bool, next_step: str = "") -> None:
+    from fedskew.cli.terminal import Terminal
     from fedskew.ops.findings import FAIL, OK, WARN, exit_code, to_json, to_lines
 
     if as_json:
@@ -207,6 +229,8 @@ def _show(findings: Any, as_json: bool) -> None:
         colours = {OK: "green", WARN: "yellow", FAIL: "red", "": None}
         for status, line in to_lines(findings):
             typer.secho(printable_lines(line), fg=colours[status], color=False if os.environ.get("NO_COLOR") else None)
+        if next_step and not exit_code(findings):
+            Terminal().next_step(next_step)
     raise typer.Exit(exit_code(findings))
 
 

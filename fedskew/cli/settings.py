@@ -38,14 +38,14 @@ def settings() -> list[Setting]:
 def matching(pattern: str) -> list[Setting]:
     """Settings whose name or purpose holds a text, whatever its capitals; also by other projects' words for them.
 
+    Those of that name come first.
+
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
     everything, text = settings(), pattern.lower().replace("_", "-")
-    found = [
-        one for one in everything
-        if text in one.name or pattern.lower() in one.doc.lower() or SYNONYMS.get(text) == one.name
-    ]  # fmt: skip
+    called = [one for one in everything if text in one.name or SYNONYMS.get(text) == one.name]
+    found = called + [one for one in everything if pattern.lower() in one.doc.lower() and one not in called]
     if not found:
         keys: dict[str, list[str]] = {}
         for one in everything:

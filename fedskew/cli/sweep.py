@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,21 +14,35 @@ from fedskew.text import printable_lines
 
 
 def sweep(
-    study: Annotated[Path, typer.Argument(help="YAML file with cells, settings and seeds.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run folders; the same one again goes on.")],
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    data_dir: Annotated[str, typer.Option(help="Folder or archive of the data set; wins over the study's.")] = "",
-    nodes: Annotated[int, typer.Option(min=0, help="Simulated hospitals, unless a cell says otherwise.")] = 0,
-    seeds: Annotated[str, typer.Option(help="0,1,2: instead of the study's.")] = "",
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file with cells, settings and seeds.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run folders; the same one again goes on.")],
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs at a time.")] = 1,
+    data_dir: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="Folder or archive of the data set; wins over the study's.", show_default=False
+        ),
+    ] = "",
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Simulated hospitals, unless a cell says otherwise.", show_default=False),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Instead of the study's.", show_default=False)] = "",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value for every cell; wins over the study.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For every cell; wins over the study.", show_default=False),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=0.0, help="Stop after so many minutes, with exit code 75 if runs are left; 0: never.")
+        float,
+        typer.Option(
+            min=0.0, metavar="MINUTES", help="Stop after so many, with exit code 75 if runs are left; 0: never."
+        ),
     ] = 0.0,
     pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
     plugin: Plugins = None,
-    dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check everything and say what would be run.")
+    ] = False,
 ) -> None:
     """Run a study: its cells and seeds, most important first; goes on after any interruption."""
     from fedskew.sweeps.study import Given, read_study
@@ -36,7 +51,7 @@ def sweep(
     data = str(Path(data_dir).expanduser().resolve()) if data_dir else ""
     with clear_errors():
         use_plugins(plugin)
-        given = Given(data, nodes, _seeds(seeds), " ".join(set_ or []))
+        given = Given(data, nodes or 0, _seeds(seeds), " ".join(set_ or []))
         planned = read_study(study.resolve(), out.resolve(), given)
         if dry_run:
             check_folder(planned, out.resolve())
@@ -44,6 +59,42 @@ def sweep(
             return
         place = Place(jobs, 60 * time_limit, pin)
         raise typer.Exit(Sweep(planned, out.resolve(), place, lambda line: print(line, flush=True)).run())
+
+
+def reproduce(
+    what: Annotated[str, typer.Argument(metavar="table1", help="What of the paper: table1.")],
+    scale: Annotated[str, typer.Option(help="cpu (64 pixels), gpu (Swin-T at 224 pixels), or tiny (a minute).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run folders and the table; the same one again goes on.")],
+    data_dir: Annotated[str, typer.Option(help="Folder or archive of HAM10000.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for every column.")] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.0, help="Stop after so many minutes, with exit code 75 if runs are left; 0: never.")
+    ] = 0.0,
+    pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
+) -> None:
+    """Run a table of the paper anew, and set it beside the paper's figures; goes on after any interruption."""
+    from fedskew.sweeps.study import Given, read_study
+    from fedskew.sweeps.sweep import Place, Sweep, check_folder, plan_lines
+    from fedskew.sweeps.table1 import study_file, write_table1
+
+    if what != "table1":
+        raise typer.BadParameter(f"{what!r} is no table of the paper that can be made anew; there is table1")
+    data, out = str(Path(data_dir).expanduser().resolve()) if data_dir else "", out.resolve()
+    with clear_errors():
+        study = read_study(study_file(scale), out, Given(data, 0, tuple(range(seeds)), " ".join(set_ or [])))
+        if dry_run:
+            check_folder(study, out)
+            typer.echo("\n".join(plan_lines(study, out)))
+            return
+        place = Place(jobs, 60 * time_limit, pin)
+        code = Sweep(study, out, place, lambda line: print(line, file=sys.stderr, flush=True)).run()
+        text, paths = write_table1(out)
+    typer.echo(text.rstrip())
+    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
+    raise typer.Exit(code)
 
 
 def table(
@@ -63,17 +114,21 @@ def table(
     csv: Annotated[bool, typer.Option(help="For programs: one line a cell and metric.")] = False,
 ) -> None:
     """Tables of sweeps: mean ± standard deviation over seeds, paired differences with 95 % intervals over lesions."""
+    from fedskew.cli.terminal import Terminal, shown
     from fedskew.sweeps.results import read_cells, selected
     from fedskew.sweeps.table import cell_table, default_metrics
     from fedskew.sweeps.table_text import Layout, as_csv, as_markdown, as_text
 
     with clear_errors():
-        shown = selected(read_cells(folders), _words(cells))
-        chosen = _words(metrics) or default_metrics(shown, _words(classes))
-        made = cell_table(shown, chosen, reference=reference, over_seeds=over_seeds)
+        wanted = selected(read_cells(folders), _words(cells))
+        chosen = _words(metrics) or default_metrics(wanted, _words(classes))
+        made = cell_table(wanted, chosen, reference=reference, over_seeds=over_seeds)
     layout = Layout(by_cell, each)
+    terminal = Terminal()
     text = as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout)
-    typer.echo(printable_lines(text))
+    terminal.result(printable_lines(text))
+    if not (csv or markdown):
+        terminal.next_step(f"fedskew records {shown(folders[0])} RECORDS")
 
 
 def records(
@@ -81,12 +136,15 @@ def records(
     out: Annotated[Path, typer.Argument(help="Folder of the study's records, as docs/results/targets.")],
 ) -> None:
     """Copy what can be committed of a sweep's finished runs: no models, images, or paths of this machine."""
+    from fedskew.cli.terminal import Terminal, shown
     from fedskew.sweeps.committed import export_records
 
+    terminal = Terminal()
     with clear_errors():
         for path in export_records(sweep.resolve(), out.resolve()):
             size = sum(file.stat().st_size for file in path.iterdir())
-            typer.echo(f"{path}  {size / 1e3:.0f} kB")
+            terminal.result(f"{path}  {size / 1e3:.0f} kB")
+    terminal.next_step(f"fedskew table {shown(out)}")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -7,12 +7,17 @@ import os
 import shlex
 import sys
 import textwrap
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import Any, TypeVar
 
 from fedskew.console import StatusLine
 from fedskew.text import printable_lines
+
+Item = TypeVar("Item")
+PATIENCE = 2.0  # seconds that a person waits without a word
 
 
 class Terminal:
@@ -31,7 +36,14 @@ class Terminal:
         self._write(text, sys.stderr if self._as_json else sys.stdout)
 
     def message(self, text: str) -> None:
-        """Something that happened."""
+        """Something that happened; in a terminal, in lines that it has room for."""
+        if sys.stderr.isatty():
+            room = get_terminal_size().columns
+            text = "\n".join(line if len(line) <= room else wrapped(line, indent="  ") for line in text.split("\n"))
+        self._write(text, sys.stderr)
+
+    def command(self, text: str) -> None:
+        """A command that was given or may be: in one line, so that it can be copied."""
         self._write(text, sys.stderr)
 
     def data(self, value: Any) -> None:
@@ -42,7 +54,7 @@ class Terminal:
         """What a person may want to do now; not for programs."""
         if not self._as_json:
             for label, command in zip(("next:", *["     "] * len(commands)), commands, strict=False):
-                self.message(f"{label} {command}")
+                self.command(f"{label} {command}")
 
     def _write(self, text: str, stream: Any) -> None:
         self.status.clear()
@@ -50,6 +62,17 @@ class Terminal:
             print(printable_lines(text), file=stream, flush=True)
         except BrokenPipeError:  # whoever read it, `head` for one, has seen enough: nothing has failed
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def counted(items: Iterable[Item], total: int, what: str, status: StatusLine) -> Iterator[Item]:
+    """The items, while the status line says how many are done and, after two seconds, how long the rest will take."""
+    start = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        passed = time.monotonic() - start
+        if passed > PATIENCE:
+            status.show(f"{number} of {total} {what}, {passed / number * (total - number):.0f} s left")
+    status.clear()
 
 
 def shown(path: Path) -> str:

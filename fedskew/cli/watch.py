@@ -61,11 +61,11 @@ class Watch:
     ) -> None:
         self.stream, self._terminal, self._verbose = stream, terminal, verbose
         self._log, self._serves = log, serves
-        self._begun = time.time()
+        self._begun, self._has_begun = time.time(), False
 
     def follow(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Run a command to its end, or to that of the SuperLink; whatever ends the watching ends the command too."""
-        self._terminal.status.show(f"Flower starts; {PREPARING}")
+        self._show_progress()
         with subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               text=True, encoding="utf-8", errors="replace") as process:  # fmt: skip
             try:
@@ -106,7 +106,7 @@ class Watch:
 
     def _message(self, text: str) -> None:
         if found := FOLDER.fullmatch(text):
-            self.stream.folder = Path(found[1])
+            self.stream.folder, self._has_begun = Path(found[1]), True
         if text.startswith("error: "):
             self.stream.error = text
         self._terminal.message(text)
@@ -128,8 +128,12 @@ class Watch:
 
     def _show_progress(self) -> None:
         path = self.stream.folder / PROGRESS_FILE
-        if self._terminal.status.enabled and path.is_file() and path.stat().st_mtime >= self._begun:
+        if not self._terminal.status.enabled:
+            return
+        if path.is_file() and path.stat().st_mtime >= self._begun:
             self._terminal.status.show(path.read_text(encoding="utf-8"))
+        elif not self._has_begun:
+            self._terminal.status.show(f"Flower starts: {time.time() - self._begun:.0f} s; {PREPARING}")
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:

@@ -44,7 +44,9 @@ class DataConfig(Section):
     )
     split_seed: int = option(0, "seed of the split, apart from run.seed so that seeds share a test set", low=0)
     partition: PartitionKind = option(
-        "iid", "how simulated nodes share the clients' part", choices=get_args(PartitionKind)
+        "iid",
+        "how simulated nodes share the clients' part; `pooled`: one node has it all, and the open images too",
+        choices=get_args(PartitionKind),
     )
     alpha: float = option(0.5, "Dirichlet concentration; smaller is more skewed", low=0.01, high=1000.0)
 
@@ -119,6 +121,21 @@ class ModelConfig(Section):
     classes: tuple[str, ...] = option(HAM10000_CLASSES, "class names in the order of the classifier's outputs")
     pretrained: str = option("", "a timm tag, the path of a .safetensors/.pth file, or empty for random weights")
     pretrained_sha256: str = option("", "expected hash of the local file; required for .pth")
+    head: str = option(
+        "new",
+        "the classifier of pretrained weights: a `new` one, or `keep` it (its outputs are model.classes in that order)",
+        choices=("new", "keep"),
+    )
+    from_run: str = option(
+        "", "a run folder or model file: its model is the one that the run starts from, dense or not"
+    )
+    architecture_from: str = option(
+        "", "a run folder or model file: start with random weights in the shape that its model has been pruned to"
+    )
+    width: float = option(
+        1.0, "share of the named model's heads and channels in every stage: a smaller dense model of the same depth",
+        low=0.01, high=4.0,
+    )  # fmt: skip
     drop_path: float = option(0.1, "stochastic depth in training", low=0.0, high=0.9)
     stem: str = option(
         "patch",
@@ -135,6 +152,15 @@ class ModelConfig(Section):
         super().__post_init__()
         if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) <= 1000:
             raise ConfigError("model.classes needs 2 to 1000 different names")
+        starts = [f"model.{key}" for key in ("pretrained", "from-run", "architecture-from")
+                  if getattr(self, key.replace("-", "_"))]  # fmt: skip
+        if len(starts) > 1:
+            raise ConfigError(f"{' and '.join(starts)} are given, and a run starts from one thing: leave out the rest")
+        if self.head == "keep" and not (self.pretrained and self.image_only):
+            raise ConfigError(
+                "model.head=keep keeps the classifier of model.pretrained, which knows images alone: give both "
+                "model.pretrained and model.image-only=true, or leave model.head out"
+            )
         names = [column.name for column in self.metadata]
         if len(set(names)) != len(names):
             raise ConfigError(f"model.metadata names a column twice: {', '.join(names)}")

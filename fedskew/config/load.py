@@ -22,6 +22,8 @@ from fedskew.text import read_yaml
 
 log = logging.getLogger("flwr.fedskew.config")
 
+Given = str | Path | Mapping[str, Any]  # a YAML file, or the sections that it would hold
+
 # What run folders and studies of earlier versions call it → what it is called now: taken, and said.
 RENAMED = {"prune.method": "criterion", "prune.guard": "rollback"}
 MOVED = {"prune.warm-start-epochs": "train.warm-start-epochs (a pruning step after it: prune.first-round=0)"}
@@ -76,23 +78,24 @@ def is_path(preset: str) -> bool:
     return preset.endswith((".yaml", ".yml")) or any(mark in preset for mark in "/\\")
 
 
-def load_config(preset: str = "", *, file: str | Path | Sequence[str | Path] = "", overrides: str = "") -> Config:
+def load_config(preset: str = "", *, file: Given | Sequence[Given] = "", overrides: str = "") -> Config:
     """The validated configuration of a run.
 
     Args:
         preset: Name of a file in `conf/`, or path of such a file elsewhere; empty for the defaults.
-        file: A person's own YAML file with the same sections, or several; later ones win, all win over the preset.
+        file: A person's own YAML file with the same sections, or several; later ones win, all win over the preset. What
+            a command is for comes as a mapping of sections instead of a file.
         overrides: Space-separated `section.key=value`; they win over both.
 
     Raises:
         ConfigError: unknown preset, key or choice, wrong type, value out of bounds; the message names the key,
             the file and the nearest valid name.
     """
-    return _load(preset, [file] if isinstance(file, str | Path) else list(file), overrides)
+    return _load(preset, [file] if isinstance(file, str | Path | Mapping) else list(file), overrides)
 
 
-def load_saved(path: Path, *, file: str | Path = "", overrides: str = "") -> Config:
-    """The configuration that a run folder holds, with what a person changes now.
+def load_saved(path: Path, *, file: str | Path | Sequence[Given] = "", overrides: str = "") -> Config:
+    """The configuration that a run folder holds, with what a person changes now; `file` as in `load_config`.
 
     Names in it that a plugin gave their meaning are taken as they are: whoever only looks at a run needs no plugin.
     Who starts one or prunes by it does, see `check_names`.
@@ -100,7 +103,7 @@ def load_saved(path: Path, *, file: str | Path = "", overrides: str = "") -> Con
     Raises:
         ConfigError: as `load_config`.
     """
-    return _load("", [path, file], overrides, saved=str(path))
+    return _load("", [path, file] if isinstance(file, str | Path) else [path, *file], overrides, saved=str(path))
 
 
 def check_names(config: Config) -> None:
@@ -109,15 +112,16 @@ def check_names(config: Config) -> None:
         _check_name(f"{section}.{spec.name.replace('_', '-')}", value, spec)
 
 
-def _load(preset: str, files: Sequence[str | Path], overrides: str, saved: str = "") -> Config:
+def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") -> Config:
     values: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     if preset:
         preset = _take_preset(values, origin, preset)
     for own in (given for given in files if given):
-        content = _read_yaml(Path(own))
+        content, where = (own, "the command") if isinstance(own, Mapping) else (_read_yaml(Path(own)), str(own))
         preset = preset or str(content.get("preset", ""))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, str(own))
+        sections = {key: value for key, value in content.items() if key != "preset"}
+        _merge(values, origin, sections, where, quiet=where == saved)
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
     return _build(values, origin, preset or "defaults", saved)
 
@@ -227,7 +231,15 @@ def _keys() -> dict[str, list[str]]:
     return {name: [spec.name.replace("_", "-") for spec in fields(kind)] for name, kind in _sections().items()}
 
 
-def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
+def _merge(
+    values: dict[str, dict[str, Any]],
+    origin: dict[str, str],
+    more: Mapping[str, Any],
+    where: str,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Take over settings; `quiet` where nobody can mend an old name, as in the folder of an earlier version's run."""
     sections = _sections()
     for section, content in more.items():
         if section not in sections:
@@ -242,7 +254,8 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             if new := MOVED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if new := RENAMED.get(f"{section}.{name}"):
-                log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
+                if not quiet:
+                    log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
                 name = new
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from fedskew.data.archives import Store
 from fedskew.data.finder import is_image
 from fedskew.data.manifest import ValueMap
 from fedskew.data.own_table import NO_LESIONS, Lookup, dropped_note
 from fedskew.data.samples import DataError, Sample, nearest_name
+from fedskew.data.stores import Store
 
 LOOKED_FOR = "images in at least two folders named by class (mel/a.jpg, nv/b.jpg), or in one that a manifest labels"
 SPREADSHEETS = (".xls", ".xlsx", ".ods")

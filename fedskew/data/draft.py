@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from fedskew.data import class_folders, ham10000, isic
-from fedskew.data.archives import Store, open_store
+from fedskew.data.archives import open_store
 from fedskew.data.finder import ImageFinder, is_image, other_formats_note
 from fedskew.data.guesses import DIAGNOSES, PLACES, SEXES, columns_by_name, identifier, meaning, names_cases
-from fedskew.data.samples import VOCABULARIES, DataError, as_number
+from fedskew.data.samples import METADATA_FIELDS, VOCABULARIES, DataError, as_number
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, Table, header, read_table
 
 _SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
@@ -127,6 +128,8 @@ def _table_draft(found: _Found) -> str:
     keys = columns_by_name(column for column in table.columns if column != found.image)
     if "age" in keys and not _is_age(table, keys["age"]):
         del keys["age"]
+    if "localization" not in keys and "site" in keys and _are_body_parts(table, keys["site"]):
+        keys["localization"] = keys.pop("site")  # dermatology calls both the hospital and the body part a site
     lines = [
         f"file: {_quoted(table.name)}  # {len(table.rows)} rows",
         f"image: {_quoted(found.image)}  # names a file in {found.images} of the first {tried} rows",
@@ -139,7 +142,16 @@ def _table_draft(found: _Found) -> str:
                      "training and test")  # fmt: skip
     text = _HEAD + "\n".join(lines) + "\n"
     text += _maps(table, keys)
-    return text + _further(table, [c for c in table.columns if c != found.image and c not in keys.values()])
+    seen = [key for key in METADATA_FIELDS if key in keys]
+    return text + _further(table, [c for c in table.columns if c != found.image and c not in keys.values()], seen)
+
+
+def _are_body_parts(table: Table, column: str) -> bool:
+    """Whether most values of a column are parts of a body."""
+    counts = _counts(table.rows, column)
+    parts = sum(count for value, count in counts.items()
+                if value.lower() in VOCABULARIES["localization"] or meaning(value, PLACES))  # fmt: skip
+    return 2 * parts > counts.total()
 
 
 def _maps(table: Table, keys: Mapping[str, str]) -> str:
@@ -172,8 +184,10 @@ def _value_map(key: str, counts: Counter[str], known: Mapping[str, tuple[str, ..
     return "\n".join([*head, f"{key}:" if any(guesses.values()) else f"# {key}:", *lines]) + "\n"
 
 
-def _further(table: Table, columns: Sequence[str]) -> str:
-    """Columns that a run could use as metadata, as comments: its configuration has to name them too."""
+def _further(table: Table, columns: Sequence[str], seen: Sequence[str]) -> str:
+    """Columns that a run could use as metadata, as comments: its configuration has to name them too, and those of
+    HAM10000's three (`seen`) that are to stay.
+    """
     manifest, config, unused = [], [], []
     for column in columns:
         if names_cases(column):
@@ -194,8 +208,9 @@ def _further(table: Table, columns: Sequence[str]) -> str:
     text = f"# not used: {', '.join(unused)}\n" if unused else ""
     if manifest:
         text += "# Further columns that a model can see beside the image:\n# metadata:\n" + "\n".join(manifest) + "\n"
-        text += "# They must stand in the configuration of the run too, the same at all hospitals:\n"
-        text += "# model:\n#   metadata:\n" + "\n".join(config) + "\n"
+        text += "# They must stand in the configuration of the run too (--config FILE), the same at all hospitals:\n"
+        kept = [f"#     {name}: {{weight: 0.05}}" for name in seen]
+        text += "# model:\n#   metadata:\n" + "\n".join([*kept, *config]) + "\n"
     return text
 
 

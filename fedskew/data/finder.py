@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from fedskew.data.archives import Store
 from fedskew.data.samples import DataError
+from fedskew.data.stores import Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # images all the same, but of formats whose decoders are never given hospital files (`decode`): they are counted

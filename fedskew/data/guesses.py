@@ -15,8 +15,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "lesion": ("lesion", "läsion", "laesion"),
     "patient": ("patient", "patientid", "patnr", "pat", "pid", "subject", "person"),
     "age": ("age", "alter", "lebensalter"),
-    "sex": ("sex", "gender", "geschlecht"),
-    "localization": ("localization", "localisation", "location", "lokalisation", "körperstelle", "anatom", "region"),
+    "sex": ("sex", "gender", "geschlecht", "geschl"),
+    "localization": (
+        "localization",
+        "localisation",
+        "location",
+        "lokalisation",
+        "körperstelle",
+        "anatom",
+        "body",
+        "region",
+    ),
     "site": (
         "site",
         "institution",
@@ -32,6 +41,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 SEXES = {"female": ("f", "w", "female", "weiblich", "frau", "woman"), "male": ("m", "male", "männlich", "mann", "man")}
 PLACES = {
+    "acral": ("akral",),
     "abdomen": ("bauch", "abdomen"),
     "back": ("rücken", "ruecken", "dorsal", "posterior torso"),
     "chest": ("brust", "thorax", "anterior torso"),
@@ -52,7 +62,7 @@ DIAGNOSES = {  # HAM10000's classes
     "df": ("dermatofibrom", "dermatofibroma", "df"),
     "mel": ("melanom", "melanoma", "malignes melanom", "malignant melanoma", "mm", "mel"),
     "nv": ("naevus", "nävus", "nevus", "naevi", "melanocytic nevus", "nv"),
-    "vasc": ("angiom", "hämangiom", "haemangiom", "hemangioma", "vascular lesion", "vasc"),
+    "vasc": ("angiom", "hämangiom", "haemangiom", "hemangioma", "vascular lesion", "vaskuläre läsion", "vasc"),
 }
 
 

@@ -7,8 +7,8 @@ Harvard Dataverse. A label is the value of `dx`.
 
 from __future__ import annotations
 
-from fedskew.data.archives import Store
 from fedskew.data.samples import DataError, Sample
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, header, read_table
 
 LOOKED_FOR = "HAM10000: a table HAM10000_metadata[.csv|.tab|.txt] with the columns image_id and dx"

@@ -7,8 +7,8 @@ anatom_site_general, lesion_id, sex) and `*_LesionGroupings.csv` (image, lesion_
 
 from __future__ import annotations
 
-from fedskew.data.archives import Store
 from fedskew.data.samples import DataError, Sample
+from fedskew.data.stores import Store
 from fedskew.data.tables import Row, Table, header, read_table
 
 LOOKED_FOR = "ISIC challenge: *_GroundTruth.csv with the columns image, MEL, NV, ... (one-hot)"

@@ -46,7 +46,7 @@ def _first(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def metadata_notes(samples: Sequence[Sample], vocabularies: Mapping[str, Sequence[str]]) -> list[str]:
-    """Values that the vocabularies lack, and own columns of the run that the data do not have at all."""
+    """Values that the vocabularies lack, and what the data do not have at all: own columns of the run, or all of it."""
     notes = []
     for name, values in unknown_values(samples, vocabularies).items():
         notes += [f"{name} {value!r} is not in the vocabulary: unknown for {count} images"
@@ -54,7 +54,11 @@ def metadata_notes(samples: Sequence[Sample], vocabularies: Mapping[str, Sequenc
         if len(values) > _SHOWN:
             rest = sum(list(values.values())[_SHOWN:])
             notes.append(f"{name}: {len(values) - _SHOWN} more values are not in the vocabulary, of {rest} images")
-    own = [name for name in absent_metadata(samples, vocabularies) if name not in METADATA_FIELDS]
+    absent = absent_metadata(samples, vocabularies)
+    if absent and len(absent) == len(vocabularies):
+        notes.append(f"no image has any metadata that the model could see ({', '.join(absent)}): map columns to them "
+                     "in the manifest, or set model.image-only=true")  # fmt: skip
+    own = [name for name in absent if name not in METADATA_FIELDS]
     return notes + [f"no image has a value for {name} (model.metadata): map a column to it in the manifest, as "
                     f"metadata: {{{name}: column}}" for name in own]  # fmt: skip
 

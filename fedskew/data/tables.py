@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fedskew.data.archives import Store
 from fedskew.data.faults import Faults
 from fedskew.data.samples import DataError, as_number
+from fedskew.data.stores import Store
 
 MAX_TABLE_BYTES = 200 * 2**20
 MAX_HEADER_BYTES = 2**16

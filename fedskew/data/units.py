@@ -16,10 +16,9 @@ from fedskew.data.samples import DataError, Sample
 
 @dataclass(frozen=True)
 class Group:
-    """All given samples of one lesion or patient (or one image): its id, most frequent label and sample indices."""
+    """All given samples of one lesion or patient (or one image): its id and sample indices."""
 
     name: str
-    label: str
     indices: tuple[int, ...]
 
 
@@ -35,7 +34,7 @@ def unit_of(sample: Sample, unit: Unit) -> str:
 def group_by_class(
     samples: Sequence[Sample], indices: Iterable[int], unit: Unit, seed: int, purpose: str
 ) -> dict[str, list[Group]]:
-    """Groups by class (sorted by name), each class shuffled.
+    """Groups by their most frequent label (sorted by name), each class shuffled.
 
     The place of a group follows from a hash of (seed, purpose, id), so it is the same in every process and
     with every library version, and adding samples does not reshuffle the others.
@@ -48,9 +47,8 @@ def group_by_class(
         members.setdefault(unit_of(samples[index], unit), []).append(index)
     classes: dict[str, list[Group]] = {}
     for name in sorted(members, key=lambda name: _rank(seed, purpose, name)):
-        labels = (samples[index].label for index in members[name])
-        label = majority(labels)
-        classes.setdefault(label, []).append(Group(name, label, tuple(members[name])))
+        label = majority(samples[index].label for index in members[name])
+        classes.setdefault(label, []).append(Group(name, tuple(members[name])))
     return dict(sorted(classes.items()))
 
 

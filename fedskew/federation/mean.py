@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedskew.config.schema import FederationConfig
 from fedskew.federation.folding import as_message
+from fedskew.federation.messages import VALIDATION_METRICS
 
 MOMENTUM, FIRST, SECOND = "server-momentum/", "server-first/", "server-second/"
 
@@ -137,14 +138,22 @@ def largest(norms: Mapping[str, float], weights: Mapping[str, int]) -> str:
     return f"the largest update is that of {node}, of norm {norms[node]:.4g}{beside}{share}"
 
 
-def weighted_loss(losses: Mapping[str, tuple[int, float]]) -> float | None:
+def mean_loss(losses: Mapping[str, tuple[int, float]]) -> float | None:
     """Mean over nodes by examples, summed in the order of names so that arrival does not matter.
 
-    Args:
-        losses: node → examples, loss; NaN where a site's policy keeps it to itself.
-
-    Returns:
-        None if all do.
+    A site's policy may keep its loss to itself; None if all do.
     """
     told = [losses[name] for name in sorted(losses) if not math.isnan(losses[name][1])]
     return sum(count * loss for count, loss in told) / sum(count for count, _ in told) if told else None
+
+
+def mean_metrics(told: Mapping[str, Mapping[str, float]], weights: Mapping[str, int]) -> dict[str, float]:
+    """Mean of the nodes' validation metrics by weight, summed in the order of the nodes.
+
+    Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
+    """
+    return {
+        key: sum(told[name][key] * weights[name] for name in telling) / sum(weights[name] for name in telling)
+        for key in VALIDATION_METRICS
+        if (telling := [name for name in told if key in told[name]])
+    }

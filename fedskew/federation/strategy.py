@@ -21,8 +21,8 @@ from fedskew.federation.aggregate import limited_weights, total_counts
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
-from fedskew.federation.mean import largest, objection, sent, server_step, taken, weighted_loss
-from fedskew.federation.messages import VALIDATION_METRICS, Task, pack_task
+from fedskew.federation.mean import largest, mean_loss, mean_metrics, objection, sent, server_step, taken
+from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
 from fedskew.federation.weights import from_record, to_record, to_state
@@ -34,7 +34,8 @@ from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.layout import layout
-from fedskew.runs.record import FAILED, IN, MISSING, UNUSED, RoundLog
+from fedskew.runs.reading import FAILED, IN, MISSING, UNUSED
+from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -125,7 +126,7 @@ class RoundStrategy(FedAvg):
         connected = wait_for_nodes(self._grid, settings, number)
         for name in missing_names(names, connected, self.roll.sites):
             self.roll.fail(name, "not connected", MISSING)
-        if fraction < 1:
+        if fraction < 1 or settings.only_node:
             self.roll.introduce(connected)
         named = told_apart({node: name or names.get(node, f"node {node}") for node, name in connected.items()})
         chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
@@ -172,7 +173,7 @@ class RoundStrategy(FedAvg):
             arrays = self._keep(why, forget=FAILED in self.round.participation.values())
             self._settle(losses, {})
             return arrays, None
-        self.round.train_loss = loss = weighted_loss(losses)
+        self.round.train_loss = loss = mean_loss(losses)
         arrays = self._take(reference, folded, {name: examples for name, (examples, _) in losses.items()})
         self._settle(losses, {} if self.round.kept_model else folded.weights)
         return arrays, MetricRecord({} if loss is None else {"loss": loss})
@@ -268,14 +269,13 @@ class RoundStrategy(FedAvg):
         if step.pruned:
             self.round.step, self.round.seconds_scoring = step.pruned, step.pruned.seconds_total
             self.open_metrics = None
+        if step.taught:
+            self.round.distillation, self.open_metrics = step.taught, None
         self.architecture, self.companions = step.model.architecture, dict(step.model.companions)
         return to_record(step.model.state)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside.
-
-        Each metric is averaged over the nodes that tell it: one whose images are all of one class has no AUROC.
-        """
+        """Mean of the nodes' validation metrics, weighted as their updates are; bad replies are set aside."""
         if not self.config.federation.evaluate_clients:
             return None
         answers = [self.roll.accept(reply, partial(check_answer, least=0), prefix="validation-") for reply in replies]
@@ -287,13 +287,7 @@ class RoundStrategy(FedAvg):
         weights = limited_weights(
             {name: answer.examples for name, answer in found}, self.config.federation.max_weight_ratio
         )
-        mean = {
-            key: sum(answer.metrics[key] * weights[name] for name, answer in telling)
-            / sum(weights[name] for name, _ in telling)
-            for key in VALIDATION_METRICS
-            if (telling := [pair for pair in found if key in pair[1].metrics])
-        }
-        self.round.validation = mean
+        self.round.validation = mean = mean_metrics({name: answer.metrics for name, answer in found}, weights)
         return MetricRecord({**mean})
 
 

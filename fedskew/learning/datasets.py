@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from fedskew.config.schema import DataConfig
-from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
+from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
 from fedskew.data.choices import Fit
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import check_usable, metadata_notes, skipped_notes
+from fedskew.data.preprocessing import IMAGENET, Statistics, cache_size
 from fedskew.data.resident import resident_images
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
+from fedskew.data.samples import VOCABULARIES, DataError, NamedVocabularies, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_samples, train_validation
 from fedskew.demo.generator import generate
@@ -35,7 +36,6 @@ from fedskew.paths import cache_directory, home
 
 log = logging.getLogger("flwr.fedskew.data")
 
-NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
 SITE_CACHES = 3  # sizes of decoded images that a site keeps of its data: of a run, of the one before, and one to spare
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
 
@@ -148,15 +148,19 @@ def split_server(data: DataSet, config: DataConfig) -> Split:
 
 def divide_open(data: DataSet, split: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The open data as `(training, held back)`: warm start and scoring use the one, rollback and best round the other.
+    Where all data is in one place (`data.partition=pooled`), `training` is everything that is left for it.
 
     Stratified by class; a lesion is in one of them only. The same for every `run.seed`, like the test set.
 
     Returns:
         int64 indices into the data set, ascending; nothing is held back where `data.held-back` is too small a share.
     """
-    return train_validation(
+    training, held_back = train_validation(
         data.samples, split.open, validation=config.held_back, unit=config.split_by, seed=config.split_seed
     )
+    if config.partition == "pooled":
+        training = np.sort(np.concatenate([split.clients, training]))
+    return training, held_back
 
 
 def scoring_images(training: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -165,7 +169,15 @@ def scoring_images(training: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def partitions(data: DataSet, split: Split, config: DataConfig, nodes: int) -> tuple[np.ndarray, ...]:
-    """The clients' part shared among simulated nodes."""
+    """The clients' part shared among simulated nodes; pooled, it is that of one, with the open data for training.
+
+    Raises:
+        DataError: too few images for so many nodes, or pooled data and several nodes.
+    """
+    if config.partition == "pooled":
+        if nodes != 1:
+            raise DataError(f"data.partition=pooled is training in one place, and there are {nodes} nodes: use 1")
+        return (divide_open(data, split, config)[0],)
     return partition(
         data.samples, split.clients, nodes=nodes, kind=config.partition, alpha=config.alpha, unit=config.split_by,
         seed=config.split_seed,

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError
+from fedskew.console import PROGRESS
+from fedskew.data.batches import Batch
+from fedskew.data.reference import Reference, measure
 from fedskew.data.samples import DataError, encode_labels
 from fedskew.data.splits import Split
 from fedskew.data.units import unit_of
 from fedskew.learning.datasets import DataSet, batches, divide_open, scoring_images
 from fedskew.learning.judging import HELD_BACK, source_of
 from fedskew.learning.local import Trainer, local_seed, predict_images
-from fedskew.learning.train import cpu_threads, evaluate, pick_device
+from fedskew.learning.teacher import Teacher
+from fedskew.learning.train import TrainResult, cpu_threads, evaluate, pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
-from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import MultimodalModel, build
-from fedskew.model.pretrained import load_pretrained
 
-log = logging.getLogger("flwr.fedskew.server")
+log, progress = logging.getLogger("flwr.fedskew.server"), logging.getLogger(PROGRESS)
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,6 @@ class Evaluation:
     predictions: Predictions
 
 
-def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
-    """The dense model that a run starts from: seeded random weights, or pretrained ones.
-
-    Raises:
-        ConfigError: see `dense_architecture` and `load_pretrained`.
-    """
-    arch = dense_architecture(config.model, removed=config.prune.removed)
-    torch.manual_seed(config.run.seed)
-    model = build(arch, embedding_std=config.model.embedding_std)
-    if config.model.pretrained:
-        load_pretrained(model, config.model)
-    return model.state_dict(), arch
-
-
 class ServerData:
     """The server's data and what is done with it. The open data is never a client's, never the test set's.
 
@@ -66,7 +56,10 @@ class ServerData:
         training: the other open images: the warm start's.
         scoring: those of `training` on which units are scored: the first `prune.batch-size` in an order drawn from
             `run.seed`.
+        folder: of the run, for whoever watches from another process; None before there is one.
     """
+
+    folder: Path | None = None
 
     def __init__(self, config: Config, data: DataSet, split: Split) -> None:
         encode_labels([data.samples[i] for i in data.usable], config.model.classes)  # refuses any other
@@ -83,7 +76,6 @@ class ServerData:
         self._device = pick_device(config.train.device)
         self._judged: MultimodalModel | None = None
         self._check_judging()
-        self._check_pruning()
 
     def _check_judging(self) -> None:
         """Refuse at the start a run in which nothing could be judged."""
@@ -105,15 +97,16 @@ class ServerData:
                 "data.held-back or data.open"
             )
 
-    def _check_pruning(self) -> None:
-        """Say it at the start where fewer images are left to score on than were asked for."""
+    @property
+    def scoring_note(self) -> str:
+        """Where fewer images are left to score on than were asked for; else empty."""
         prune = self.config.prune
-        if prune.criterion != "none" and len(self.scoring) < prune.batch_size:
-            log.warning(
-                "units are scored on %d images: prune.batch-size is %d, but no more open images are left beside the %d "
-                "held back; raise data.open or lower prune.batch-size",
-                len(self.scoring), prune.batch_size, len(self.held_back),
-            )  # fmt: skip
+        if prune.criterion == "none" or len(self.scoring) == prune.batch_size:
+            return ""
+        return (
+            f"units are scored on all {len(self.scoring)} open images that are not held back (prune.batch-size asks "
+            f"for {prune.batch_size}; a larger data.open has more)"
+        )
 
     def threads(self) -> AbstractContextManager[None]:
         """The CPU threads that the server computes with."""
@@ -136,9 +129,27 @@ class ServerData:
         once = replace(settings, local_epochs=settings.warm_start_epochs, lr=settings.warm_start_lr or settings.lr)
         model = self.net(state, arch, drop_path=self.config.model.drop_path)
         seed = local_seed(self.config.run.seed, 0, "server")
+        begun = time.perf_counter()
+
+        def told(done: int) -> None:
+            left = (time.perf_counter() - begun) / done * (once.local_epochs - done) if done else 0.0
+            text = f", about {left:.0f} s left" if left else ""
+            progress.debug("warm start: %d of %d epochs are done%s", done, once.local_epochs, text,
+                           extra={"folder": self.folder})  # fmt: skip
+
+        told(0)
         with self.threads():
-            result = Trainer(self._data, self.training, once, seed, round_number=1, rounds=1).train(model)
+            result = Trainer(self._data, self.training, once, seed, round_number=1, rounds=1).train(model, told=told)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
+
+    def teach(self, model: MultimodalModel, teacher: Teacher, number: int) -> TrainResult:
+        """Train a model in place on the open data after round `number`, by its labels and a teacher's answers."""
+        settings = self.config.train
+        once = replace(settings, local_epochs=settings.distil_epochs)
+        seed = local_seed(self.config.run.seed, number, "teacher")
+        with self.threads():
+            trainer = Trainer(self._data, self.training, once, seed, number, self.config.federation.rounds)
+            return trainer.train(model, teacher=teacher)
 
     def as_a_node(self, number: int) -> Trainer:
         """A node of round `number` whose images are the open ones of the warm start.
@@ -148,10 +159,17 @@ class ServerData:
         seed = local_seed(self.config.run.seed, number, "server")
         return Trainer(self._data, self.training, self.config.train, seed, number, self.config.federation.rounds)
 
-    def scoring_images(self, arch: Architecture) -> Tensor:
-        """The images that units are scored on [B, 3, S, S], on the server's device."""
+    def scoring_batch(self, arch: Architecture) -> Batch:
+        """The images that units are scored on, with metadata and labels, on the server's device."""
         batch = next(iter(batches(self._data, self.scoring, arch, batch_size=len(self.scoring))))
-        return batch.images.to(self._device)
+        return Batch(*(tensor.to(self._device) for tensor in batch))
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the open pictures that are not held back are like: goes with the model, so that whoever uses it can be
+        told of a picture that is far from them. Nothing of the nodes' pictures is known here.
+        """
+        return measure(self._data.cached.images, self._data.cached.sides, self.training)
 
     def judge(self, model: MultimodalModel) -> float:
         """Balanced accuracy on the images of `metrics`."""

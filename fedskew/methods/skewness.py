@@ -18,10 +18,12 @@ from fedskew.learning.local import Trainer, local_seed
 from fedskew.learning.server_data import ServerData
 from fedskew.methods.average import moments_travel, train_locally, warm_start
 from fedskew.methods.base import Answer, Model, Step, Work
+from fedskew.methods.distillation import remembered, taught
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.layout import EVERYTHING
-from fedskew.pruning.schedule import frozen_stages, stages_to_prune
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.schedule import frozen_stages, stages_to_prune, steps_left
 from fedskew.pruning.score import few_value_warnings
 from fedskew.pruning.slicing import slice_companions
 from fedskew.pruning.step import StepResult, prune_step
@@ -54,19 +56,28 @@ class SkewnessPruning:
         return train_locally(net, work, node, extras)
 
     def advance(self, model: Model, number: int, server: ServerData) -> Step:
-        """Observe, score, decide, roll back, slice, if this round is due (0: after the warm start)."""
+        """Prune if this round is due (0: after the warm start), and let a dense model teach in the last rounds."""
+        step = self._pruned(remembered(model, server, self._config), number, server)
+        trained = self.work(step.model.architecture, number + 1).train
+        return taught(step, number, server, self._config, trained)
+
+    def _pruned(self, model: Model, number: int, server: ServerData) -> Step:
+        """Observe, score, decide, roll back, slice."""
         arch, prune = model.architecture, self._config.prune
         stages = stages_to_prune(prune, number, arch.stages)
         if not stages:
             return Step(model)
         with server.threads():
+            images, metadata, labels = server.scoring_batch(arch)
             done = prune_step(
                 server.net(model.state, arch),
-                server.scoring_images(arch),
+                images,
                 prune,
                 stages=stages,
                 seed=local_seed(self._config.run.seed, number, "pruning"),
                 judge=server.judge,
+                known=Annotations(labels, metadata),
+                left=steps_left(prune, number, arch.stages, self._config.federation.rounds),
             )
         self._warn_of_few_values(done)
         companions = slice_companions(model.companions, arch, done.plan)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import timm
 
 from fedskew.config.schema import ConfigError, MetadataColumn, ModelConfig
-from fedskew.data.samples import METADATA_FIELDS, UNKNOWN, VOCABULARIES, bin_vocabulary
+from fedskew.data.samples import METADATA_FIELDS, UNKNOWN, VOCABULARIES, bin_vocabulary, lower_ends
 from fedskew.model.architecture import Architecture, everything
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.families.known import KNOWN
 from fedskew.model.groups import Spec
 from fedskew.text import nearest
+
+WIDTH = "-width"  # in an architecture's name, before its share of the named model's width
 
 
 def model_names() -> tuple[str, ...]:
@@ -55,7 +58,7 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
     try:
         spec = _spec(model)
         return Architecture(
-            name=model.name,
+            name=model.name if model.width == 1 else f"{model.name}{WIDTH}{model.width:g}",
             spec=spec,
             kept=everything(spec),
             classes=model.classes,
@@ -70,6 +73,35 @@ def dense_architecture(model: ModelConfig, *, removed: str = "norm") -> Architec
         raise ConfigError(f"model: {error}") from None
 
 
+def model_settings(arch: Architecture) -> dict[str, Any]:
+    """The section `model` that describes the dense form of an architecture: what `dense_architecture` makes it of."""
+    name, _, width = arch.name.partition(WIDTH)
+    settings: dict[str, Any] = {
+        "name": name,
+        "image-size": arch.image_size,
+        "classes": list(arch.classes),
+        "stem": getattr(arch.spec, "stem", "patch"),
+        "image-only": not arch.vocabularies,
+        **({"width": float(width)} if width else {}),
+    }
+    if not arch.vocabularies:
+        return settings
+    weights = dict(zip((key for key, _ in arch.vocabularies), arch.weights[1:], strict=True))
+    settings["image-weight"] = arch.weights[0]
+    if arch.vocabularies == tuple(VOCABULARIES.items()):
+        return settings | {f"{key}-weight": weight for key, weight in weights.items()}
+    columns = {key: _column(key, values) | {"weight": weights[key]} for key, values in arch.vocabularies}
+    return settings | {"metadata": columns}
+
+
+def _column(name: str, vocabulary: tuple[str, ...]) -> dict[str, Any]:
+    """What `_vocabulary` makes a vocabulary of."""
+    if vocabulary == tuple(VOCABULARIES.get(name, ())):
+        return {}
+    ends = lower_ends(vocabulary)
+    return {"values": list(vocabulary[1:])} if ends is None else {"bins": ends}
+
+
 def _spec(model: ModelConfig) -> Spec:
     family = next((family for family in KNOWN.values() if model.name in family.names), None)
     if family is None:
@@ -77,7 +109,7 @@ def _spec(model: ModelConfig) -> Spec:
     spec = family.spec(model.name)
     if model.stem not in spec.stems:
         raise ConfigError(f"model.stem is {model.stem}: only Swins have another than patch, {model.name} has not")
-    return spec.variant(image_size=model.image_size or spec.image_size, stem=model.stem)
+    return spec.variant(image_size=model.image_size or spec.image_size, stem=model.stem, width=model.width)
 
 
 def _unknown(name: str) -> str:

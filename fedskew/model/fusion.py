@@ -35,7 +35,11 @@ class MultimodalModel(nn.Module):
 
     def forward(self, images: Tensor, metadata: Tensor) -> Tensor:
         """Class logits [B, classes] of images [B, 3, S, S] and metadata indices [B, vocabularies]."""
-        fused = self.architecture.weights[0] * self.encoder(images)  # [B, features]
+        return self.classify(self.encoder(images), metadata)
+
+    def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Class logits of what the encoder makes of the images [B, features], and metadata."""
+        fused = self.architecture.weights[0] * features
         for i, embedding in enumerate(self.embeddings.values()):
             fused = fused + self.architecture.weights[i + 1] * embedding(metadata[:, i])
         logits: Tensor = self.classifier(fused)

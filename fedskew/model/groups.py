@@ -5,6 +5,7 @@ The table of groups is all that slicing, observing, counting and budgets know of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
@@ -111,6 +112,11 @@ class Segment(NamedTuple):
 Units = Mapping[SublayerKey, int]  # how many units each sublayer has left
 
 
+def whole_heads(heads: int, width: float) -> int:
+    """The number of heads that is nearest to a share of them; at least one."""
+    return max(1, math.floor(width * heads + 0.5))
+
+
 class Spec(Protocol):
     """The fixed shape of an encoder: what pruning does not change. One class a family."""
 
@@ -142,8 +148,14 @@ class Spec(Protocol):
         """Parts of names of matrices that weight decay leaves alone."""
         ...
 
-    def variant(self, *, image_size: int, stem: str) -> Self:
-        """For pictures of another size, with one of `stems`; raises `ArchitectureError` where they do not fit."""
+    def variant(self, *, image_size: int, stem: str, width: float = 1.0) -> Self:
+        """For pictures of another size, with one of `stems`, with a share `width` of the heads and channels.
+
+        Heads stay as broad as they are, so the share is rounded to whole heads; at least one is left.
+
+        Raises:
+            ArchitectureError: they do not fit.
+        """
         ...
 
     def fixed_cost(self) -> Cost:
@@ -167,7 +179,7 @@ class Spec(Protocol):
         ...
 
     def segments(self, encoder: nn.Module) -> Iterator[Segment]:
-        """The forward pass of an encoder up to the last sublayer, in pieces."""
+        """The forward pass of an encoder in pieces, from images to features."""
         ...
 
     def to_mapping(self) -> dict[str, Any]:

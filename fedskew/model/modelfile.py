@@ -14,22 +14,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.data.preprocessing import Preprocessing, preprocessing_from
-from fedskew.data.samples import DataError
-from fedskew.errors import FedskewError
+from fedskew.data.preprocessing import Preprocessing
 from fedskew.model.architecture import Architecture
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.codec import architecture_from_json
 from fedskew.model.finite import not_finite
 from fedskew.model.fusion import MultimodalModel, build
+from fedskew.model.signature import ABOUT, ARCHITECTURE, ModelFileError, about_from_json, preprocessing_of
 
-ARCHITECTURE, ABOUT = "fedskew-architecture", "fedskew-about"
-MAX_ABOUT_BYTES = 100_000
+MODEL = "model.safetensors"  # in a run folder
 _ALIGNMENT = 8  # of the tensors in a safetensors file
 
 
-class ModelFileError(FedskewError, ValueError):
-    """A model file that cannot be used; the message names the file and what is wrong."""
+def model_path(place: Path) -> Path:
+    """The model file of a run folder (that of its last round; of its best: `RUN/best`), or the file itself.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    path = place / MODEL if place.is_dir() else place
+    if not path.is_file():
+        raise ModelFileError(f"{place} is neither a model file nor a run folder with a {MODEL}")
+    return path
 
 
 def encode_model(arch: Architecture, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
@@ -84,14 +90,9 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(ABOUT, "{}")
-        about = json.loads(text) if len(text) <= MAX_ABOUT_BYTES else None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
-    if not isinstance(about, dict) or not all(isinstance(about.get(key, {}), dict) for key in ("split", "lineage")):
-        raise ModelFileError(
-            f"{path}: what it says of itself ({ABOUT}) is no mapping of at most {MAX_ABOUT_BYTES} bytes"
-        )
-    return about
+    return about_from_json(text, path)
 
 
 def read_preprocessing(path: Path) -> Preprocessing | None:
@@ -100,11 +101,7 @@ def read_preprocessing(path: Path) -> Preprocessing | None:
     Raises:
         ModelFileError: as `read_about`, or it says something that cannot be done.
     """
-    about = read_about(path)
-    try:
-        return preprocessing_from(about["preprocessing"]) if "preprocessing" in about else None
-    except DataError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+    return preprocessing_of(read_about(path), path)
 
 
 def load_model(path: Path) -> MultimodalModel:

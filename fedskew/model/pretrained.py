@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedskew.config.schema import ConfigError, ModelConfig
+from fedskew.files import file_sha256
 from fedskew.model.families.known import KNOWN, KnownFamily
 from fedskew.model.fusion import MultimodalModel
+
+log = logging.getLogger("flwr.fedskew.model")
 
 REMEDY = "Without access to the model hub, set model.pretrained to a local .safetensors or .pth file."
 
@@ -22,8 +26,8 @@ REMEDY = "Without access to the model hub, set model.pretrained to a local .safe
 def load_pretrained(model: MultimodalModel, config: ModelConfig) -> tuple[str, ...]:
     """Load `model.pretrained` into the encoder of a dense model, in place.
 
-    The classifier and the embeddings keep their random weights. Bias tables and the patch embedding are resized to
-    the model's windows and patches by timm.
+    The embeddings keep their random weights, and so does the classifier unless `model.head` is `keep`. Bias tables and
+    the patch embedding are resized to the model's windows and patches by timm.
 
     Returns:
         Names of the encoder's tensors that were loaded.
@@ -32,28 +36,96 @@ def load_pretrained(model: MultimodalModel, config: ModelConfig) -> tuple[str, .
         ConfigError: file missing, hash wrong or not given for a .pth, unsafe pickle, weights of another model, or a
             hub that cannot be reached (names the local-file option).
     """
+    check_pretrained(config)
     name = config.pretrained
-    if config.stem != "patch":
-        raise ConfigError(f"model.pretrained: {name} has timm's stem; set model.stem=patch (it is {config.stem})")
-    path = Path(name)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_absolute():
-        state: Mapping[str, Tensor] = _read_file(path, config.pretrained_sha256)
+    if _is_file_name(name):
+        state: Mapping[str, Tensor] = _read_file(Path(name), config.pretrained_sha256)
     else:
         state = _from_hub(name, KNOWN[model.architecture.spec.family])
-    return _load_encoder(model, state, name)
+    loaded = _load_encoder(model, state, name)
+    if config.head == "keep":
+        _load_head(model, state, name)
+    return loaded
+
+
+def head_outputs(path: Path, expected: str = "") -> int | None:
+    """How many outputs the classifier of a local file has; None if it holds none. Raises as `load_pretrained`."""
+    head = _head(_read_file(path, expected))
+    return None if head is None else len(head[0])
+
+
+def _head(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Weight [outputs, features] and bias [outputs] of timm's classifier."""
+    while isinstance(inner := state.get("model", state.get("state_dict")), Mapping):  # as training scripts save it
+        state = inner
+    for name in ("head.fc", "head"):
+        weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+        if weight is not None and bias is not None:
+            return weight, bias
+    return None
+
+
+def _load_head(model: MultimodalModel, state: Mapping[str, Tensor], name: str) -> None:
+    head, wanted = _head(state), tuple(model.classifier.weight.shape)
+    if head is None:
+        raise ConfigError(f"model.head=keep: {name} holds no classifier; set model.head=new")
+    if tuple(head[0].shape) != wanted:
+        raise ConfigError(
+            f"model.head=keep: the classifier of {name} has {head[0].shape[0]} outputs of {head[0].shape[1]} features, "
+            f"expected {wanted[0]} (model.classes) of {wanted[1]} ({model.architecture.name}); set model.head=new"
+        )
+    with torch.no_grad():
+        for parameter, value in zip((model.classifier.weight, model.classifier.bias), head, strict=True):
+            parameter.copy_(value)
+
+
+def check_pretrained(config: ModelConfig) -> None:
+    """Refuse at once what `load_pretrained` would refuse without a look into the weights.
+
+    Raises:
+        ConfigError: file missing, no such tag, or a stem that such weights do not fit.
+    """
+    name = config.pretrained
+    if not name:
+        return
+    if config.stem != "patch":
+        raise ConfigError(f"model.pretrained: {name} has timm's stem; set model.stem=patch (it is {config.stem})")
+    if not _is_file_name(name):
+        if name not in timm.list_models(pretrained=True):
+            raise ConfigError(f"model.pretrained {name!r} is neither a file nor a timm tag with weights. {REMEDY}")
+    elif not Path(name).is_file():
+        raise ConfigError(
+            f"model.pretrained: {name} does not exist; give the absolute path of a .safetensors or .pth file"
+        )
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).suffix in (".safetensors", ".pth", ".pt", ".bin") or Path(name).is_absolute()
 
 
 def _from_hub(tag: str, family: KnownFamily) -> Mapping[str, Tensor]:
-    if tag not in timm.list_models(pretrained=True):
-        raise ConfigError(f"model.pretrained {tag!r} is neither a file nor a timm tag with weights. {REMEDY}")
     _check_family(tag, family)
+    log.info("the weights of %s are taken from the model hub, or from its cache on this machine", tag)
     try:
-        state: Mapping[str, Tensor] = timm.create_model(tag, pretrained=True).state_dict()
+        with _without_its_tries():
+            state: Mapping[str, Tensor] = timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises many kinds; each becomes one clear message
         raise ConfigError(
             f"model.pretrained: the weights of {tag!r} could not be fetched ({error}). {REMEDY}"
         ) from error
     return state
+
+
+@contextmanager
+def _without_its_tries() -> Iterator[None]:
+    """The hub client tells each of a dozen tries; what came of them is in its exception."""
+    client = logging.getLogger("huggingface_hub")
+    before = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(before)
 
 
 def _check_family(tag: str, family: KnownFamily) -> None:
@@ -66,10 +138,6 @@ def _check_family(tag: str, family: KnownFamily) -> None:
 
 
 def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(
-            f"model.pretrained: {path} does not exist; give the absolute path of a .safetensors or .pth file"
-        )
     found = file_sha256(path)
     if expected and found != expected.lower():
         raise ConfigError(
@@ -94,12 +162,6 @@ def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
     return state
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
     family = KNOWN[model.architecture.spec.family]
     try:
@@ -114,7 +176,7 @@ def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str
         raise ConfigError(
             f"model.pretrained: {name} does not fit {model.architecture.name}: "
             f"{len(missing)} tensors missing {missing[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
-            f"expected the weights of a timm {family.title} of that size"
+            f"expected the weights of a timm {family.title} of that size, or its name in model.name"
         )
     model.encoder.load_state_dict(found, strict=True)
     return tuple(found)

@@ -177,7 +177,8 @@ def _images(source: DataSource, expected: Expected, most: int) -> list[Finding]:
         if reason:
             bad.append((ids[key], reason))
     tried = len(chosen) + len(source.missing)
-    extent = f"{len(chosen)} images decoded" + ("" if len(chosen) == len(keys) else f" of {len(keys)}")
+    decoded = len(chosen) - len(bad) + len(source.missing)
+    extent = f"{decoded} images decoded" + ("" if len(chosen) == len(keys) else f" of {len(keys)}")
     copies = _duplicates(source, contents)
     if not bad:
         return [ok("images", f"{extent}, all of them readable"), *copies]

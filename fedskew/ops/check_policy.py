@@ -21,7 +21,8 @@ from fedskew.site.accounting import (
 from fedskew.site.audit import AuditError
 from fedskew.site.ledger import MULTIPLIER, beside, read_books, spent
 from fedskew.site.limits import Limits
-from fedskew.site.policy import Budget, Policy, PolicyError, load_policy
+from fedskew.site.policy import Budget, Policy, PolicyError
+from fedskew.site.policy_file import load_policy
 
 SWIN_T_WEIGHTS = 27_550_000  # of the model of the preset `hospitals`, dense
 MEANINGFUL = 10.0  # above it a factor of e^ε between two sites' answers says nothing

@@ -71,6 +71,11 @@ def diagnose_site(
     return found
 
 
+def diagnose_data(data: Data) -> list[Finding]:
+    """What training would find in a data set, and where its decoded images would go; nothing of a federation."""
+    return [*_data(data), *run_checks([("disk", partial(check_disk, {"cache disk": cache_directory("")}))])]
+
+
 def diagnose_coordinator(
     superlink: Endpoint | None, public: Endpoint | None, server: Server, data: Data, output_dir: str
 ) -> list[Finding]:

@@ -107,7 +107,8 @@ class FlowerCommands:
         answer = _first_json(done.stdout)
         if done.returncode or not answer.get("success"):
             told = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
-            raise Unreachable(f"flwr {words[0]}: {told[-500:]}")
+            last = next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "no answer")
+            raise Unreachable(f"flwr {words[0]}: {last[-500:]}")
         return answer
 
 

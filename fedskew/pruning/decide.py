@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedskew.config.schema import PruneConfig
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture, Kept
 from fedskew.model.groups import SublayerKey
@@ -23,6 +24,11 @@ class Limits:
     min_heads: int = 1
     min_width: int = 0
     align: int = 1
+
+
+def limits_of(config: PruneConfig) -> Limits:
+    """The limits that a configuration sets."""
+    return Limits(config.max_share, config.min_heads, config.min_width, config.align)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,17 @@ def decide(
     rule: str = "sign",
     share: float = 0.0,
     like: Mapping[SublayerKey, Tensor] | None = None,
+    quota: Mapping[SublayerKey, int] | None = None,
 ) -> Plan:
-    """The units that go: in each sublayer the lowest scores, as many as the rule wants and the limits allow."""
+    """The units that go: in each sublayer the lowest scores, as many as the rule wants and the limits allow.
+
+    Args:
+        quota: how many the rule `budget` wants; of the others `unwanted` says it.
+    """
     remove = {}
     for key, values in scores.items():
-        wanted = unwanted(values, rule, share=share, like=like[key] if like else None)
-        remove[key] = tuple(sorted(lowest_first(values)[: _allowed(wanted, table[key], limits)]))
+        wanted = quota[key] if quota else unwanted(values, rule, share=share, like=like[key] if like else None)
+        remove[key] = tuple(sorted(lowest_first(values)[: allowed(wanted, table[key], limits)]))
     return Plan(remove, scores, {key: table[key].size for key in scores})
 
 
@@ -90,7 +101,7 @@ def _part(share: float, units: int) -> int:
     return math.floor(share * units + 1e-9)  # 0.29 of 100 is 29
 
 
-def _allowed(wanted: int, units: Bundles, limits: Limits) -> int:
+def allowed(wanted: int, units: Bundles, limits: Limits) -> int:
     """At most `wanted` units, such that the floor, the largest share and the alignment hold."""
     count = min(wanted, _part(limits.max_share, units.count))
     if units.group.numbered:
@@ -140,7 +151,7 @@ def trimmed(plan: Plan, table: Table, limits: Limits) -> Plan:
     """A part of some plan, less the units that must stay so that the limits (alignment) hold again."""
     remove = {}
     for key, units in plan.remove.items():
-        count, chosen = _allowed(len(units), table[key], limits), set(units)
+        count, chosen = allowed(len(units), table[key], limits), set(units)
         remove[key] = [unit for unit in lowest_first(plan.scores[key]) if unit in chosen][:count]
     return plan.less(remove)
 

@@ -17,19 +17,34 @@ from torch.utils.hooks import RemovableHandle
 
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.groups import Probe, SublayerKey
+from fedskew.pruning.annotations import NOTHING, Annotations
+from fedskew.pruning.gradients import unit_gradients
 from fedskew.pruning.norms import unit_norms, valid_positions
-from fedskew.pruning.slicing import by_unit
+from fedskew.pruning.slicing import by_units
 from fedskew.pruning.units import Bundles, Table
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a criterion may look at to score the units of one sublayer."""
+    """What a criterion may look at to score the units of one sublayer.
+
+    Attributes:
+        key: of the sublayer.
+        norms: [images, windows, window positions, units]: 2-norms over a unit's channels.
+        valid: [windows, window positions] bool: False where a window reaches past the picture.
+        weights: each [units, values]: the parameters that go when the unit goes.
+        probe: how the norms lie (`norms.to_picture`).
+        gradients: by these weights, of the cross entropy summed over the images; None unless the criterion asks.
+        masks: of the lesions [images, S, S], 1 inside; None unless they are given.
+    """
 
     key: SublayerKey
-    norms: Tensor  # [images, windows, window positions, units]: 2-norms over a unit's channels
-    valid: Tensor  # [windows, window positions] bool: False where a window reaches past the picture
-    weights: Sequence[Tensor]  # each [units, values]: the parameters that go when the unit goes
+    norms: Tensor
+    valid: Tensor
+    weights: Sequence[Tensor]
+    probe: Probe | None = None
+    gradients: Sequence[Tensor] | None = None
+    masks: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -62,18 +77,31 @@ Observer = Callable[[Observation], None]
 
 @torch.no_grad()
 def observe(
-    model: MultimodalModel, images: Tensor, observer: Observer, table: Table, *, activation: str = "before-gelu"
+    model: MultimodalModel,
+    images: Tensor,
+    observer: Observer,
+    table: Table,
+    *,
+    activation: str = "before-gelu",
+    known: Annotations = NOTHING,
+    gradients: bool = False,
 ) -> None:
     """Run images [B, 3, S, S] through the encoder once, up to the last of the sublayers, and show each to `observer`.
 
     The model is run in evaluation mode and left as it was: mode, gradients, weights and hooks.
+
+    Args:
+        gradients: whether observations have them, for which `known` needs labels: one pass more, forward and backward.
     """
     last = max(table, default=None)
     with evaluating(model), ExitStack() as hooks:
-        for units in table.values():
-            hooks.enter_context(observed(model.encoder, units, observer, activation))
+        segments = list(model.architecture.spec.segments(model.encoder)) if table else []
+        slopes = unit_gradients(model, segments, images, known, table) if gradients and table else {}
+        for key, units in table.items():
+            hooks.enter_context(observed(model.encoder, units, observer, activation,
+                                         masks=known.masks, gradients=slopes.get(key)))  # fmt: skip
         tokens = images
-        for segment in model.architecture.spec.segments(model.encoder) if table else ():
+        for segment in segments:
             tokens = segment.run(tokens)
             if segment.key == last:
                 break
@@ -96,8 +124,20 @@ def probe_of(units: Bundles, activation: str) -> Probe:
 
 
 @contextmanager
-def observed(encoder: nn.Module, units: Bundles, observer: Observer, activation: str) -> Iterator[None]:
-    """While this lasts, a sublayer of an encoder is shown to `observer` whenever it runs."""
+def observed(
+    encoder: nn.Module,
+    units: Bundles,
+    observer: Observer,
+    activation: str,
+    *,
+    masks: Tensor | None = None,
+    gradients: Sequence[Tensor] | None = None,
+) -> Iterator[None]:
+    """While this lasts, a sublayer of an encoder is shown to `observer` whenever it runs.
+
+    Args:
+        masks, gradients: what the observation has beside activations and weights.
+    """
     probe = probe_of(units, activation)
     module = encoder.get_submodule(probe.module)
     device = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
@@ -106,7 +146,7 @@ def observed(encoder: nn.Module, units: Bundles, observer: Observer, activation:
 
     def look(values: Tensor) -> None:
         norms = unit_norms(values, probe, units.count)
-        observer(Observation(units.group.key, norms, valid, LazyWeights(weights)))
+        observer(Observation(units.group.key, norms, valid, LazyWeights(weights), probe, gradients, masks))
 
     handle: RemovableHandle
     if probe.output:
@@ -121,7 +161,4 @@ def observed(encoder: nn.Module, units: Bundles, observer: Observer, activation:
 
 def unit_weights(encoder: nn.Module, units: Bundles) -> tuple[Tensor, ...]:
     """The parameters that go with each unit of a sublayer, each [units, values]."""
-    return tuple(
-        by_unit(encoder.get_parameter(cut.name), cut, units.count).movedim(cut.axis + 1, 0).flatten(1)
-        for cut in units.group.cuts
-    )
+    return by_units([encoder.get_parameter(cut.name) for cut in units.group.cuts], units)

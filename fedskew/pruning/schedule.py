@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 from fedskew.config.schema import PruneConfig
@@ -24,10 +26,26 @@ def stages_to_prune(config: PruneConfig, round_number: int, stages: int) -> tupl
     """Stages whose units are scored after this round: the unlocked ones, or the newest of them only."""
     if not is_pruning_round(config, round_number):
         return ()
-    newest = min((steps_until(config, round_number) - 1) // config.steps_per_stage, config.max_stage, stages - 1)
+    newest = min(config.max_stage, stages - 1)
+    if config.steps_per_stage:
+        newest = min((steps_until(config, round_number) - 1) // config.steps_per_stage, newest)
     frozen = frozen_stages(config, round_number - 1, stages)
     unlocked = range(newest + 1) if config.calibrate else (newest,)
     return tuple(stage for stage in unlocked if stage not in frozen)
+
+
+def steps_left(config: PruneConfig, round_number: int, stages: int, rounds: int) -> dict[int, int]:
+    """Stages that are pruned after this round or a later one, and in how many of them."""
+    return dict(Counter(
+        stage for number in range(round_number, rounds + 1) for stage in stages_to_prune(config, number, stages)
+    ))  # fmt: skip
+
+
+def budget_steps(config: PruneConfig, stages: int, rounds: int) -> Iterator[tuple[tuple[int, ...], dict[int, int]]]:
+    """Of every pruning step of a run, its stages and what `steps_left` says there."""
+    for number in range(rounds + 1):
+        if pruned := stages_to_prune(config, number, stages):
+            yield pruned, steps_left(config, number, stages, rounds)
 
 
 def frozen_stages(config: PruneConfig, round_number: int, stages: int) -> tuple[int, ...]:

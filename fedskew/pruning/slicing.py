@@ -11,6 +11,7 @@ from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import ENCODER
 from fedskew.model.groups import Cut, PrunableGroup
 from fedskew.pruning.decide import Plan, apply_plan
+from fedskew.pruning.units import Bundles
 
 
 def slice_model(
@@ -71,6 +72,14 @@ def _index(kept: Sequence[int], like: Tensor) -> Tensor:
 def by_unit(tensor: Tensor, cut: Cut, units: int) -> Tensor:
     """A tensor whose cut axis is split in three: parts, units, and the values that a unit has in a part."""
     return torch.unflatten(tensor, cut.axis, (cut.parts, units, -1))
+
+
+def by_units(tensors: Sequence[Tensor], units: Bundles) -> tuple[Tensor, ...]:
+    """The tensors of a sublayer's cuts, or others of their shapes, unit by unit: each [units, values]."""
+    return tuple(
+        by_unit(tensor, cut, units.count).movedim(cut.axis + 1, 0).flatten(1)
+        for tensor, cut in zip(tensors, units.group.cuts, strict=True)
+    )
 
 
 def _drop(state: dict[str, Tensor], group: PrunableGroup, removed: str, prefix: str) -> None:

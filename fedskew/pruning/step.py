@@ -12,13 +12,15 @@ from torch import Tensor
 from fedskew.config.schema import PruneConfig
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel, build
-from fedskew.model.groups import ATTENTION, SublayerKey
+from fedskew.model.groups import SublayerKey
+from fedskew.pruning.annotations import NOTHING, Annotations
 from fedskew.pruning.blockwise import plan_blockwise
-from fedskew.pruning.decide import Limits, Plan, decide, trimmed, within_budget
+from fedskew.pruning.budget import StepsLeft, quotas
+from fedskew.pruning.decide import Plan, decide, limits_of, trimmed, within_budget
 from fedskew.pruning.rollback import roll_back
 from fedskew.pruning.score import SublayerScores, score_units
 from fedskew.pruning.slicing import slice_model
-from fedskew.pruning.units import Table, bundles
+from fedskew.pruning.units import table_of
 
 Judge = Callable[[MultimodalModel], float]
 
@@ -49,35 +51,40 @@ class StepResult:
 
 
 def propose(
-    model: MultimodalModel, images: Tensor, config: PruneConfig, stages: tuple[int, ...], seed: int
+    model: MultimodalModel,
+    images: Tensor,
+    config: PruneConfig,
+    stages: tuple[int, ...],
+    seed: int,
+    *,
+    known: Annotations = NOTHING,
+    left: StepsLeft | None = None,
 ) -> Proposal:
     """What a step would remove, before it is removed (floors, alignment and budgets kept).
 
     A budget is kept by giving up a part of what the rule wants, whatever the order of scoring: the lowest ranks per
     saved MAC over all sublayers go, not the first blocks.
+
+    Args:
+        known: labels, metadata and masks of the images, for criteria that look at them.
+        left: for the rule `budget`, see `budget.quotas`; None: this is the only step.
+
+    Raises:
+        ConfigError: as `score_units`.
     """
-    arch, limits, table = model.architecture, limits_of(config), table_of(model.architecture, config, stages)
+    arch, table = model.architecture, table_of(model.architecture, config, stages)
+    quota = quotas(arch, config, stages, left or dict.fromkeys(stages, 1)) if config.rule == "budget" else None
     if config.order == "block":
-        scored, plan = plan_blockwise(model, images, config, limits, table, seed)
+        scored, plan = plan_blockwise(model, images, config, table, seed, quota=quota, known=known)
     else:
-        scored = score_units(model, images, config, table, seed)
+        scored = score_units(model, images, config, table, seed, known)
         like = {key: found.reference for key, found in scored.items() if found.reference is not None}
         scores = {key: found.scores for key, found in scored.items()}
-        plan = decide(scores, table, limits, rule=config.rule, share=config.share, like=like or None)
-    plan = within_budget(plan, arch, table, limits, min_parameters=config.min_parameters, min_macs=config.min_macs)
+        plan = decide(scores, table, limits_of(config), rule=config.rule, share=config.share, like=like or None,
+                      quota=quota)  # fmt: skip
+    plan = within_budget(plan, arch, table, limits_of(config),
+                         min_parameters=config.min_parameters, min_macs=config.min_macs)  # fmt: skip
     return Proposal(plan, scored)
-
-
-def limits_of(config: PruneConfig) -> Limits:
-    """The limits that a configuration sets."""
-    return Limits(config.max_share, config.min_heads, config.min_width, config.align)
-
-
-def table_of(arch: Architecture, config: PruneConfig, stages: tuple[int, ...]) -> Table:
-    """The units of some stages that a configuration prunes and that are left; raises as `bundles`."""
-    wanted = {True: config.heads, False: config.mlp}
-    return bundles(arch, config.mlp_group,
-                   (key for key in arch.groups if key.stage in stages and wanted[key.kind == ATTENTION]))  # fmt: skip
 
 
 def prune_step(
@@ -88,15 +95,18 @@ def prune_step(
     stages: tuple[int, ...],
     seed: int,
     judge: Judge,
+    known: Annotations = NOTHING,
+    left: StepsLeft | None = None,
 ) -> StepResult:
     """Prune a model once; the model itself is not changed.
 
     Args:
         images: open data [B, 3, S, S] to score by, on the model's device.
         judge: balanced accuracy on held-back open data, asked only if `prune.rollback` is set.
+        known, left: see `propose`.
     """
     start = time.perf_counter()
-    proposal = propose(model, images, config, stages, seed)
+    proposal = propose(model, images, config, stages, seed, known=known, left=left)
     plan = proposal.plan
     scoring = time.perf_counter() - start
     state, arch = model.state_dict(), model.architecture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from fedskew.config.schema import ConfigError
+from fedskew.config.schema import ConfigError, PruneConfig
 from fedskew.model.architecture import Architecture
-from fedskew.model.groups import PrunableGroup, SublayerKey
+from fedskew.model.groups import ATTENTION, PrunableGroup, SublayerKey
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,10 @@ def check_bundles(arch: Architecture, setting: str) -> None:
 
 
 Table = Mapping[SublayerKey, Bundles]
+
+
+def table_of(arch: Architecture, config: PruneConfig, stages: Collection[int]) -> Table:
+    """The units of some stages that a configuration prunes and that are left; raises as `bundles`."""
+    wanted = {True: config.heads, False: config.mlp}
+    return bundles(arch, config.mlp_group,
+                   (key for key in arch.groups if key.stage in stages and wanted[key.kind == ATTENTION]))  # fmt: skip

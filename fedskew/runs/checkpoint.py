@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedskew.files import read_json
+from fedskew.files import file_sha256, read_json
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import ModelFileError, read_model
-from fedskew.model.pretrained import file_sha256
+from fedskew.runs.reading import MODEL, STATE
 
-MODEL, STATE, COMPANIONS = "model.safetensors", "state.json", "companions.safetensors"
+COMPANIONS = "companions.safetensors"
 PROGRESS: Mapping[str, tuple[type, ...]] = {
     "bytes_down_total": (int,), "bytes_up_total": (int,), "missed": (int,), "seconds": (int, float),
     "best": (dict, type(None)), "class_counts": (dict,), "open_losses": (dict,), "audit": (dict,), "sites": (list,),

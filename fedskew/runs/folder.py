@@ -14,41 +14,46 @@ A round counts when its checkpoint folder has been renamed into place; everythin
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.errors import FedskewError
 from fedskew.files import link, sync_directory, write_bytes, write_json
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import encode_model
-from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
-from fedskew.runs.record import read_records
+from fedskew.runs.checkpoint import COMPANIONS, Checkpoint, digest, read_checkpoint
+from fedskew.runs.naming import name_is_taken, remove_folder, rename_to_free, scratch_for
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+    SPLIT,
+    STATE,
+    SUMMARY,
+    RunFolderError,
+    read_records,
+)
+
+__all__ = ["ARCHITECTURE", "CONFIG", "METRICS", "MODEL", "PREDICTIONS", "SPLIT", "SUMMARY", "RunFolder",
+           "RunFolderError", "summary_time"]  # fmt: skip
 
 log = logging.getLogger("flwr.fedskew.runs")
 
 ARCHITECTURE = "architecture.json"
-METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
-
-
-class RunFolderError(FedskewError, RuntimeError):
-    """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
 
 
 class RunFolder:
@@ -73,27 +78,28 @@ class RunFolder:
             RunFolderError: the name is taken and not to be numbered, or the parent cannot be written.
         """
         made = tuple(path for path in (parent, *parent.parents) if not os.path.exists(path))
-        scratch = parent / f".{name}.{uuid4().hex}.tmp"
+        scratch = scratch_for(parent / name)
         try:
             (scratch / "checkpoints").mkdir(parents=True)
             for file, text in (files or {}).items():
                 write_bytes(scratch / file, text.encode())
-            folder = cls(_rename_to_free(scratch, parent, name, numbered=numbered))
+            path = rename_to_free(scratch, parent / name, numbered=numbered)
             sync_directory(parent)
         except OSError as error:
-            _remove(scratch, made)
+            remove_folder(scratch, made)
             raise RunFolderError(
                 f"no run folder can be made in {parent} ({error}); set run.output-dir to a writable folder"
             ) from error
-        except RunFolderError:
-            _remove(scratch, made)
-            raise
+        if path is None:
+            remove_folder(scratch, made)
+            raise RunFolderError(name_is_taken(parent / name))
+        folder = cls(path)
         folder._made = made
         return folder
 
     def discard(self) -> None:
         """Remove the folder of a run that did not get as far as its first checkpoint, and parents made for it."""
-        _remove(self.path, self._made)
+        remove_folder(self.path, self._made)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -136,12 +142,15 @@ class RunFolder:
         predictions: Predictions | None = None,
         companions: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
 
         Args:
             predictions: of this round's model on the test set, if it was evaluated.
             about: what the model file says of itself, see `lineage.about_model`.
+
+        Returns:
+            The line of metrics as it was written.
 
         Raises:
             RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
@@ -158,6 +167,7 @@ class RunFolder:
             folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
+        return record
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
@@ -251,16 +261,8 @@ class RunFolder:
         raise RunFolderError(f"{self.path} holds no whole checkpoint to resume from; start the run anew")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics, one a round.
-
-        Raises:
-            RunFolderError: there are none.
-            DamagedFileError: they are not what a run writes.
-        """
-        path = self.path / METRICS
-        if not path.is_file():
-            raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
-        return read_records(path)
+        """The lines of metrics, one a round. Raises as `read_records`."""
+        return read_records(self.path)
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
@@ -275,40 +277,3 @@ def summary_time(path: Path) -> int:
     """When a run's summary was written, in ns: it is the last thing that a run does. 0 if it has none."""
     file = path / SUMMARY
     return file.stat().st_mtime_ns if file.is_file() else 0
-
-
-def numbered_names(name: str) -> Iterator[str]:
-    """`name`, `name-2`, `name-3` …"""
-    yield name
-    yield from (f"{name}-{number}" for number in count(2))
-
-
-def _rename_to_free(scratch: Path, parent: Path, name: str, *, numbered: bool) -> Path:
-    """Give a finished folder its name, which nothing else may have."""
-    for candidate in numbered_names(name):
-        path = parent / candidate
-        if not path.exists():
-            try:
-                scratch.rename(path)
-                return path
-            except OSError as error:  # somebody else was faster
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-        if not numbered:
-            raise RunFolderError(f'{path} is there already; go on in it with resume="{path}", or set another run.name')
-    raise AssertionError("unreachable")
-
-
-def _remove(folder: Path, made: tuple[Path, ...]) -> None:
-    """Remove a folder, and those of its parents that were made for it and hold nothing else.
-
-    It loses its name first: what a process that dies meanwhile leaves behind is never taken for a run folder, in which
-    a supervisor would go on, or find no configuration.
-    """
-    scratch = folder.with_name(f".{folder.name}.{uuid4().hex}.tmp")
-    with suppress(OSError):  # it is not there, or cannot be renamed: then it cannot be removed either
-        folder.rename(scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
-    for parent in made:
-        with suppress(OSError):  # another run has come to lie there
-            parent.rmdir()

@@ -1,8 +1,9 @@
 """`predictions.npz`: what a run's model says of each test image, for comparisons in pairs. No image is in it.
 
-NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities`, `round` and `model` (SHA-256
-of the model file, absent in those of earlier versions); about 60 KB for 1,700 images of seven classes. Written without
-a time stamp: the same predictions are the same bytes.
+NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities`, `round`, `model` (SHA-256 of
+the model file) and `group.site`, `group.sex`, `group.age` (a band of years); what comes last is absent in those of
+earlier versions. About 60 KB for 1,700 images of seven classes. Written without a time stamp: the same predictions are
+the same bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from fedskew.errors import FedskewError
+from fedskew.files import file_sha256
 from fedskew.metrics.predictions import Predictions
-from fedskew.model.pretrained import file_sha256
-from fedskew.runs.checkpoint import MODEL, STATE
+from fedskew.runs.reading import METRICS, MODEL, PREDICTIONS, STATE
 
-PREDICTIONS, METRICS = "predictions.npz", "metrics.jsonl"
+GROUP = "group."
 MAX_BYTES = 2**30  # unpacked; a million images of seven classes are a fifth of it
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error,
@@ -44,6 +45,7 @@ def encode_predictions(predictions: Predictions) -> bytes:
         probabilities=predictions.probabilities.astype(np.float32),
         round=np.array(predictions.round_number),
         **({"model": np.array(predictions.model)} if predictions.model else {}),
+        **{f"{GROUP}{name}": column for name, column in sorted(predictions.groups.items())},
     )
     return target.getvalue()
 
@@ -107,6 +109,7 @@ def read_predictions(path: Path) -> Predictions:
                 probabilities=file["probabilities"],
                 round_number=int(file["round"]),
                 model=str(file["model"]) if "model" in file else "",
+                groups={name.removeprefix(GROUP): file[name] for name in file.files if name.startswith(GROUP)},
             )
     except FileNotFoundError:
         raise PredictionsError(

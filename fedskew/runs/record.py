@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fedskew.files import DamagedFileError, read_json_lines
+from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
-
-# What became of a site in a round's training phase.
-IN = "in"  # its update is in the new global model
-UNUSED = "unused"  # a good answer that is not: the round was not accepted, or the aggregation took another's
-LATE = "late"  # it was asked, and no answer came in time
-MISSING = "missing"  # it was not connected, or vanished
-REFUSED = "refused"  # its answer was set aside
-FAILED = "failed"  # it answered that it did not do the task
-OUTCOMES = (IN, UNUSED, LATE, MISSING, REFUSED, FAILED)
 
 
 @dataclass
@@ -54,6 +44,7 @@ class RoundLog:
     norms: dict[str, float] = field(default_factory=dict)  # node → 2-norm of its update, also of one set aside
     strangers: list[str] = field(default_factory=list)  # answers that are nobody's, or not of whom they name
     step: StepResult | None = None
+    distillation: TrainResult | None = None  # of the server, see `methods.distillation`
     before: Architecture | None = None
 
 
@@ -95,56 +86,16 @@ def round_record(
         "seconds_training": round(log.seconds_training, 3),
         "seconds_scoring": round(log.seconds_scoring, 3),
         "seconds_evaluation": round(log.seconds_evaluation, 3),
+        **({"distillation": _distilled(log.distillation)} if log.distillation else {}),
         "given_back": log.step.given_back if log.step else 0,
         "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
         "blocks": _blocks(log.before or arch, arch, log.step),
     }
 
 
-FIELDS: Mapping[tuple[type, ...], tuple[str, ...]] = {  # what a line that is read back may hold
-    (int,): (
-        "parameters", "macs", "macs_total", "memory_bytes", "dense_parameters", "dense_macs", "dense_macs_total",
-        "dense_memory_bytes", "bytes_down", "bytes_up", "bytes_down_total", "bytes_up_total", "model_bytes",
-        "clients_ok", "clients_failed", "given_back",
-    ),
-    (int, float): ("seconds", "seconds_training", "seconds_scoring", "seconds_evaluation"),
-    (int, float, type(None)): (
-        "train_loss", "loss", "accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", "expected_calibration_error",
-        "melanoma_specificity",
-    ),
-    (dict,): (
-        "failed", "participation", "weights", "limited", "norms", "nodes", "notes", "class_counts", "audit",
-    ),
-    (dict, type(None)): ("validation", "held_back", "selection", "recall", "auroc", "support"),
-    (list,): ("strangers", "sign_agreement", "blocks"),
-}  # fmt: skip
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines that `round_record` made; versions differ in their fields.
-
-    Raises:
-        DamagedFileError: they are not what a run writes.
-    """
-    records = read_json_lines(path)
-    for number, record in enumerate(records, start=1):
-        if reason := _wrong_field(record):
-            raise DamagedFileError(f"{path}, line {number} is damaged: {reason}")
-    return records
-
-
-def _wrong_field(record: Mapping[str, Any]) -> str:
-    """What in a line is not of the kind that a run writes; empty if all is."""
-    number = record.get("round")
-    if type(number) is not int or number < 0:
-        return f"its round is {number!r:.40}"
-    wrong = (
-        f"its {name} is {record[name]!r:.40}"
-        for kinds, names in FIELDS.items()
-        for name in names
-        if name in record and type(record[name]) not in kinds
-    )
-    return next(wrong, "")
+def _distilled(result: TrainResult) -> dict[str, float]:
+    return {"loss": round(result.loss, 6), "first_loss": round(result.first_loss, 6), "steps": result.steps,
+            "seconds": round(result.seconds, 3)}  # fmt: skip
 
 
 def sizes(arch: Architecture) -> dict[str, int]:

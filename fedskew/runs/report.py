@@ -13,8 +13,10 @@ from fedskew.config.schema import Config
 from fedskew.data.splits import Split
 from fedskew.learning.datasets import DataSet
 from fedskew.learning.judging import best_record, evaluated, in_words, judge
+from fedskew.learning.precision import precision_in_words
+from fedskew.learning.train import pick_device
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
-from fedskew.runs.record import IN
+from fedskew.runs.reading import IN
 from fedskew.runs.round_table import NARROW, duration, figure
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"
@@ -38,23 +40,26 @@ def quiet_flower() -> Iterator[None]:
 
 
 def head_lines(
-    config: Config,
-    data: DataSet,
-    split: Split,
-    nodes: int,
-    held_back: int,
-    *,
-    sites: Sequence[Sequence[str]] = (),
-    unused: int = 0,
+    config: Config, data: DataSet, split: Split, manifest: Mapping[str, Any], scoring: str = ""
 ) -> list[str]:
-    """What a run is of, on what data, and what its rounds are judged by; `sites`, `unused`: see `part_lines`."""
+    """What a run is of, on what data, and what its rounds are judged by.
+
+    Args:
+        manifest: see `learning.manifest.run_manifest`.
+        scoring: see `ServerData.scoring_note`.
+    """
+    nodes, held_back = manifest["nodes"], len(manifest["held_back"])
     clients = f"{len(split.clients)} for {nodes} nodes ({config.data.partition})" if nodes else "nodes have their own"
+    if config.data.partition == "pooled":
+        clients = f"{len(split.clients) + len(split.open) - held_back} to train on in one place"
     lines = [
         f"preset {config.preset}, model {config.model.name}, pruning {config.prune.criterion}, seed {config.run.seed}",
         f"data {data.place}: {len(split.test)} test, {len(split.open)} open ({held_back} held back), {clients}; "
         f"split by {config.data.split_by}",
         f"rounds are judged by {in_words(judge(config, None))} (* is the best so far)",
-        *part_lines(config, sites, unused),
+        f"computes in {precision_in_words(config.train.precision, pick_device(config.train.device))}",
+        *([scoring] if scoring else []),
+        *part_lines(config, manifest.get("sites", ()), manifest["unused_validation"]),
     ]
     lines += [f"data: {note}" for note in data.notes[:NOTES]]
     return [part for line in lines for part in _wrapped(line)]
@@ -164,6 +169,21 @@ def _chosen_by(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     """The table that a run ends with. MB are 10⁶ bytes, MiB 2²⁰."""
+    rows = _figure_rows(summary)
+    about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
+    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
+    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
+    lines += _wrapped(f"best round: {_about_best(summary)}")
+    if left_out := _left_out(summary):
+        lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
+    if summary.get("stopped"):
+        lines += _wrapped(f"stopped early: {summary['stopped']}")
+    lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
+    return "\n".join([*lines, f"run folder: {folder}"])
+
+
+def _figure_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How good the final model is, and how large beside the dense one."""
     final, dense = summary["final"], summary["dense"]
     rows = [
         ("accuracy", f"{final['accuracy']:.3f}", ""),
@@ -191,16 +211,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         ("received from nodes", f"{summary['bytes_up'] / 1e6:.1f} MB", ""),
     ]
     rows[4:4] = _recall_rows(final)
-    about = f"{summary['method']}, seed {summary['seed']}, {duration(summary['seconds'])}"
-    lines = [f"after {_count(summary['rounds'], 'round')} ({about}):", *_aligned(rows)]
-    lines += [part for line in warnings_of(summary) for part in _wrapped(f"warning: {line}")]
-    lines += _wrapped(f"best round: {_about_best(summary)}")
-    if left_out := _left_out(summary):
-        lines += _wrapped(f"not in every round: {left_out}; fedskew participation says why")
-    if summary.get("stopped"):
-        lines += _wrapped(f"stopped early: {summary['stopped']}")
-    lines += [part for change in summary.get("changes", ()) for part in _wrapped(f"resumed: {change_text(change)}")]
-    return "\n".join([*lines, f"run folder: {folder}"])
+    return rows
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ from fedskew.config.load import load_saved
 from fedskew.files import read_json
 from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
-from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError, numbered_names
-from fedskew.runs.starts import changed_settings, recorded_nodes
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError
+from fedskew.runs.naming import name_is_taken, numbered_names
+from fedskew.runs.reading import recorded_nodes
+from fedskew.runs.starts import changed_settings
 
 DEFAULT_NODES = 4
 
@@ -27,7 +29,7 @@ MAY_CHANGE: dict[str, Collection[str] | None] = {
         "rounds", "min-nodes", "join-deadline", "quorum", "round-deadline", "grace", "max-missed-rounds",
         "max-weight-ratio", "norm-bound", "rollback", "require-signatures",
     },
-    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints"},
+    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints", "report", "sinks"},
 }  # fmt: skip
 # A run folder that was moved, by a sweep for one, bears other names of itself than its configuration.
 MAY_MOVE = MAY_CHANGE | {"run": {*(MAY_CHANGE["run"] or ()), "output-dir", "name"}}
@@ -50,8 +52,7 @@ def planned_folder(config: Config) -> Path:
     for name in names:
         if not (parent / name).exists():
             return parent / name
-    path = parent / config.run.name
-    raise RunFolderError(f'{path} is there already; go on in it with resume="{path}", or set another run.name')
+    raise RunFolderError(name_is_taken(parent / config.run.name))
 
 
 def new_folder(config: Config, files: Mapping[str, str] | None = None) -> RunFolder:

@@ -6,30 +6,34 @@ when a run is to start, not when its configuration is read: run folders of earli
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from fedskew.config.load import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
-from fedskew.data.archives import open_store
+from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.augment import RandAugment
-from fedskew.data.samples import DataError
+from fedskew.data.manifest import load_manifest
+from fedskew.data.samples import DataError, encode_labels
+from fedskew.data.sources import open_source
+from fedskew.learning.precision import slow_precision
 from fedskew.learning.train import pick_device
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.paths import runs_directory
-from fedskew.pruning.schedule import steps_until
+from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.budget import check_budget
+from fedskew.pruning.criteria import WITHOUT_SIGN
+from fedskew.pruning.schedule import budget_steps, steps_until
+from fedskew.pruning.score import check_annotations
 from fedskew.pruning.units import check_bundles
 from fedskew.runs.folder import RunFolderError
 from fedskew.runs.resume import planned_folder
-
-log = logging.getLogger("flwr.fedskew.server")
-
-NEVER_NEGATIVE = ("l1-norm", "random")  # criteria whose scores are never <= 0
 
 
 def check_combination(config: Config) -> None:
@@ -37,11 +41,14 @@ def check_combination(config: Config) -> None:
 
     Raises:
         ConfigError: a criterion or method that there is not, a pruning rule that removes nothing with its criterion, a
-            method that does not go with the criterion, or a schedule that ends before it begins.
+            criterion that looks at what no run has, a method that does not go with the criterion, or a schedule that
+            ends before it begins.
     """
     check_names(config)
     prune, method = config.prune, config.federation.method
     check_rule(prune)
+    if prune.criterion != "none":
+        check_annotations(prune, Annotations(labels=torch.empty(0)))  # the open images have labels, and no masks
     if method == "average" and prune.criterion != "none":
         raise ConfigError(
             f"federation.method=average prunes nothing, and prune.criterion is {prune.criterion}: set "
@@ -50,6 +57,11 @@ def check_combination(config: Config) -> None:
     if method == "skewness" and prune.criterion == "none":
         raise ConfigError(
             "federation.method=skewness prunes, and prune.criterion is none: set a criterion, or federation.method=auto"
+        )
+    if prune.criterion != "none" and prune.freeze and not prune.steps_per_stage:
+        raise ConfigError(
+            "prune.freeze freezes a stage when the next one unlocks, and prune.steps-per-stage=0 unlocks all at once: "
+            "switch prune.freeze off, or set prune.steps-per-stage=1 or more"
         )
     if prune.criterion != "none" and 0 < prune.last_round < prune.first_round:
         raise ConfigError(
@@ -64,11 +76,11 @@ def check_rule(prune: PruneConfig) -> None:
     Raises:
         ConfigError: nothing would ever be removed.
     """
-    if prune.criterion in NEVER_NEGATIVE and prune.rule == "sign":
+    if prune.criterion in WITHOUT_SIGN and prune.rule == "sign":
         raise ConfigError(
             f"prune.criterion={prune.criterion} with prune.rule=sign removes nothing: it removes scores <= 0, and "
-            "this criterion's are never that. Set prune.rule=match (as many units as the sign of the skewness would "
-            "remove) or prune.rule=share (prune.share of them)"
+            "this criterion's are never below 0. Set prune.rule=match (as many units as the sign of the skewness would "
+            "remove), prune.rule=share (prune.share of them) or prune.rule=budget (down to prune.min-parameters)"
         )
 
 
@@ -82,6 +94,8 @@ def idle_settings(config: Config) -> Iterator[str]:
         yield f"data.alpha={data.alpha:g} has no effect: data.partition is {data.partition}, not dirichlet"
     if prune.criterion == "none":
         return
+    if prune.criterion != "automatic" and prune.boundary != type(prune).boundary:
+        yield f"prune.boundary={prune.boundary:g} has no effect: prune.criterion is {prune.criterion}, not automatic"
     if prune.rule != "share" and prune.share != type(prune).share:
         yield f"prune.share={prune.share:g} has no effect: prune.rule is {prune.rule}, not share"
     if not steps_until(prune, rounds):
@@ -94,8 +108,15 @@ def check_enough_nodes(config: Config, nodes: int) -> None:
     """Refuse a simulation with fewer nodes than are to take part: it would wait for the others.
 
     Raises:
-        ConfigError: more are asked for than there are.
+        ConfigError: more are asked for than there are, or several share pooled data.
     """
+    if config.data.partition == "pooled" and nodes != 1:
+        raise ConfigError(
+            f"data.partition=pooled is training in one place, and {nodes} nodes are simulated: give --nodes 1"
+        )
+    only = config.federation.only_node
+    if only and only not in (names := [f"partition-{number}" for number in range(nodes)]):
+        raise ConfigError(f"federation.only-node is {only}, and the simulated nodes are {', '.join(names)}")
     for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
         if count > nodes:
             raise ConfigError(
@@ -117,6 +138,16 @@ def check_data_given(data: DataConfig) -> None:
         )
 
 
+def check_pruning(config: Config, arch: Architecture) -> None:
+    """Refuse pruning settings that do not fit an architecture.
+
+    Raises:
+        ConfigError: MLP groups that do not divide its widths, or a budget that the run's steps do not reach.
+    """
+    check_bundles(arch, config.prune.mlp_group)
+    check_budget(arch, config.prune, budget_steps(config.prune, arch.stages, config.federation.rounds))
+
+
 def check_settings(config: Config) -> Architecture:
     """Refuse settings that would end the run later, on the server or on every node; returns the dense architecture.
 
@@ -133,7 +164,7 @@ def check_settings(config: Config) -> Architecture:
         open_store(place)  # says it, with what is near; before any weights are fetched
     arch = dense_architecture(config.model, removed=config.prune.removed)
     if config.prune.criterion != "none":
-        check_bundles(arch, config.prune.mlp_group)
+        check_pruning(config, arch)
         if config.prune.freeze and arch.stages == 1:
             raise ConfigError(
                 f"prune.freeze stops training stage by stage, and {config.model.name} is one stage: nothing but the "
@@ -141,8 +172,22 @@ def check_settings(config: Config) -> Architecture:
             )
     _check_policy(config.train.rand_augment)
     pick_device(config.train.device)
-    _warn_of_threads(config)
     return arch
+
+
+def check_tables(config: Config) -> None:
+    """Refuse a data set whose tables or labels the server would refuse; no image is opened.
+
+    Archives are left to the server: to list a compressed one it has to be read to its end.
+
+    Raises:
+        DataError: see `open_source` and `encode_labels`.
+    """
+    place = Path(config.data.dir).expanduser().absolute()
+    if config.data.source != "folder" or not place.is_dir() or any(map(is_archive_name, os.listdir(place))):
+        return
+    manifest = load_manifest(config.data.manifest) if config.data.manifest else None
+    encode_labels(open_source(place, manifest=manifest).samples, config.model.classes)
 
 
 def _check_policy(policy: str) -> None:
@@ -153,7 +198,15 @@ def _check_policy(policy: str) -> None:
         raise ConfigError(f"train.rand-augment: {error}") from None
 
 
-def _warn_of_threads(config: Config) -> None:
+def doubtful_settings(config: Config) -> Iterator[str]:
+    """One line for each setting that a run goes on with, and that may not do what was meant: for its head."""
+    yield from idle_settings(config)
+    if slow := slow_precision(config.train.precision, pick_device(config.train.device)):
+        yield slow
+    yield from _threads(config)
+
+
+def _threads(config: Config) -> Iterator[str]:
     """More threads than CPUs are slow, but a run may have to be repeated with them: results depend on their number."""
     cpus = os.cpu_count() or 1
     here = {"run.threads": config.run.threads}
@@ -161,7 +214,7 @@ def _warn_of_threads(config: Config) -> None:
         here["train.threads"] = config.train.threads
     for key, threads in here.items():
         if threads > cpus:
-            log.warning("%s is %d, and this machine has %d CPUs: that is slower than %d", key, threads, cpus, cpus)
+            yield f"{key} is {threads}, and this machine has {cpus} CPUs: that is slower than {cpus}"
 
 
 def check_place(config: Config, arch: Architecture) -> None:

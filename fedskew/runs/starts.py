@@ -1,8 +1,8 @@
 """What is written down at every start of a run, and what a run that goes on must find unchanged.
 
 `starts.jsonl` has a line for each start: when, before which round, as which run of Flower (sites' audit logs name it
-too), on what device, with which versions and plugins, and what differs from the start before. `split.json` says who has
-which images and how many nodes share them.
+too), on what device and in which precision, with which versions and plugins, and what differs from the start before.
+`split.json` says who has which images and how many nodes share them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,39 +20,23 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
-from fedskew.files import DamagedFileError, read_json, read_json_lines
+from fedskew.learning.precision import choose_precision
 from fedskew.learning.train import pick_device
 from fedskew.plugins import loaded, taking_part
-from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError
+from fedskew.runs.folder import RunFolder
+from fedskew.runs.reading import (
+    STARTS,
+    Change,
+    RunFolderError,
+    changes_in,
+    read_changes,
+    read_precision,
+    read_split,
+    read_starts,
+    recorded_nodes,
+)
 
-STARTS, PLUGINS = "starts.jsonl", "plugins"
-OF_CHANGE = frozenset({"key", "old", "new"})
-# Where things lie. Their content is what the run began with: hashes of samples and split see to that.
-PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting, or a fact of the machine, that is another one since a run was resumed.
-
-    Attributes:
-        round_number: the first round that it holds for.
-        key: `section.key`; of the machine `device`, `torch` or `fedskew`.
-        time: of the start, in UTC (ISO 8601).
-    """
-
-    round_number: int
-    key: str
-    old: Any
-    new: Any
-    time: str
-
-    def __str__(self) -> str:
-        return f"{self.key} {self.old} → {self.new} from round {self.round_number}"
-
-    def as_json(self) -> dict[str, Any]:
-        """For `summary.json`."""
-        return {"round": self.round_number, "key": self.key, "old": self.old, "new": self.new, "time": self.time}
+PLUGINS = "plugins"
 
 
 def changed_settings(saved: Config, wanted: Config) -> Iterator[tuple[str, Any, Any]]:
@@ -88,51 +71,23 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
     Returns:
         The changes, without those of places.
     """
-    path = folder.path / STARTS
-    before = _lines(path)
+    before = read_starts(folder.path)
     machine = _machine(config)
-    moved = [(key, before[-1][key], value) for key, value in machine.items() if before and before[-1][key] != value]
+    last = before[-1] if before else machine
+    moved = [(key, last[key], value) for key, value in machine.items() if last.get(key, value) != value]
     line = _line(round_number, run_id, config, [*changed_settings(saved, config), *moved])
     folder.write_text(STARTS, "".join(f"{json.dumps(known)}\n" for known in before) + line)
-    return _changes([json.loads(line)])
+    return changes_in([json.loads(line)])
 
 
-def read_changes(path: Path) -> list[Change]:
-    """Everything that is another one since a run in a folder began, in order, without places."""
-    return _changes(_lines(path / STARTS))
-
-
-def read_flower_runs(path: Path) -> list[tuple[int, int]]:
-    """(first round, Flower's run id) of every start in a folder, in order; without those of earlier versions.
-
-    Of several that begin with the same round only the last one finished it.
-    """
-    return [(line["round"], line["flower_run"]) for line in _lines(path / STARTS) if "flower_run" in line]
-
-
-def _changes(lines: Iterable[Mapping[str, Any]]) -> list[Change]:
-    return [
-        Change(line["round"], change["key"], change["old"], change["new"], line["time"])
-        for line in lines
-        for change in line["changes"]
-        if change["key"] not in PLACES
-    ]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Absent in runs of earlier versions."""
-    lines = read_json_lines(path) if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        changes = line.get("changes")
-        whole = isinstance(changes, list) and all(isinstance(one, dict) and one.keys() >= OF_CHANGE for one in changes)
-        if not whole or type(line.get("round")) is not int or not isinstance(line.get("time"), str):
-            raise DamagedFileError(f"{path}, line {number} is damaged: it is no line of a start: {line!r:.80}")
-    return lines
+def summary_of_starts(path: Path) -> dict[str, Any]:
+    """What `summary.json` tells of a run's starts: what it computed in at last, and what changed on the way."""
+    return {"precision": read_precision(path), "changes": [change.as_json() for change in read_changes(path)]}
 
 
 def check_plugins(path: Path) -> None:
     """Raise `RunFolderError` unless the plugins that take part in a run are loaded, and still what they were."""
-    starts, here = _lines(path / STARTS), {plugin.name: plugin.sha256 for plugin in loaded()}
+    starts, here = read_starts(path), {plugin.name: plugin.sha256 for plugin in loaded()}
     for name, digest in (starts[-1].get(PLUGINS, {}) if starts else {}).items():
         if name not in here:
             raise RunFolderError(
@@ -158,39 +113,14 @@ def _machine(config: Config) -> dict[str, str]:
     """What the server's figures depend on besides the configuration."""
     device = pick_device(config.train.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"fedskew": __version__, "torch": torch.__version__, "device": name}
+    precision = choose_precision(config.train.precision, device)
+    return {"fedskew": __version__, "torch": torch.__version__, "device": name, "precision": precision}
 
 
 def samples_hash(samples: Sequence[Sample]) -> str:
     """SHA-256 over labels and metadata: equal for the same data set wherever it lies."""
     rows = [{name: value for name, value in vars(sample).items() if name != "image"} for sample in samples]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def read_split(path: Path) -> dict[str, Any]:
-    """The split of a run folder; empty if it has none (yet).
-
-    Raises:
-        DamagedFileError: it is not what a run writes.
-    """
-    file = path / SPLIT
-    split = read_json(file) if file.is_file() else {}
-    ids, nodes = split.get("ids", {}), split.get("nodes")
-    parts = ids.get("parts", []) if isinstance(ids, dict) else None
-    lists = [ids.get("test", []), ids.get("open", []), *parts] if isinstance(parts, list) else [None]
-    if type(nodes) not in (int, type(None)) or not all(map(_are_texts, lists)):
-        raise DamagedFileError(f"{file} is damaged: expected lists of image ids and a number of nodes")
-    return split
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def recorded_nodes(path: Path) -> int | None:
-    """How many nodes share the data of a run; None if each has its own, or none is on record."""
-    split = read_split(path)
-    return split.get("nodes") or len(split.get("ids", {}).get("parts", ())) or None
 
 
 def check_nodes(path: Path, nodes: int) -> None:

@@ -53,7 +53,8 @@ from fedskew.site.audit import (
 from fedskew.site.egress import split_metrics, suppress_counts
 from fedskew.site.ledger import Books, cost_in_words, cost_of, is_spent, ledger_path, read_books, record_answer
 from fedskew.site.limits import exceeded, is_simulated, site_settings
-from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, load_policy
+from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash
+from fedskew.site.policy_file import load_policy
 from fedskew.site.privacy import PrivacyError, protect
 
 log = logging.getLogger("flwr.fedskew.site")

@@ -41,7 +41,8 @@ from fedskew.flower import (
     supernode_internal,
 )
 from fedskew.site.audit import AuditError, append_entry, audit_path, site_name
-from fedskew.site.policy import PolicyError, PolicyRefusal, check_task, load_policy
+from fedskew.site.policy import PolicyError, PolicyRefusal, check_task
+from fedskew.site.policy_file import load_policy
 from fedskew.text import printable
 
 KEY_ID = "fpk_site_policy"

@@ -16,9 +16,11 @@ from fedskew.data.samples import DataError
 from fedskew.federation.client import task_data
 from fedskew.federation.messages import CONFIG, MessageError, pack_task, unpack_task
 from fedskew.federation.seal import SealError, load_signer, seal
-from fedskew.learning.train import TrainingError, cpu_threads
+from fedskew.learning.precision import slow_precision
+from fedskew.learning.train import TrainingError, cpu_threads, pick_device
 from fedskew.model.bounds import ArchitectureError
 from fedskew.site.gate import SITE_ERRORS, Gate
+from fedskew.site.limits import is_simulated
 from fedskew.text import printable
 
 log = logging.getLogger("flwr.fedskew.client")
@@ -52,7 +54,11 @@ def _guarded(message: Message, context: Context, work: Work, gate: Gate) -> Mess
     if admitted is not task:
         config = dict(message.content.config_records[CONFIG]) | dict(pack_task(admitted, arrays).config_records[CONFIG])
         message.content = RecordDict(dict(message.content) | {CONFIG: ConfigRecord(config)})
-    with cpu_threads(admitted.config.train.threads):
+    settings = admitted.config.train
+    slow = slow_precision(settings.precision, pick_device(settings.device))
+    if slow and not is_simulated(context.node_config):  # which is where the server is, and that has said so
+        log.warning("%s", slow)
+    with cpu_threads(settings.threads):
         data = task_data(admitted, context)
         gate.check_data(data)
         reply = gate.release(work(message, context), data)

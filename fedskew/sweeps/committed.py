@@ -18,7 +18,8 @@ import yaml
 
 from fedskew.files import read_json, write_bytes, write_json
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import PREDICTIONS
 from fedskew.sweeps.history import SWEEP, read_history
 from fedskew.sweeps.results import Cell, ResultsError, RunResult, read_cells, read_settings
 
@@ -63,9 +64,10 @@ def _export_predictions(run: RunResult, target: Path) -> None:
     if run.predictions is None:
         (target / PREDICTIONS).unlink(missing_ok=True)  # of an earlier export
         return
-    for name in (*run.predictions.images, *run.predictions.lesions):
+    groups = (name for column in run.predictions.groups.values() for name in set(column.tolist()))
+    for name in (*run.predictions.images, *run.predictions.lesions, *groups):
         if ABSOLUTE.search(str(name)):
-            raise ResultsError(f"{run.path / PREDICTIONS} names a path as an image or lesion: {name}")
+            raise ResultsError(f"{run.path / PREDICTIONS} names a path as an image, lesion or group: {name}")
     write_bytes(target / PREDICTIONS, encode_predictions(run.predictions))
 
 

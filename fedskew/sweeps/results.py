@@ -15,7 +15,8 @@ from fedskew.errors import FedskewError
 from fedskew.files import DamagedFileError, read_json, read_json_lines
 from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
-from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, accuracy_of, read_predictions
+from fedskew.runs.predictions import SAME_ACCURACY, accuracy_of, read_predictions
+from fedskew.runs.reading import PREDICTIONS
 from fedskew.sweeps.history import read_history
 from fedskew.sweeps.progress import read_summary
 from fedskew.text import read_yaml

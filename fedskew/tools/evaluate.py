@@ -11,7 +11,7 @@ from typing import Any
 from fedskew.config.load import from_mapping, load_saved
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
-from fedskew.files import write_bytes
+from fedskew.files import file_sha256, write_bytes
 from fedskew.learning.datasets import DataSet, open_data, split_hash, split_server
 from fedskew.learning.judging import best_record
 from fedskew.learning.local import predict_images
@@ -20,7 +20,6 @@ from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import ModelFileError, load_model, read_about, read_preprocessing
-from fedskew.model.pretrained import file_sha256
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
 from fedskew.runs.lineage import SPLIT_KEYS
 from fedskew.runs.predictions import PredictionsError, check_target, encode_predictions
@@ -71,15 +70,14 @@ def evaluate_run(
         PredictionsError: they cannot be written there, or are not those of the run that lies there.
     """
     path = model_file(run, best=best)
-    if data is None and not _beside(path, best=best).is_file():
+    if data is None and not config_beside(path, best=best).is_file():
         raise RunFolderError(f"{path} does not say what data it was trained on: give --data-dir")
     own = predictions is not None and check_target(predictions, path)
     model = load_model(path)
-    setting = setting_of(path, model.architecture, best=best, everything=everything)
-    config, prepared = _of_data(setting, data, manifest), setting.preprocessing
-    opened = open_data(
-        config.data, prepared.image_size, vocabularies=model.architecture.vocabularies, edge=prepared.edge
-    )
+    arch = model.architecture
+    setting = setting_of(path, arch, best=best, everything=everything)
+    config, prepared = of_data(setting, data, manifest), setting.preprocessing
+    opened = open_data(config.data, prepared.image_size, vocabularies=arch.vocabularies, edge=prepared.edge)
     split = split_server(opened, config.data)
     same = _same_split(setting.lineage, split_hash(opened, split))
     if own and (everything or same is False):
@@ -100,7 +98,7 @@ def evaluate_run(
     seen = seen_images(
         found.images.tolist(), run_split(path), same_split=same, everything=everything, test=len(split.test)
     )
-    return _result(path, opened, found, model.architecture, setting) | {
+    return _result(path, opened, found, arch, setting) | {
         "split": "all" if everything else "test",
         "split_as_in_run": None if everything else same,
         "seen_in_training": seen.trained,
@@ -120,7 +118,7 @@ def model_file(run: Path, *, best: bool = False) -> Path:
     return path
 
 
-def _beside(model: Path, *, best: bool) -> Path:
+def config_beside(model: Path, *, best: bool) -> Path:
     """Where the configuration of a model file's run would lie."""
     return (model.parent.parent if best else model.parent) / CONFIG
 
@@ -132,7 +130,7 @@ def setting_of(path: Path, arch: Architecture, *, best: bool, everything: bool) 
         ModelFileError: what it says cannot be used.
     """
     about, prepared, assumed = read_about(path), read_preprocessing(path), []
-    beside = _beside(path, best=best)
+    beside = config_beside(path, best=best)
     config = load_saved(beside) if beside.is_file() else _config_from(path, about)
     if not (beside.is_file() or about.get("split") or everything):
         assumed.append("nothing says how the run split its data: split by the default settings of data.*")
@@ -159,7 +157,7 @@ def _config_from(path: Path, about: Mapping[str, Any]) -> Config:
         raise ModelFileError(str(error)) from error
 
 
-def _of_data(setting: Setting, data: Path | None, manifest: str) -> Config:
+def of_data(setting: Setting, data: Path | None, manifest: str) -> Config:
     """The configuration for a data set elsewhere, or for the run's own (None)."""
     settings = setting.config.data
     where = {"dir": str(data), "source": "folder"} if data is not None else {}

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedskew.config.load import to_mapping
-from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import PLACES, read_changes, read_split
+from fedskew.runs.reading import PLACES, SPLIT, read_changes, read_precision, read_split
 from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
 NOT_LISTED = PLACES | {
-    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "prune.criterion",
-    "run.seed", "federation.rounds",
+    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "run.report",
+    "run.sinks", "prune.criterion", "run.seed", "federation.rounds",
 }  # fmt: skip
 SHARING = ("data.clients", "data.partition", "data.alpha", "data.split-by", "data.validation")
 
@@ -29,6 +28,7 @@ def warnings_of(runs: Sequence[RunResult]) -> list[str]:
         "ways to share the data": _partition,
         "seeds": lambda run: run.config.run.seed if run.config else None,
         "finished rounds": lambda run: run.rounds,
+        "precisions": lambda run: read_precision(run.path),
     }
     lines = []
     for what, value in of_each.items():
@@ -49,6 +49,9 @@ def _of_one(run: RunResult) -> list[str]:
     for count, what in ((run.rolled_back, "rolled back"), (run.below_quorum, "below quorum")):
         if count:
             lines.append(f"{run.name}: {count} of {run.rounds} rounds {what}, the model before was kept")
+    pruned, dense = run.config and run.config.prune.criterion != "none", run.record.get("dense_parameters")
+    if pruned and dense and run.record["parameters"] == dense:
+        lines.append(f"{run.name}: pruning has removed nothing, its model is the dense one")
     if changes := read_changes(run.path):
         lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
     return lines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedskew.runs.starts import read_split
+from fedskew.runs.reading import read_split
 
 OTHER_SPLIT = "this is not the test set of the run: its data or manifest differ"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
@@ -26,6 +27,7 @@ from fedskew.model.groups import (
     Segment,
     SublayerKey,
     Units,
+    whole_heads,
 )
 
 FLOAT_BYTES, INDEX_BYTES = 4, 8
@@ -47,6 +49,15 @@ class SwinStage:
         bounds = {"width": 8192, "head_dim": 1024, "heads": 512, "hidden": 65_536, "window": 64, "depth": 100}
         for name, most in bounds.items():
             check_integer(getattr(self, name), f"{where}.{name}", 1, most)
+
+    def narrowed(self, share: Fraction) -> SwinStage:
+        """The stage with a share of its heads and channels; raises `ArchitectureError` where these are not whole."""
+        sizes = {name: getattr(self, name) * share for name in ("width", "heads", "hidden")}
+        if not all(size.denominator == 1 for size in sizes.values()):
+            raise ArchitectureError(
+                f"a stage of {self.heads} heads and {self.width} channels cannot have {share} of them"
+            )
+        return replace(self, **{name: int(size) for name, size in sizes.items()})
 
 
 @dataclass(frozen=True)
@@ -133,9 +144,11 @@ class SwinSpec:
         return PrunableGroup(SublayerKey(i, j, MLP), stage.hidden, False, stage.width, cuts,
                              f"{block}mlp.", f"{block}norm2.", before, after)  # fmt: skip
 
-    def variant(self, *, image_size: int, stem: str) -> Self:
-        """See `Spec`."""
-        return replace(self, image_size=image_size, stem=stem)
+    def variant(self, *, image_size: int, stem: str, width: float = 1.0) -> Self:
+        """See `Spec`; all stages get the share that the first one can have."""
+        share = Fraction(whole_heads(self.stages[0].heads, width), self.stages[0].heads)
+        stages = tuple(stage.narrowed(share) for stage in self.stages)
+        return replace(self, image_size=image_size, stem=stem, stages=stages)
 
     def fixed_cost(self) -> Cost:
         """See `Spec`: stem, patch merging and the final norm."""
@@ -230,6 +243,7 @@ class SwinSpec:
         for i, layer in enumerate(cast(Iterator[SwinTransformerStage], swin.layers)):
             yield Segment(None, layer.downsample)
             yield from block_segments(layer.blocks, i)
+        yield Segment(None, lambda tokens: swin.forward_head(swin.norm(tokens)))
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from timm.layers.mlp import Mlp
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
 from fedskew.model.families.halves import PrunedHalves
@@ -54,7 +54,8 @@ class PrunedSwinBlock(PrunedHalves):
     def attend(self, attention: nn.Module, x: Tensor) -> Tensor:
         """timm's shifted-window attention, bit for bit, with one copy of the tokens where timm makes up to six."""
         batch, side, _, width = x.shape
-        there, back = _window_order(side, self.window, self.shift, x.device)
+        order = _window_order if type(x) is Tensor else _window_order.__wrapped__  # what a trace makes is not kept
+        there, back = order(side, self.window, self.shift, x.device)
         tokens = x.reshape(batch, side * side, width)
         if side % self.window:
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # a token of zeros, that fills the last windows
@@ -75,7 +76,9 @@ def _window_order(side: int, window: int, shift: int, device: torch.device) -> t
         missing = -side % window
         whole = nn.functional.pad(shifted, (0, 0, 0, missing, 0, missing), value=side * side)
         there = window_partition(whole, (window, window)).flatten()
-        return there, there.argsort()[: side * side]
+        places = torch.arange(len(there), device=device).view(-1, window, window, 1)
+        placed = window_reverse(places, (window, window), *whole.shape[1:3])[:, :side, :side]
+        return there, torch.roll(placed, (shift, shift), (1, 2)).flatten()
 
 
 class ConvStem(nn.Module):

@@ -26,6 +26,7 @@ from fedskew.model.groups import (
     Segment,
     SublayerKey,
     Units,
+    whole_heads,
 )
 
 BOUNDS = {
@@ -117,9 +118,11 @@ class ViTSpec:
         return PrunableGroup(SublayerKey(0, j, MLP), self.hidden, False, self.width, cuts,
                              f"{block}mlp.", f"{block}norm2.", before, after)  # fmt: skip
 
-    def variant(self, *, image_size: int, stem: str) -> Self:
+    def variant(self, *, image_size: int, stem: str, width: float = 1.0) -> Self:
         """See `Spec`."""
-        return replace(self, image_size=image_size)
+        heads = whole_heads(self.heads, width)
+        channels, hidden = (size * heads // self.heads for size in (self.width, self.hidden))
+        return replace(self, image_size=image_size, heads=heads, width=channels, hidden=hidden)
 
     def fixed_cost(self) -> Cost:
         """See `Spec`: patches, positions, class token and the final norm."""
@@ -180,6 +183,7 @@ class ViTSpec:
         vit = cast(VisionTransformer, encoder)
         yield Segment(None, lambda images: vit.norm_pre(vit._pos_embed(vit.patch_embed(images))))
         yield from block_segments(vit.blocks, 0)
+        yield Segment(None, lambda tokens: vit.forward_head(vit.norm(tokens)))
 
     def to_mapping(self) -> dict[str, Any]:
         """See `Spec`."""
