@@ -1,7 +1,7 @@
 """fedskew: federated training of a multimodal Swin Transformer that really shrinks while it learns.
 
 `load`, `prune` and `simulate` are for programs (docs/api.md); they are imported when they are first asked for, so that
-the command line starts without torch.
+the command line starts without torch, and `load` of an ONNX file works where there is none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["FedskewModel", "Prediction", "load", "prune", "simulate"]
+_PLACES = {"load": "fedskew.tools.load", "Prediction": "fedskew.tools.predict"}  # without torch; the others: `api`
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("fedskew.api"), name)
+    return getattr(import_module(_PLACES.get(name, "fedskew.api")), name)
 
 
 def __dir__() -> list[str]:

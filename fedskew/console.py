@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from fedskew import flower
 from fedskew.errors import is_ours
-from fedskew.flower import update_console_handler
 from fedskew.text import printable_lines
 
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
@@ -64,6 +64,13 @@ class StatusLine:
             self._stream.write(f"{' ' * self._shown}\r")
             self._stream.flush()
             self._shown = 0
+
+
+@contextmanager
+def in_command(messages: Callable[[str], None]) -> Iterator[None]:
+    """Give what is logged outside of a run to a writer: Flower's own has colours, in pipes too."""
+    with _handled_by({OURS: Lines(messages)}):
+        yield
 
 
 @contextmanager
@@ -116,19 +123,16 @@ class ProgressFile(logging.Handler):
 @contextmanager
 def _handled_by(handlers: dict[str, logging.Handler]) -> Iterator[None]:
     """Let each logger write to its own handler alone, then put everything back."""
-    before = {name: (logging.getLogger(name).propagate, logging.getLogger(name).level) for name in handlers}
-    for name, handler in handlers.items():
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.propagate = False
+    loggers = {name: logging.getLogger(name) for name in handlers}
+    before = {name: (logger.handlers, logger.propagate, logger.level) for name, logger in loggers.items()}
+    for name, logger in loggers.items():
+        logger.handlers, logger.propagate = [handlers[name]], False
     logging.getLogger(PROGRESS).setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        for name, handler in handlers.items():
-            logger = logging.getLogger(name)
-            logger.removeHandler(handler)
-            logger.propagate, level = before[name]
+        for name, logger in loggers.items():
+            logger.handlers, logger.propagate, level = before[name]
             logger.setLevel(level)
 
 
@@ -140,4 +144,4 @@ def _write_marked(mark: str, text: str) -> None:
 def _plain_where_no_terminal(stream: TextIO) -> None:
     """Flower colours the names of levels wherever it writes; `NO_COLOR` is https://no-color.org."""
     if os.environ.get("NO_COLOR") or not stream.isatty():
-        update_console_handler(colored=False)
+        flower.update_console_handler(colored=False)  # looked up here: commands without a run start without Flower

@@ -13,8 +13,9 @@ from strategies import architectures
 
 from fedskew.model import cost
 from fedskew.model.bounds import ArchitectureError
-from fedskew.model.codec import MAX_JSON_BYTES, architecture_from_json
+from fedskew.model.codec import architecture_from_json
 from fedskew.model.fusion import build
+from fedskew.model.signature import MAX_JSON_BYTES
 
 VALID = json.loads(architecture(stages=2).to_json())
 

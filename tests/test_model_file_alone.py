@@ -20,8 +20,13 @@ from safetensors.torch import load_file, save_file
 from test_data_sources import folder, jpeg
 
 import fedskew
-from fedskew.data.batches import IMAGENET_MEAN, IMAGENET_STD
-from fedskew.data.preprocessing import Preprocessing, preprocessing_from, training_preprocessing
+from fedskew.data.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    preprocessing_from,
+    training_preprocessing,
+)
 from fedskew.data.samples import DataError
 from fedskew.learning.datasets import open_data, split_hash, split_server
 from fedskew.model.modelfile import (

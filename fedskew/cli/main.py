@@ -20,6 +20,8 @@ from fedskew.cli.data import manifest
 from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
+from fedskew.cli.predict import predict, serve
+from fedskew.cli.report import report, watch
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -98,6 +100,8 @@ COMMANDS = (
     (DATA, manifest, "manifest ~/clinic"),
     (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
     (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
+    (LOOK, watch, "watch runs/pruned"),
+    (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),
@@ -107,6 +111,8 @@ COMMANDS = (
     (LOOK, look.plan, "plan runs/pruned --set 'prune.criterion=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
     (LOOK, look.options, "options prune"),
+    (USE, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
+    (USE, serve, "serve runs/pruned"),
     (USE, export, "export runs/pruned --int8"),
     (USE, bench, "bench runs/dense runs/pruned runs/pruned/export/model-int8.onnx"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),

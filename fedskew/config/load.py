@@ -120,7 +120,8 @@ def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") 
     for own in (given for given in files if given):
         content, where = (own, "the command") if isinstance(own, Mapping) else (_read_yaml(Path(own)), str(own))
         preset = preset or str(content.get("preset", ""))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
+        sections = {key: value for key, value in content.items() if key != "preset"}
+        _merge(values, origin, sections, where, quiet=where == saved)
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
     return _build(values, origin, preset or "defaults", saved)
 
@@ -230,7 +231,15 @@ def _keys() -> dict[str, list[str]]:
     return {name: [spec.name.replace("_", "-") for spec in fields(kind)] for name, kind in _sections().items()}
 
 
-def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
+def _merge(
+    values: dict[str, dict[str, Any]],
+    origin: dict[str, str],
+    more: Mapping[str, Any],
+    where: str,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Take over settings; `quiet` where nobody can mend an old name, as in the folder of an earlier version's run."""
     sections = _sections()
     for section, content in more.items():
         if section not in sections:
@@ -245,7 +254,8 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             if new := MOVED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if new := RENAMED.get(f"{section}.{name}"):
-                log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
+                if not quiet:
+                    log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
                 name = new
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")

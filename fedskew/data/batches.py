@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from fedskew.data.augment import RandAugment, turn_and_zoom
+from fedskew.data.preprocessing import IMAGENET, Statistics, central
 from fedskew.data.resident import Cut, cut_resident
 from fedskew.data.samples import DataError
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _LUMA = (0.299, 0.587, 0.114)
-MARGIN = 1.125  # of the cached image to the cut one
 
 
 @dataclass(frozen=True)
@@ -55,11 +50,6 @@ class Batch(NamedTuple):
     images: Tensor  # float32 [B, 3, S, S]
     metadata: Tensor  # int64 [B, V]
     labels: Tensor  # int64 [B]
-
-
-def cache_size(image_size: int) -> int:
-    """The edge of cached images that leaves room for random crops of `image_size`."""
-    return round(MARGIN * image_size)
 
 
 class ImageBatches:
@@ -179,7 +169,7 @@ class ImageBatches:
     def _draw(self, count: int, generator: np.random.Generator | None) -> Cut:
         """How the images of a batch are cut: at the centre and upright, or by chance."""
         margin = self._images.shape[1] - self._image_size
-        corners = np.full((count, 2), margin // 2)  # [B, 2]
+        corners = np.full((count, 2), central(self._images.shape[1], self._image_size))  # [B, 2]
         turns, flips = np.zeros(count, dtype=np.int64), np.zeros((count, 2), dtype=bool)
         if self._augmentation is not None and generator is not None:
             if self._augmentation.crop:

@@ -1,8 +1,8 @@
 """The decoded, scaled images of a source as one memory-mapped array, built once and shared by all processes.
 
 A cache is a folder `<key>/` with `images.u8` (raw uint8 [N, size, size, 3]), `contents.u8` (a hash of each, by which
-copies are found) and `index.json`. It is built under a lock in a temporary folder and renamed when complete: a process
-that dies on the way leaves nothing that counts.
+copies are found), `sides.u32` (how large each was) and `index.json`. It is built under a lock in a temporary folder and
+renamed when complete: a process that dies on the way leaves nothing that counts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import numpy as np
 from filelock import FileLock
 
 from fedskew.data.choices import Fit
-from fedskew.data.decode import UnreadableImage, decode
+from fedskew.data.decode import Decoded, UnreadableImage, decode_sized
 from fedskew.data.samples import DataError
 from fedskew.data.sources import DataSource
 
 FORMAT = 1  # raise it whenever the same source would give other bytes
 CONTENT_BYTES = 16  # of the hash of an image's pixels
 PRIVATE = 0o700  # of a cache's folder: it holds pictures of patients (and so has mkdtemp's)
-_IMAGES, _CONTENTS, _INDEX = "images.u8", "contents.u8", "index.json"
+_IMAGES, _CONTENTS, _SIDES, _INDEX = "images.u8", "contents.u8", "sides.u32", "index.json"
+_SIDE = np.dtype("<u4")
 _PROBES, _PROBE_BYTES = 64, 4096
 
 
@@ -45,6 +46,7 @@ class CachedImages:
         readable: bool [N].
         unreadable: `(image_id, reason)` of every image that could not be read.
         contents: uint8 [N, 16], hashes of the pixels; equal ones are equal images. Zeros where `readable` is False.
+        sides: uint32 [N, 2], width and height of the upright pictures before they were scaled. Zeros as before.
         path: the folder of this cache.
     """
 
@@ -52,6 +54,7 @@ class CachedImages:
     readable: np.ndarray
     unreadable: tuple[tuple[str, str], ...]
     contents: np.ndarray
+    sides: np.ndarray
     path: Path
 
 
@@ -168,6 +171,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
             reasons[row] = source.why_missing(sample.image_id)
     stride = size * size * 3
     contents = np.zeros((len(source.samples), CONTENT_BYTES), dtype=np.uint8)  # [N, 16]
+    sides = np.zeros((len(source.samples), 2), dtype=_SIDE)  # [N, 2]
     with open(scratch / _IMAGES, "wb") as out:
         out.truncate(len(source.samples) * stride)
         for image, result in _decoded(source, size, fit, workers):
@@ -176,23 +180,25 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
                     reasons[row] = result
                 else:
                     out.seek(row * stride)
-                    out.write(result.tobytes())
-                    contents[row] = np.frombuffer(content_hash(result), dtype=np.uint8)
+                    out.write(result.pixels.tobytes())
+                    contents[row] = np.frombuffer(content_hash(result.pixels), dtype=np.uint8)
+                    sides[row] = result.width, result.height
         out.flush()
         os.fsync(out.fileno())
     contents.tofile(scratch / _CONTENTS)
+    sides.tofile(scratch / _SIDES)
     if len(reasons) == len(source.samples):
         raise DataError(f"{source.path}: not one of {len(reasons)} images can be read; the first: {reasons[0]}")
     return reasons
 
 
-def _decoded(source: DataSource, size: int, fit: Fit, workers: int) -> Iterator[tuple[str, np.ndarray | str]]:
+def _decoded(source: DataSource, size: int, fit: Fit, workers: int) -> Iterator[tuple[str, Decoded | str]]:
     """Each image key with its pixels or the reason why there are none.
 
     One thread reads, in the source's own order (an archive is a stream); a pool decodes. At most a few images
     per worker are in memory at a time.
     """
-    waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
+    waiting: deque[tuple[str, Future[Decoded | str]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for image in source.order():
             try:
@@ -208,9 +214,9 @@ def _decoded(source: DataSource, size: int, fit: Fit, workers: int) -> Iterator[
             yield done, future.result()
 
 
-def _decode_or_reason(content: bytes, size: int, fit: Fit) -> np.ndarray | str:
+def _decode_or_reason(content: bytes, size: int, fit: Fit) -> Decoded | str:
     try:
-        return decode(content, size, fit)
+        return decode_sized(content, size, fit)
     except UnreadableImage as error:
         return str(error)
 
@@ -231,6 +237,7 @@ def _write_index(scratch: Path, source: DataSource, size: int, fit: Fit, reasons
         "unreadable": [[row, reason] for row, reason in sorted(reasons.items())],
         "probe": _probe(scratch / _IMAGES),
         "contents": zlib.crc32((scratch / _CONTENTS).read_bytes()),
+        "sides": zlib.crc32((scratch / _SIDES).read_bytes()),
     }
     with open(scratch / _INDEX, "w", encoding="utf-8") as out:
         json.dump({"index": index, "hash": _hash(index)}, out, indent=1)
@@ -245,13 +252,14 @@ def _open(path: Path, source: DataSource, size: int) -> CachedImages | None:
     if reasons is None:
         return None
     contents = np.fromfile(path / _CONTENTS, dtype=np.uint8).reshape(count, CONTENT_BYTES)
+    sides = np.fromfile(path / _SIDES, dtype=_SIDE).reshape(count, 2)
     images = np.memmap(path / _IMAGES, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
     readable = np.ones(count, dtype=bool)  # [N]
     readable[list(reasons)] = False
     readable.flags.writeable = False
     unreadable = tuple((source.samples[row].image_id, reason) for row, reason in reasons.items())
-    contents.flags.writeable = False
-    return CachedImages(images, readable, unreadable, contents, path)
+    contents.flags.writeable = sides.flags.writeable = False
+    return CachedImages(images, readable, unreadable, contents, sides, path)
 
 
 def _checked_index(path: Path, source: DataSource, size: int) -> dict[int, str] | None:
@@ -265,9 +273,11 @@ def _checked_index(path: Path, source: DataSource, size: int) -> dict[int, str] 
             and _probe(path / _IMAGES) == index["probe"]
             and (path / _CONTENTS).stat().st_size == index["count"] * CONTENT_BYTES
             and zlib.crc32((path / _CONTENTS).read_bytes()) == index["contents"]
+            and (path / _SIDES).stat().st_size == index["count"] * 2 * _SIDE.itemsize
+            and zlib.crc32((path / _SIDES).read_bytes()) == index["sides"]
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, damaged or of a version that kept no hashes: the caller builds it (anew)
+        return None  # absent, damaged or of a version that kept less: the caller builds it (anew)
     return {int(row): str(reason) for row, reason in index["unreadable"]} if intact else None
 
 

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -38,22 +39,33 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
 class UnreadableImage(FedskewError, ValueError):
     """The bytes are not an image that can be used; the message says why."""
 
 
+class Decoded(NamedTuple):
+    """A picture as the model's are cut out of it, and how large it was."""
+
+    pixels: np.ndarray  # uint8 [size, size, 3], RGB
+    width: int  # of the upright picture
+    height: int
+
+
 def decode(content: bytes, size: int, fit: Fit) -> np.ndarray:
+    """The pixels of `decode_sized`: uint8 [size, size, 3], RGB."""
+    return decode_sized(content, size, fit).pixels
+
+
+def decode_sized(content: bytes, size: int, fit: Fit) -> Decoded:
     """Decode, turn upright, and scale one image.
 
     Args:
         content: a JPEG or PNG file.
         size: edge of the result in pixels.
         fit: `"squash"` keeps the whole image and gives up its aspect; `"crop"` keeps the central square.
-
-    Returns:
-        uint8 [size, size, 3], RGB.
 
     Raises:
         UnreadableImage: not an image, damaged, cut short, or absurdly large.
@@ -62,21 +74,18 @@ def decode(content: bytes, size: int, fit: Fit) -> np.ndarray:
         return _scaled(image, size, fit)
 
 
-def decode_picture(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+def decode_picture(image: Image.Image, size: int, fit: Fit) -> Decoded:
     """The same for a picture of Pillow's, which is left as it was.
 
     One that was opened and not looked at yet is read from its file again: decoders of JPEG shrink while they decode,
     so that the same file gives the same pixels here and in training.
 
-    Returns:
-        uint8 [size, size, 3], RGB.
-
     Raises:
-        UnreadableImage: as `decode`.
+        UnreadableImage: as `decode_sized`.
     """
     content = _unread_file(image)
     if content is not None:
-        return decode(content, size, fit)
+        return decode_sized(content, size, fit)
     with _explained(b""):
         return _scaled(image.copy(), size, fit)
 
@@ -115,19 +124,20 @@ def _unidentified(content: bytes) -> str:
     return f"{known} and not {' or '.join(FORMATS)}; convert it to PNG" if known else f"no {' or '.join(FORMATS)}"
 
 
-def _scaled(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+def _scaled(image: Image.Image, size: int, fit: Fit) -> Decoded:
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
     if image.mode.startswith(("I", "F")):
         raise UnreadableImage(f"pixel format {image.mode}; expected 8 bits per channel")
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    width, height = image.size[:: -1 if orientation in _SIDEWAYS else 1]
     image.draft("RGB", (_OVERSAMPLING * size, _OVERSAMPLING * size))
     rgb = image.convert("RGB")
     box = _central_square(rgb) if fit == "crop" else None
     small = rgb.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     if orientation in _UPRIGHT:  # turning a square after scaling is the same, and cheaper
         small = small.transpose(_UPRIGHT[orientation])
-    return np.asarray(small)
+    return Decoded(np.asarray(small), width, height)
 
 
 def _central_square(image: Image.Image) -> tuple[float, float, float, float]:

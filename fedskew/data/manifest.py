@@ -92,8 +92,11 @@ class ManifestLayout:
     encoding: str | None = None
 
 
-def load_manifest(path: str | Path) -> ManifestLayout:
+def load_manifest(path: str | Path, *, labelled: bool = True) -> ManifestLayout:
     """Read and validate a manifest.
+
+    Args:
+        labelled: whether it must name a column with the diagnosis, which nobody needs who wants one.
 
     Raises:
         DataError: the file is absent, not YAML, lacks `file`, `image` or `label`, or holds an unknown key.
@@ -102,10 +105,10 @@ def load_manifest(path: str | Path) -> ManifestLayout:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"manifest {path} cannot be read: {error}") from error
-    return parse_manifest(text, str(path))
+    return parse_manifest(text, str(path), labelled=labelled)
 
 
-def parse_manifest(text: str, name: str) -> ManifestLayout:
+def parse_manifest(text: str, name: str, *, labelled: bool = True) -> ManifestLayout:
     """`load_manifest` for a text; `name` is used in messages."""
     try:
         content = read_yaml(text)
@@ -115,10 +118,11 @@ def parse_manifest(text: str, name: str) -> ManifestLayout:
         raise DataError(f"manifest {name} must hold keys and values such as 'file: lesions.csv'")
     _known_keys(f"manifest {name}", content, [item.name for item in fields(ManifestLayout)])
     given = {key: value for key, value in content.items() if value is not None}
-    lacking = [key for key in _REQUIRED if key not in given]
+    required = [key for key in _REQUIRED if labelled or key != "label"]
+    lacking = [key for key in required if key not in given]
     if lacking and (set(given) - _FOR_FOLDERS or not given):
         raise DataError(
-            f"manifest {name} lacks {', '.join(lacking)}; required are {', '.join(_REQUIRED)}, "
+            f"manifest {name} lacks {', '.join(lacking)}; required are {', '.join(required)}, "
             "or nothing but labels where images lie in folders by class"
         )
     return ManifestLayout(**{key: _value(name, key, value) for key, value in given.items()})

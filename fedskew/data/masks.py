@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fedskew.data.archives import open_store
-from fedskew.data.batches import cache_size
 from fedskew.data.choices import Fit
 from fedskew.data.decode import decode
+from fedskew.data.preprocessing import cache_size, central
 from fedskew.data.samples import DataError
 
 SUFFIX = "_segmentation.png"
@@ -32,7 +32,7 @@ def read_masks(path: Path, image_ids: Sequence[str], *, image_size: int, fit: Fi
     if missing := [image_id for image_id in image_ids if image_id not in names]:
         raise DataError(f"{path} holds no mask {missing[0]}{SUFFIX} ({len(missing)} of {len(image_ids)} are missing)")
     size = cache_size(image_size)
-    corner = (size - image_size) // 2
+    corner = central(size, image_size)
     masks = np.empty((len(image_ids), image_size, image_size), dtype=np.float32)
     wanted = {names[image_id]: row for row, image_id in enumerate(image_ids)}
     for name in store.order(wanted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from fedskew.data.finder import ImageFinder, folded
@@ -27,8 +28,11 @@ class _Identity(NamedTuple):
     lesion: str | None
 
 
-def parse(store: Store, layout: ManifestLayout) -> tuple[list[Sample], list[str]]:
+def parse(store: Store, layout: ManifestLayout, *, labelled: bool = True) -> tuple[list[Sample], list[str]]:
     """The samples of the hospital's table, `image` empty where there is no such file; and what is worth knowing.
+
+    Args:
+        labelled: whether the diagnoses count; if not, labels are empty and no row is left out for its own.
 
     Raises:
         DataError: a column of the manifest is not in the table, or rows are faulty; all faults are named at once.
@@ -37,8 +41,9 @@ def parse(store: Store, layout: ManifestLayout) -> tuple[list[Sample], list[str]
     if store.entry(file) is None:
         raise DataError(f"manifest: table {layout.file} is not in {store.path}; correct its key 'file'")
     table = read_table(store, file, layout.separator, layout.encoding)
+    layout = layout if labelled else replace(layout, label="", labels={})
     table.need(*_columns(layout))
-    kept, dropped = _labelled(table, layout)
+    kept, dropped = _labelled(table, layout) if labelled else ([(row, "") for row in table.rows], Counter[str]())
     identities, notes = _identities([row for row, _ in kept], layout)
     reader = _Reader(ImageFinder(store), layout, posixpath.dirname(file))
     samples = [reader.sample(row, label, who) for (row, label), who in zip(kept, identities, strict=True)]

@@ -1,4 +1,7 @@
-"""What is done to a picture before the model sees it: enough, together with `decode`, to do the same elsewhere."""
+"""What is done to a picture before the model sees it: enough, together with `decode`, to do the same elsewhere.
+
+Knows numpy only: a device that runs an exported model has no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
-from fedskew.data.batches import IMAGENET_MEAN, IMAGENET_STD, Statistics, cache_size
+import numpy as np
+
 from fedskew.data.choices import Fit
 from fedskew.data.samples import DataError
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
+MARGIN = 1.125  # of the cached image to the cut one
 MAX_EDGE = 4096
+
+
+def cache_size(image_size: int) -> int:
+    """The edge of cached images that leaves room for random crops of `image_size`."""
+    return round(MARGIN * image_size)
+
+
+def central(edge: int, image_size: int) -> int:
+    """Where the central square of `image_size` begins in one of `edge`, from the top and from the left."""
+    return (edge - image_size) // 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,14 @@ class Preprocessing:
     def statistics(self) -> Statistics:
         """Mean and deviation, as `ImageBatches` takes them."""
         return self.mean, self.deviation
+
+    def prepared(self, pixels: np.ndarray) -> np.ndarray:
+        """What the model sees of a decoded picture, uint8 [edge, edge, 3]: float32 [1, 3, S, S]."""
+        start = central(self.edge, self.image_size)
+        middle = pixels[start : start + self.image_size, start : start + self.image_size]
+        mean, deviation = (np.array(values, dtype=np.float32) for values in self.statistics)
+        scaled = middle.astype(np.float32) * (1 / (255 * deviation)) - mean / deviation  # [S, S, 3], as `normalise`
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""

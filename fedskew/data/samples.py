@@ -15,6 +15,7 @@ from fedskew.errors import FedskewError
 from fedskew.text import nearest
 
 Vocabularies = Mapping[str, Sequence[str]]
+NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]  # in the order of a model's metadata
 _SHOWN = 5  # strange labels in a message
 
 

@@ -76,7 +76,7 @@ class DataSource:
             yield image, self.read(image)
 
 
-def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> DataSource:
+def open_source(path: str | Path, *, manifest: ManifestLayout | None = None, labelled: bool = True) -> DataSource:
     """Find out the layout of a data set and list its samples.
 
     Args:
@@ -84,6 +84,7 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
             A .tar.gz is read to its end to list it: where many processes open it, unpack it first.
         manifest: how to read a hospital's own table; None looks for `manifest.yaml` in the folder, then for
             HAM10000, then for an ISIC challenge, then for folders named by class.
+        labelled: whether a hospital's own table must tell diagnoses; if not, those that it tells do not count.
 
     Raises:
         DataError: the path does not exist, is empty or no data set, its table is faulty, or it has no images.
@@ -93,12 +94,12 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
     if not any(True for _ in store.names()):
         raise DataError(f"{path} is empty; give the path of a data set's folder or archive")
     stores = [store]
-    found = _open(store, path, manifest)
+    found = _open(store, path, manifest, labelled=labelled)
     if isinstance(store, FolderStore) and (found is None or found.missing):
         archives = [name for name in store.names() if is_archive_name(name)]
         if archives:
             stores.append(UnionStore(path, [store, *(open_store(path / name) for name in archives)]))
-            found = _open(stores[1], path, manifest)
+            found = _open(stores[1], path, manifest, labelled=labelled)
     for candidate in stores:  # last of all: a table may lie in an archive beside the images
         found = found or _open_class_folders(candidate, path)
     if found is None:
@@ -109,15 +110,15 @@ def open_source(path: str | Path, *, manifest: ManifestLayout | None = None) -> 
     return found
 
 
-def _open(store: Store, path: Path, manifest: ManifestLayout | None) -> DataSource | None:
+def _open(store: Store, path: Path, manifest: ManifestLayout | None, *, labelled: bool) -> DataSource | None:
     """The data set in a store, in the first layout with a table that fits; None if there is none."""
     if manifest is None and store.entry(manifests.MANIFEST_NAME) is not None:
         text = store.read(manifests.MANIFEST_NAME, MAX_TABLE_BYTES).decode("utf-8-sig", errors="replace")
-        manifest = manifests.parse_manifest(text, str(path / manifests.MANIFEST_NAME))
+        manifest = manifests.parse_manifest(text, str(path / manifests.MANIFEST_NAME), labelled=labelled)
     if manifest is not None and not manifest.file:
         return _open_class_folders(store, path, manifest)
     if manifest is not None:
-        samples, notes = own_table.parse(store, manifest)
+        samples, notes = own_table.parse(store, manifest, labelled=labelled)
         return _source(store, path, samples, (manifest.file,), f"manifest for {manifest.file}", notes)
     for name, layout in (("HAM10000", ham10000), ("ISIC challenge", isic)):
         tables = layout.find_tables(store)

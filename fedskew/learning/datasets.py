@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from fedskew.config.schema import DataConfig
-from fedskew.data.batches import IMAGENET, Augmentation, ImageBatches, Statistics, cache_size
+from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.cache import CachedImages, build_cache, forget_others, make_private
 from fedskew.data.choices import Fit
 from fedskew.data.duplicates import Groups, duplicate_groups, duplicate_lines
 from fedskew.data.manifest import load_manifest
 from fedskew.data.notes import check_usable, metadata_notes, skipped_notes
+from fedskew.data.preprocessing import IMAGENET, Statistics, cache_size
 from fedskew.data.resident import resident_images
-from fedskew.data.samples import VOCABULARIES, DataError, Sample, encode_labels, encode_metadata
+from fedskew.data.samples import VOCABULARIES, DataError, NamedVocabularies, Sample, encode_labels, encode_metadata
 from fedskew.data.sources import open_source
 from fedskew.data.splits import Split, partition, split_samples, train_validation
 from fedskew.demo.generator import generate
@@ -35,7 +36,6 @@ from fedskew.paths import cache_directory, home
 
 log = logging.getLogger("flwr.fedskew.data")
 
-NamedVocabularies = tuple[tuple[str, tuple[str, ...]], ...]
 SITE_CACHES = 3  # sizes of decoded images that a site keeps of its data: of a run, of the one before, and one to spare
 HAM10000_VOCABULARIES: NamedVocabularies = tuple(VOCABULARIES.items())
 
@@ -231,10 +231,10 @@ def node_data(
     else:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
         data = open_data(config, image_size, own, vocabularies=vocabularies)
-        split = split_server(data, config)
-        if expected_split and split_hash(data, split) != expected_split:
+        parts, found = _parts(data, config, count)
+        if expected_split and found != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
-        indices = partitions(data, split, config, count)[index]
+        indices = parts[index]
     if own:
         make_private(data.cached.path)
         forget_others(data.cached.path, SITE_CACHES)
@@ -242,6 +242,13 @@ def node_data(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )
     return NodeData(data, train, validation, node_name(node_config))
+
+
+@lru_cache(maxsize=2)  # every node of a simulation asks for it twice a round: to be admitted, and to train
+def _parts(data: DataSet, config: DataConfig, nodes: int) -> tuple[tuple[np.ndarray, ...], str]:
+    """Every node's part of the clients' data, and the hash of the split that it comes from."""
+    split = split_server(data, config)
+    return partitions(data, split, config, nodes), split_hash(data, split)
 
 
 @lru_cache(maxsize=2)

@@ -17,8 +17,8 @@ from torch.nn import ModuleDict
 
 from fedskew.model.bounds import ArchitectureError, check_choice, check_integer, check_names
 from fedskew.model.groups import REMOVED_MODES, Cost, PrunableGroup, Spec, SublayerKey
+from fedskew.model.signature import VERSION, check_signature
 
-VERSION = 2  # of the JSON; `codec` reads version 1 too
 MAX_PARAMETERS = 1_000_000_000
 MAX_BYTES = 4_000_000_000
 FLOAT_BYTES = 4
@@ -46,7 +46,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         check_names((self.name,), "name", 1)
-        check_names(self.classes, "classes", 2)
+        check_signature(self.classes, self.vocabularies)
         check_choice(self.removed, "removed", REMOVED_MODES)
         _check_metadata(self)
         _check_kept(self)
@@ -140,13 +140,9 @@ def everything(spec: Spec) -> tuple[tuple[SublayerKey, Kept], ...]:
 
 
 def _check_metadata(arch: Architecture) -> None:
-    check_names(tuple(name for name, _ in arch.vocabularies), "vocabularies", 0, 16)
-    for name, values in arch.vocabularies:
-        if "." in name:
-            raise ArchitectureError(f"vocabularies: {name!r:.80} holds a dot, which separates names of tensors")
+    for name, _ in arch.vocabularies:
         if name in RESERVED:
             raise ArchitectureError(f"vocabularies: {name!r} is a name that torch's modules keep for themselves")
-        check_names(values, f"vocabulary {name!r:.80}", 1)
     if len(arch.weights) != 1 + len(arch.vocabularies):
         raise ArchitectureError(f"{len(arch.weights)} weights for the image and {len(arch.vocabularies)} vocabularies")
     for weight in arch.weights:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from fedskew.model.architecture import VERSION, Architecture, Kept
-from fedskew.model.bounds import ArchitectureError, check_choice, check_integer, list_of, mapping_with
+from fedskew.model.architecture import Architecture, Kept
+from fedskew.model.bounds import check_choice, list_of, mapping_with
 from fedskew.model.families import SPECS
 from fedskew.model.families.swin import SwinSpec, SwinStage
 from fedskew.model.groups import ATTENTION, MLP, Spec, SublayerKey
+from fedskew.model.signature import architecture_mapping, vocabularies_of
 
-MAX_JSON_BYTES = 1_000_000
 KEYS = {"version", "name", "family", "spec", "kept", "classes", "vocabularies", "weights", "removed"}
 KEYS_1 = {"version", "name", "image_size", "patch_size", "stages", "stem", "classes", "vocabularies", "weights",
           "removed"}  # fmt: skip
@@ -25,17 +24,7 @@ def architecture_from_json(text: str | bytes) -> Architecture:
     Raises:
         ArchitectureError: not JSON, unknown or missing keys, wrong types, sizes out of bounds.
     """
-    if len(text) > MAX_JSON_BYTES:
-        raise ArchitectureError(f"architecture message of {len(text)} bytes, at most {MAX_JSON_BYTES} are read")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArchitectureError(f"architecture message is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ArchitectureError(f"architecture: expected an object, found {value!r:.80}")
-    if "version" not in value:
-        raise ArchitectureError("architecture: missing or unknown keys ['version']")
-    check_integer(value["version"], "version", 1, VERSION)
+    value = architecture_mapping(text)
     read = _version_1 if value["version"] == 1 else _version_2
     return read(value)
 
@@ -54,14 +43,9 @@ def _in_order(spec: Spec, kept: dict[str, Any]) -> tuple[tuple[SublayerKey, Kept
 
 
 def _shared(top: dict[str, Any]) -> dict[str, Any]:
-    vocabularies = []
-    for entry in list_of(top["vocabularies"], "vocabularies"):
-        pair = list_of(entry, "vocabularies[…]")
-        if len(pair) != 2:
-            raise ArchitectureError(f"vocabularies: expected pairs of a name and its values, found {pair!r:.80}")
-        vocabularies.append((pair[0], tuple(list_of(pair[1], f"vocabulary {pair[0]!r:.40}"))))
+    vocabularies = vocabularies_of(top["vocabularies"])
     lists = {key: tuple(list_of(top[key], key)) for key in ("classes", "weights")}
-    return {"name": top["name"], "removed": top["removed"], "vocabularies": tuple(vocabularies), **lists}
+    return {"name": top["name"], "removed": top["removed"], "vocabularies": vocabularies, **lists}
 
 
 def _version_1(value: dict[str, Any]) -> Architecture:

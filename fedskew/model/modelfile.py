@@ -9,26 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.data.preprocessing import Preprocessing, preprocessing_from
-from fedskew.data.samples import DataError
-from fedskew.errors import FedskewError
+from fedskew.data.preprocessing import Preprocessing
 from fedskew.model.architecture import Architecture
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.codec import architecture_from_json
+from fedskew.model.finite import not_finite
 from fedskew.model.fusion import MultimodalModel, build
+from fedskew.model.signature import ABOUT, ARCHITECTURE, ModelFileError, about_from_json, preprocessing_of
 
 MODEL = "model.safetensors"  # in a run folder
-ARCHITECTURE, ABOUT = "fedskew-architecture", "fedskew-about"
-MAX_ABOUT_BYTES = 100_000
 _ALIGNMENT = 8  # of the tensors in a safetensors file
-
-
-class ModelFileError(FedskewError, ValueError):
-    """A model file that cannot be used; the message names the file and what is wrong."""
 
 
 def model_path(place: Path) -> Path:
@@ -68,7 +63,7 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """Architecture and weights of a model file.
 
     Raises:
-        ModelFileError: the file is missing, damaged, or not one of fedskew's.
+        ModelFileError: the file is missing, damaged, or not one of fedskew's; or its weights are no finite numbers.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -76,9 +71,14 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
             if ARCHITECTURE not in metadata:
                 raise ModelFileError(f"{path} is not a fedskew model: its metadata holds no architecture")
             arch = architecture_from_json(metadata[ARCHITECTURE])
-            return arch, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ArchitectureError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
+    if kinds := sorted({str(tensor.dtype) for tensor in state.values()} - {str(torch.float32)}):
+        raise ModelFileError(f"{path} cannot be read as a model: its weights are {', '.join(kinds)}, expected float32")
+    if name := not_finite(state):
+        raise ModelFileError(f"{path} cannot be read as a model: {name} is not finite")
+    return arch, state
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -90,14 +90,9 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(ABOUT, "{}")
-        about = json.loads(text) if len(text) <= MAX_ABOUT_BYTES else None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
-    if not isinstance(about, dict) or not all(isinstance(about.get(key, {}), dict) for key in ("split", "lineage")):
-        raise ModelFileError(
-            f"{path}: what it says of itself ({ABOUT}) is no mapping of at most {MAX_ABOUT_BYTES} bytes"
-        )
-    return about
+    return about_from_json(text, path)
 
 
 def read_preprocessing(path: Path) -> Preprocessing | None:
@@ -106,11 +101,7 @@ def read_preprocessing(path: Path) -> Preprocessing | None:
     Raises:
         ModelFileError: as `read_about`, or it says something that cannot be done.
     """
-    about = read_about(path)
-    try:
-        return preprocessing_from(about["preprocessing"]) if "preprocessing" in about else None
-    except DataError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+    return preprocessing_of(read_about(path), path)
 
 
 def load_model(path: Path) -> MultimodalModel:

@@ -13,6 +13,7 @@ from typing import Any
 import fedskew
 from fedskew.config.schema import Config
 from fedskew.data.preprocessing import training_preprocessing
+from fedskew.data.reference import Reference
 from fedskew.model.architecture import Architecture
 from fedskew.plugins import taking_part
 
@@ -21,22 +22,30 @@ SPLIT_KEYS = ("clients", "test", "open", "split_by", "split_seed")  # of `data`:
 
 
 def about_model(
-    config: Config, arch: Architecture, round_number: int, split_hash: str, parent: str = ""
+    config: Config,
+    arch: Architecture,
+    round_number: int,
+    split_hash: str,
+    parent: str = "",
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """What `encode_model` writes into the file of a run's model.
 
     Args:
         split_hash: of `data.prepare.split_hash`: tells whether another split is that of the run.
         parent: SHA-256 of the model file that the run started from or took its shape from, if any.
+        reference: what the server's open pictures are like; None if there are too few to say.
 
     Returns:
-        `preprocessing` (see `data.preprocessing`), `split` (the settings that decide which images test), and
-        `lineage`: preset, pruning method, seed, round, split hash, fedskew's version and the hash of its
-        code, and those of the plugins that took part and of the file that the run started `from`, if any.
+        `preprocessing` (see `data.preprocessing`), `reference` (see `data.reference`), `split` (the settings that
+        decide which images test), and `lineage`: preset, pruning method, seed, round, split hash, fedskew's version
+        and the hash of its code, and those of the plugins that took part and of the file that the run started
+        `from`, if any.
     """
     return {
         "format": FORMAT,
         "preprocessing": training_preprocessing(arch.image_size, config.data.fit).to_mapping(),
+        **({"reference": reference.to_mapping()} if reference else {}),
         "split": {key: getattr(config.data, key) for key in SPLIT_KEYS},
         "lineage": {
             "preset": config.preset,
