@@ -25,7 +25,6 @@ from fedskew.learning.datasets import open_data, split_hash, split_server
 from fedskew.learning.initial import initial_model, started_from
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
-from fedskew.learning.optimiser import learning_rate
 from fedskew.learning.server_data import Evaluation, ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
@@ -47,6 +46,7 @@ from fedskew.runs.starts import (
     check_nodes,
     check_plugins,
     check_split,
+    curve_note,
     first_start,
     samples_hash,
     summary_of_starts,
@@ -122,7 +122,7 @@ class FederatedRun:
             with self.folder.locked():
                 self._take_up(manifest)
                 return self._go(manifest)
-        start = first_start(self.config, self._run_id)
+        start = first_start(self.config, int(self.grid.run.run_id))
         files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: start}
         self.folder = new_folder(self.config, files)
         try:
@@ -193,28 +193,16 @@ class FederatedRun:
         """Check that the data is what it was, then write down that it is, and with what changes."""
         folder, saved = self.folder, saved_config(self.folder.path)
         if saved is None:
-            folder.write_text(STARTS, first_start(self.config, self._run_id))
+            folder.write_text(STARTS, first_start(self.config, int(self.grid.run.run_id)))
         else:
             check_split(folder.path, manifest)
             finished = self.checkpoint.round_number if self.checkpoint else -1
-            for change in add_start(folder, saved, self.config, finished + 1, self._run_id):
+            for change in add_start(folder, saved, self.config, finished + 1, int(self.grid.run.run_id)):
                 log.info("%s", change)
-            self._say_learning_rate(saved, max(0, finished))
+            if line := curve_note(saved, self.config, max(0, finished)):
+                log.info("%s", line)
         folder.write_json(SPLIT, manifest)
         folder.write_text(CONFIG, to_yaml(self.config))
-
-    @property
-    def _run_id(self) -> int:
-        """Flower's number of this attempt, which stands in the sites' audit logs too."""
-        return int(self.grid.run.run_id)
-
-    def _say_learning_rate(self, saved: Config, finished: int) -> None:
-        """More rounds stretch the curve of the learning rate, from here on."""
-        rounds = [config.federation.rounds for config in (saved, self.config)]
-        if rounds[0] != rounds[1]:
-            before, after = (learning_rate(self.config.train, finished / number) for number in rounds)
-            log.info("the learning rate follows the curve of %d rounds from round %d on: it begins there at %.3g, with "
-                     "%d rounds it was to be %.3g", rounds[1], finished + 1, after, rounds[0], before)  # fmt: skip
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None

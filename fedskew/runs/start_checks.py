@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedskew.config.load import check_names
+from fedskew.config.names import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.augment import RandAugment

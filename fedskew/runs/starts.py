@@ -20,6 +20,7 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
+from fedskew.learning.optimiser import learning_rate
 from fedskew.learning.precision import choose_precision
 from fedskew.learning.train import pick_device
 from fedskew.plugins import loaded, taking_part
@@ -58,6 +59,18 @@ def _text(value: Any) -> str:
 def first_start(config: Config, run_id: int) -> str:
     """The first line of a run's `starts.jsonl`."""
     return _line(0, run_id, config, [])
+
+
+def curve_note(saved: Config, config: Config, finished: int) -> str:
+    """That more rounds stretch the curve of the learning rate, from here on; empty if there are as many as before."""
+    rounds = [one.federation.rounds for one in (saved, config)]
+    if rounds[0] == rounds[1]:
+        return ""
+    before, after = (learning_rate(config.train, finished / number) for number in rounds)
+    return (
+        f"the learning rate follows the curve of {rounds[1]} rounds from round {finished + 1} on: it begins there at "
+        f"{after:.3g}, with {rounds[0]} rounds it was to be {before:.3g}"
+    )
 
 
 def add_start(folder: RunFolder, saved: Config, config: Config, round_number: int, run_id: int) -> list[Change]:
