@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from fedskew.config.convert import convert, did_you_mean, is_named, is_word, plain
-from fedskew.config.registry import PRESETS, REGISTRIES, unknown_name
+from fedskew.config.extensible import check_name, extensible
+from fedskew.config.registry import PRESETS
 from fedskew.config.schema import Config, ConfigError, Section
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
@@ -108,8 +109,8 @@ def load_saved(path: Path, *, file: str | Path | Sequence[Given] = "", overrides
 
 def check_names(config: Config) -> None:
     """Raise `ConfigError` if a configuration names a criterion or a method that there is not (here)."""
-    for section, spec, value in _extensible(config):
-        _check_name(f"{section}.{spec.name.replace('_', '-')}", value, spec)
+    for section, spec, value in extensible(config):
+        check_name(f"{section}.{spec.name.replace('_', '-')}", value, spec)
 
 
 def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") -> Config:
@@ -265,21 +266,6 @@ def _merge(
             origin[f"{section}.{name}"] = where
 
 
-def _extensible(config: Any) -> Iterator[tuple[str, Field[Any], str]]:
-    """Section, field and value of everything that plugins can add names to."""
-    for section in fields(config):
-        part = getattr(config, section.name)
-        for spec in fields(part) if is_dataclass(part) else ():
-            if spec.metadata.get("extensible"):
-                yield section.name, spec, getattr(part, spec.name)
-
-
-def _check_name(key: str, value: str, spec: Field[Any]) -> None:
-    names = (*spec.metadata["choices"], *REGISTRIES[key])
-    if value not in names:
-        raise ConfigError(unknown_name(key, value, names))
-
-
 def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str, saved: str = "") -> Config:
     """Check and build; names out of the file `saved` need not be known (any more)."""
     built: dict[str, Any] = {"preset": preset}
@@ -295,12 +281,12 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
             key = str(error).split(" ", 1)[0]
             raise ConfigError(f"{origin[key]}: {error}" if key in origin else str(error)) from None
     config = Config(**built)
-    for section, spec, value in _extensible(config):
+    for section, spec, value in extensible(config):
         key = f"{section}.{spec.name.replace('_', '-')}"
         where = origin.get(key, "")
         if not saved or where != saved:
             try:
-                _check_name(key, value, spec)
+                check_name(key, value, spec)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     return config

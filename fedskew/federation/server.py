@@ -25,7 +25,7 @@ from fedskew.learning.datasets import open_data, split_hash, split_server
 from fedskew.learning.initial import initial_model, started_from
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
-from fedskew.learning.optimiser import learning_rate
+from fedskew.learning.optimiser import stretched
 from fedskew.learning.server_data import Evaluation, ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
@@ -37,7 +37,7 @@ from fedskew.runs.folder import RunFolder
 from fedskew.runs.lineage import about_model
 from fedskew.runs.observers import Observers, Opener
 from fedskew.runs.reading import CONFIG, SPLIT, STARTS, SUMMARY, recorded_nodes
-from fedskew.runs.record import RoundLog, round_record
+from fedskew.runs.record import RoundLog, missed_in_a_row, round_record
 from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.round_table import round_heading, round_line
@@ -199,7 +199,9 @@ class FederatedRun:
             finished = self.checkpoint.round_number if self.checkpoint else -1
             for change in add_start(folder, saved, self.config, finished + 1, self._run_id):
                 log.info("%s", change)
-            self._say_learning_rate(saved, max(0, finished))
+            before, after = (config.federation.rounds for config in (saved, self.config))
+            if line := stretched(self.config.train, max(0, finished), before, after):
+                log.info(line)
         folder.write_json(SPLIT, manifest)
         folder.write_text(CONFIG, to_yaml(self.config))
 
@@ -207,14 +209,6 @@ class FederatedRun:
     def _run_id(self) -> int:
         """Flower's number of this attempt, which stands in the sites' audit logs too."""
         return int(self.grid.run.run_id)
-
-    def _say_learning_rate(self, saved: Config, finished: int) -> None:
-        """More rounds stretch the curve of the learning rate, from here on."""
-        rounds = [config.federation.rounds for config in (saved, self.config)]
-        if rounds[0] != rounds[1]:
-            before, after = (learning_rate(self.config.train, finished / number) for number in rounds)
-            log.info("the learning rate follows the curve of %d rounds from round %d on: it begins there at %.3g, with "
-                     "%d rounds it was to be %.3g", rounds[1], finished + 1, after, rounds[0], before)  # fmt: skip
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None
@@ -287,14 +281,8 @@ class FederatedRun:
 
     def _stop_if_hopeless(self) -> None:
         if self._is_hopeless:
-            missed, note = self.progress["missed"], self.strategy.round
-            why = f"were below the quorum of {self.config.federation.quorum}"
-            if note.rolled_back or note.no_effect:
-                why = f"were not accepted; the last: {note.rolled_back or note.no_effect}"
-            raise RunStopped(
-                f"{missed} rounds in a row {why} (federation.max-missed-rounds). The model is that of the last "
-                f'accepted round. Go on later with resume="{self.folder.path}"'
-            )
+            why = missed_in_a_row(self.strategy.round, self.progress["missed"], self.config.federation.quorum)
+            raise RunStopped(f'{why}. Go on later with resume="{self.folder.path}"')
 
     def _finish(self) -> RunFolder:
         records = self.folder.records()

@@ -36,6 +36,15 @@ def learning_rate(config: TrainConfig, progress: float, step: int | None = None)
     return ramp * config.lr * (config.lr_floor + (1 - config.lr_floor) * cosine)
 
 
+def stretched(config: TrainConfig, finished: int, before: int, rounds: int) -> str:
+    """What to say where a run of `before` rounds has `rounds` now, `finished` of them done; empty if as many."""
+    if before == rounds:
+        return ""
+    was, now = (learning_rate(config, finished / number) for number in (before, rounds))
+    return (f"the learning rate follows the curve of {rounds} rounds from round {finished + 1} on: it begins there at "
+            f"{now:.3g}, with {before} rounds it was to be {was:.3g}")  # fmt: skip
+
+
 def parameter_groups(model: MultimodalModel, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
     undecayed = model.architecture.spec.undecayed

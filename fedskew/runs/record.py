@@ -98,6 +98,15 @@ def _distilled(result: TrainResult) -> dict[str, float]:
             "seconds": round(result.seconds, 3)}  # fmt: skip
 
 
+def missed_in_a_row(last: RoundLog, missed: int, quorum: int) -> str:
+    """Why none of the last rounds made a new model, the newest of them being `last`."""
+    why = f"were below the quorum of {quorum}"
+    if reason := last.rolled_back or last.no_effect:
+        why = f"were not accepted; the last: {reason}"
+    return (f"{missed} rounds in a row {why} (federation.max-missed-rounds). The model is that of the last "
+            "accepted round")  # fmt: skip
+
+
 def sizes(arch: Architecture) -> dict[str, int]:
     """Parameters, multiply-accumulates of an image without and with attention products, bytes in float32."""
     macs = cost.macs(arch)
