@@ -266,7 +266,7 @@ def test_an_unfinished_run_is_exported_and_said_to_be_one(run, traced):
 def test_names_that_look_like_html_or_markdown_are_shown_as_they_are(run, traced):
     evil = "<img src=x onerror=alert(1)>|`*_[nv](http://x)\n# big"
     assert escaped(evil) == ("&lt;img src=x onerror=alert(1)&gt;\\|\\`\\*\\_\\[nv\\](http://x) \\# big")
-    place = run.with_name("<b>run</b>")
+    place = run.with_name("<b>run")
     run.rename(place)
     card = export_model(place).card.read_text()
     assert card.startswith("# Model card: &lt;b&gt;run&lt;/b&gt;\n")
