@@ -120,8 +120,7 @@ def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") 
     for own in (given for given in files if given):
         content, where = (own, "the command") if isinstance(own, Mapping) else (_read_yaml(Path(own)), str(own))
         preset = preset or str(content.get("preset", ""))
-        sections = {key: value for key, value in content.items() if key != "preset"}
-        _merge(values, origin, sections, where, quiet=where == saved)
+        _merge(values, origin, {key: own for key, own in content.items() if key != "preset"}, where, where == saved)
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
     return _build(values, origin, preset or "defaults", saved)
 
@@ -232,12 +231,7 @@ def _keys() -> dict[str, list[str]]:
 
 
 def _merge(
-    values: dict[str, dict[str, Any]],
-    origin: dict[str, str],
-    more: Mapping[str, Any],
-    where: str,
-    *,
-    quiet: bool = False,
+    values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str, quiet: bool = False
 ) -> None:
     """Take over settings; `quiet` where nobody can mend an old name, as in the folder of an earlier version's run."""
     sections = _sections()

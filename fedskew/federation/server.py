@@ -25,7 +25,7 @@ from fedskew.learning.datasets import open_data, split_hash, split_server
 from fedskew.learning.initial import initial_model, started_from
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
-from fedskew.learning.optimiser import learning_rate
+from fedskew.learning.optimiser import stretched
 from fedskew.learning.server_data import Evaluation, ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
@@ -79,14 +79,9 @@ class FederatedRun:
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        config: Config,
-        folder: RunFolder | None = None,
-        checkpoint: Checkpoint | None = None,
-        *,
-        observers: Sequence[Opener] = (),
-    ) -> None:
+        self, grid: Grid, config: Config, folder: RunFolder | None = None, checkpoint: Checkpoint | None = None,
+        *, observers: Sequence[Opener] = (),
+    ) -> None:  # fmt: skip
         self.config, self.grid, self.checkpoint = config, StreamingGrid(grid), checkpoint
         if folder:
             check_plugins(folder.path)
@@ -199,7 +194,9 @@ class FederatedRun:
             finished = self.checkpoint.round_number if self.checkpoint else -1
             for change in add_start(folder, saved, self.config, finished + 1, self._run_id):
                 log.info("%s", change)
-            self._say_learning_rate(saved, max(0, finished))
+            rounds = [config.federation.rounds for config in (saved, self.config)]
+            if line := stretched(self.config.train, max(0, finished), *rounds):
+                log.info(line)
         folder.write_json(SPLIT, manifest)
         folder.write_text(CONFIG, to_yaml(self.config))
 
@@ -207,14 +204,6 @@ class FederatedRun:
     def _run_id(self) -> int:
         """Flower's number of this attempt, which stands in the sites' audit logs too."""
         return int(self.grid.run.run_id)
-
-    def _say_learning_rate(self, saved: Config, finished: int) -> None:
-        """More rounds stretch the curve of the learning rate, from here on."""
-        rounds = [config.federation.rounds for config in (saved, self.config)]
-        if rounds[0] != rounds[1]:
-            before, after = (learning_rate(self.config.train, finished / number) for number in rounds)
-            log.info("the learning rate follows the curve of %d rounds from round %d on: it begins there at %.3g, with "
-                     "%d rounds it was to be %.3g", rounds[1], finished + 1, after, rounds[0], before)  # fmt: skip
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None

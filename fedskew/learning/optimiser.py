@@ -36,6 +36,17 @@ def learning_rate(config: TrainConfig, progress: float, step: int | None = None)
     return ramp * config.lr * (config.lr_floor + (1 - config.lr_floor) * cosine)
 
 
+def stretched(config: TrainConfig, finished: int, before: int, after: int) -> str:
+    """What more rounds do to the curve of the learning rate from here on, for a person; empty if they are as many."""
+    if before == after:
+        return ""
+    planned, now = (learning_rate(config, finished / rounds) for rounds in (before, after))
+    return (
+        f"the learning rate follows the curve of {after} rounds from round {finished + 1} on: it begins there at "
+        f"{now:.3g}, with {before} rounds it was to be {planned:.3g}"
+    )
+
+
 def parameter_groups(model: MultimodalModel, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, embeddings' rows or position tables."""
     undecayed = model.architecture.spec.undecayed
