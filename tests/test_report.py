@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -167,6 +169,19 @@ def test_warnings_about_data_are_counted_and_not_told_as_they_name_images(copy):
     page = write_report(copy).read_text()
     assert "The data gave 1 warning: split.json says which." in page
     assert "SECRET" not in page
+
+
+def test_what_the_page_says_of_reproducing_it_does(page, finished_run, tmp_path):
+    found = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    commands, configuration = map(html.unescape, found)
+    assert str(finished_run.path.parent) not in configuration, "no place of this machine"
+    (tmp_path / "config.yaml").write_text(configuration)
+    words = shlex.split(commands.splitlines()[0].replace("config.yaml", str(tmp_path / "config.yaml")))
+    assert words[:2] == ["fedskew", "run"]
+    done = CliRunner().invoke(app, ["simulate", *words[2:], "--output-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    again = tmp_path / f"{finished_run.path.name}-again" / "model.safetensors"
+    assert again.read_bytes() == (finished_run.path / "model.safetensors").read_bytes()
 
 
 def test_it_is_one_file_without_script_or_anything_from_outside(page):

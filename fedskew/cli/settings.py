@@ -55,7 +55,9 @@ def matching(pattern: str) -> list[Setting]:
             keys.setdefault(section, []).append(key)
         section, dot, key = pattern.partition(".")
         known = "" if dot else nearest(pattern, keys, 0.6)
-        near = f"; did you mean {known}?" if known else suggestion(key if dot else pattern, section if dot else "", keys)
+        near = (
+            f"; did you mean {known}?" if known else suggestion(key if dot else pattern, section if dot else "", keys)
+        )
         remedy = near or "; `fedskew options` lists all of them, `fedskew options prune` those of a section"
         raise ConfigError(f"no setting matches {pattern!r}{remedy}")
     return found
