@@ -126,6 +126,16 @@ def test_hostile_sites(record, finished_run):
     assert set(table["krum, malicious-nodes=1"].values()) == {"P"}, "three sites are too few for it"
 
 
+def test_unlike_notes(record, generated, monkeypatch):
+    monkeypatch.setattr("fedskew.data.reference.LEAST_IMAGES", 10)
+    found = record("unlike_notes", str(generated), "--seeds", "0", "--image-size", "32", "--images", "10")
+    (row,) = rows_of(found)
+    assert row["reference"] == 18
+    for name in ("pages of text", "noise", "grey", "inverted"):
+        assert row[name] == 1, name
+    assert 0 <= row["test"] < 0.5
+
+
 def test_sign_stability(record, generated):
     tiny = f"model.name={MICRO} data.open=0.4 model.drop-path=0"
     found = record("sign_stability", str(generated), "--seeds", "0", "--epochs", "1", "--images", "8", "16",
