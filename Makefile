@@ -54,9 +54,11 @@ lint: install
 	$(BIN)/mypy
 
 # Wrong lines put into a room's code, and which of them no test notices: ROOM=pruning, learning, federation, data or site.
+# SAMPLE='--sample 100 --seed 1': so many of them, by chance.
 ROOM ?= pruning
+SAMPLE ?=
 mutants: install
-	$(BIN)/python scripts/mutants.py $(ROOM)
+	$(BIN)/python scripts/mutants.py $(ROOM) $(SAMPLE)
 
 format: install
 	$(BIN)/ruff check --fix .

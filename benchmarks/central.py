@@ -24,8 +24,8 @@ from fedskew.config import Config, load_config
 from fedskew.data.batches import Batch
 from fedskew.files import write_bytes, write_json
 from fedskew.learning.datasets import DataSet, batches, divide_open, open_data, scoring_images, split_server
+from fedskew.learning.initial import initial_model
 from fedskew.learning.local import Trainer, local_seed, predict_images
-from fedskew.learning.server_data import initial_model
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.metrics.paired import Difference
 from fedskew.model.fusion import MultimodalModel, build
@@ -34,6 +34,7 @@ from fedskew.runs.predictions import encode_predictions, read_predictions
 PRESET = "ham10000-small"
 SETTINGS = "train.precision=float32 train.local-epochs=1 train.round-warmup=0 train.lr=5e-4 prune.batch-size=256"
 FINE_TUNING_RATE = 3e-4  # peak
+PIECES = 3  # of an epoch: after each of them a command can stop
 UNFINISHED = 3  # exit code
 SHOWN = ("balanced_accuracy", "accuracy", "f1_macro", "auroc_macro")
 ONE_SHOT, FINAL = "one-shot", "fine-tuned"
@@ -86,10 +87,13 @@ class Bench:
         if time.monotonic() > self.until:
             raise Pause
 
-    def trainer(self, name: str, seed: int, epoch: int, epochs: int, **settings: Any) -> Trainer:
-        """One epoch of a training of several, whose learning rate follows one curve over all of them."""
+    def trainer(self, name: str, seed: int, piece: int, epochs: int, **settings: Any) -> Trainer:
+        """Piece 1, 2, … of a training, whose learning rate follows one curve over all `PIECES` · epochs."""
+        epoch, part = divmod(piece - 1, PIECES)
+        order = np.random.default_rng((seed, epoch)).permutation(self.training)
         train = replace(self.config.train, **settings)
-        return Trainer(self.data, self.training, train, local_seed(seed, epoch, name), epoch, epochs)
+        return Trainer(self.data, np.array_split(order, PIECES)[part], train, local_seed(seed, piece, name),
+                       piece, PIECES * epochs)  # fmt: skip
 
     def batch(self, model: MultimodalModel, seed: int) -> tuple[Batch, list[str]]:
         """The images that units are scored on, and their names."""
@@ -103,26 +107,27 @@ class Bench:
 
 
 def dense_model(bench: Bench, seed: int, epochs: int) -> MultimodalModel:
-    """The dense model of a seed, trained as far as it is not there yet; raises `Pause` between epochs."""
+    """The dense model of a seed, trained as far as it is not there yet; raises `Pause` between pieces of an epoch."""
     config = replace(bench.config, run=replace(bench.config.run, seed=seed))
     state, arch = initial_model(config)
-    moments, done = None, sorted(bench.work.glob(f"dense-s{seed}-e*.safetensors"))
+    moments, done = None, sorted(bench.work.glob(f"dense-s{seed}-p*.safetensors"))
     if done:
         saved = load_file(done[-1])
         state = {name: tensor for name, tensor in saved.items() if not name.startswith("moments/")}
         moments = {name.removeprefix("moments/"): saved[name] for name in saved if name.startswith("moments/")}
-    for epoch in range(int(done[-1].stem.rpartition("e")[2]) + 1 if done else 1, epochs + 1):
+    for piece in range(int(done[-1].stem.rpartition("p")[2]) + 1 if done else 1, PIECES * epochs + 1):
         bench.pause()
         model = build(arch, state, drop_path=config.model.drop_path)
-        result = bench.trainer("dense", seed, epoch, epochs).train(model, moments)
+        trainer = bench.trainer("dense", seed, piece, epochs)
+        result = trainer.train(model, moments)
         state, moments = model.state_dict(), result.moments
-        file = bench.work / f"dense-s{seed}-e{epoch:02d}.safetensors"
+        file = bench.work / f"dense-s{seed}-p{piece:03d}.safetensors"
         save_file({**state, **{f"moments/{name}": value for name, value in moments.items()}}, file)
         for old in done:
             old.unlink()
         done = [file]
-        print(f"dense, seed {seed}, epoch {epoch} of {epochs}: loss {result.loss:.3f}, "
-              f"{len(bench.training) / result.seconds:.0f} images/s", flush=True)  # fmt: skip
+        print(f"dense, seed {seed}, epoch {piece / PIECES:.1f} of {epochs}: loss {result.loss:.3f}, "
+              f"{len(trainer.images) / result.seconds:.0f} images/s", flush=True)  # fmt: skip
     return build(arch, state).eval()
 
 
@@ -146,8 +151,10 @@ def cell(
     folder.mkdir(parents=True, exist_ok=True)
     record = {"cell": name, "seed": seed, "epochs": epochs, **record}
     record[ONE_SHOT] = _evaluated(bench, model, folder / f"{ONE_SHOT}.npz")
-    for epoch in range(1, epochs + 1):
-        bench.trainer("fine-tuning", seed, epoch, epochs, lr=FINE_TUNING_RATE).train(model)
+    moments = None
+    for piece in range(1, PIECES * epochs + 1):
+        trainer = bench.trainer("fine-tuning", seed, piece, epochs, lr=FINE_TUNING_RATE)
+        moments = trainer.train(model, moments).moments
     record[FINAL] = _evaluated(bench, model, folder / f"{FINAL}.npz")
     write_json(folder / "record.json", record)
     before, after = (record[when]["balanced_accuracy"] for when in (ONE_SHOT, FINAL))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from timing import finish, parser
 
 from fedskew.config.schema import ModelConfig
@@ -39,6 +40,7 @@ from fedskew.model.modelfile import encode_model
 MODELS = {"swin_t": "swin_tiny_patch4_window7_224", "small": "swin_wide64_patch4_window4_64"}
 PAPER = {"parameters": 9.81 / 27.52, "macs": 2.17 / 4.35}  # Paxton et al., table 1
 OURS = {"parameters": 0.12}
+U8, S8 = QuantType.QUInt8, QuantType.QInt8
 CALIBRATION = 8  # images: of random weights any range will do
 
 
@@ -160,37 +162,36 @@ def compared(which: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def ways(rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """The paper's budget of Swin-T in int8 in several ways; ratios to the same in float32."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+def int8_ways(graph: onnx.ModelProto, given: Callable[[], Iterator[Mapping[str, np.ndarray]]]) -> dict[str, Any]:
+    """Ways to int8 by their names, each made when it is called: those that `fedskew export` tries, and others."""
 
-    torch.manual_seed(0)
-    arch = at_budget(dense_architecture(ModelConfig(name=MODELS["swin_t"])), PAPER)
-    graph = to_onnx(build(arch).eval())
-
-    def static(
-        activations: Any = QuantType.QUInt8, weights: Any = QuantType.QInt8, *, reduce: bool = False, out: bool = False
-    ) -> onnx.ModelProto:
+    def static(activations: Any = U8, weights: Any = S8, *, out: bool = False) -> onnx.ModelProto:
+        """As `static_int8`, but with weights of 8 bits, other types, or sums in int8 too."""
+        options = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": [] if out else list(PRODUCTS)}
         with prepared(graph) as (source, target):
-            reader = Reader(calibration(arch))
             quantize_static(
-                source, target, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS),
-                nodes_to_quantize=constant_products(onnx.load(source)), per_channel=True, reduce_range=reduce,
-                activation_type=activations, weight_type=weights, calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"MatMulConstBOnly": True}
-                | ({} if out else {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)}),
+                source, target, Reader(given()), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS),
+                nodes_to_quantize=constant_products(onnx.load(source)), per_channel=True, activation_type=activations,
+                weight_type=weights, calibrate_method=CalibrationMethod.MinMax, extra_options=options,
             )  # fmt: skip
             return onnx.load(target)
 
-    made: dict[str, Callable[[], onnx.ModelProto]] = {
-        "fp32": lambda: graph,
-        "static, 7-bit weights (kept)": lambda: static_int8(graph, calibration(arch)),
+    return {
+        "static, U8S8, weights of 7 bits (tried)": lambda: static_int8(graph, given()),
+        "dynamic, U8S8, weights of 7 bits (tried)": lambda: dynamic_int8(graph),
         "static, U8S8": static,
-        "static, S8S8": lambda: static(QuantType.QInt8),
-        "static, U8U8": lambda: static(QuantType.QUInt8, QuantType.QUInt8),
-        "static, U8S8, products in int8 too": lambda: static(out=True),
-        "dynamic, 7-bit weights": lambda: dynamic_int8(graph),
+        "static, S8S8": lambda: static(S8, S8),
+        "static, U8U8": lambda: static(U8, U8),
+        "static, U8S8, sums in int8 too": lambda: static(out=True),
     }
+
+
+def ways(rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """The paper's budget of Swin-T in int8 in several ways; ratios to the same in float32."""
+    torch.manual_seed(0)
+    arch = at_budget(dense_architecture(ModelConfig(name=MODELS["swin_t"])), PAPER)
+    graph = to_onnx(build(arch).eval())
+    made = {"fp32": lambda: graph} | int8_ways(graph, lambda: calibration(arch))
     cases = {}
     for i, (name, make) in enumerate(made.items()):
         cases[name] = folder / f"{i}.onnx"

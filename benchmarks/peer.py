@@ -5,10 +5,11 @@
 
 Torch-Pruning (Fang et al., DepGraph, 2023) by its magnitude and its Taylor importance, with one ratio for all layers
 (`uniform`) or one ranking over all (`global`), of heads and hidden channels (`inner`, what fedskew removes) or of the
-width of the residual stream too (`all`). fedskew: `l2-norm`, `taylor` and `skewness` with `prune.rule=budget`. For each
-size, both end at the same share of the dense parameters, then at the same share of the dense MACs; the ratio that
-Torch-Pruning needs for it is found by halving, from above: it may keep a little more. Latency is that of a forward pass
-over the dense model's, in turns (`timing`). What cannot be done is on record with its message.
+width of the residual stream too: with a pruner for patch merging that its user writes (`all`), or without (`plain`).
+fedskew by `l2-norm`, `taylor` and `skewness` with `prune.rule=budget`. For each size, both end at the same share of the
+dense parameters, then at the same share of the dense MACs; the ratio that Torch-Pruning needs for it is found by
+halving, from above: it may keep a little more. Latency is that of a forward pass over the dense model's, in turns
+(`timing`). What cannot be done is on record with its message.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ from fedskew.pruning.step import propose
 
 Record = dict[str, Any]
 OURS = ("skewness", "l2-norm", "taylor")
-THEIRS = tuple(f"tp-{importance}-{ranking}-{scope}" for importance in ("magnitude", "taylor")
-               for ranking, scope in (("uniform", "inner"), ("global", "inner"), ("uniform", "all")))  # fmt: skip
+THEIRS = (
+    *(f"tp-{importance}-{ranking}-{scope}" for importance in ("taylor", "magnitude")
+      for ranking, scope in (("global", "inner"), ("global", "all"), ("uniform", "inner"), ("uniform", "all"))),
+    "tp-magnitude-uniform-plain",
+)  # fmt: skip
 HALVINGS = 9
 METRICS = ("balanced_accuracy", "auroc_macro")
 
@@ -76,13 +80,12 @@ def theirs(model: nn.Module, batch: Batch, ratio: float, importance: str, rankin
     attentions = [module for module in model.modules() if isinstance(module, WindowAttention)]
     mergings = [module for module in model.modules() if isinstance(module, PatchMerging)]
     ignored = [model.classifier, *(attention.relative_position_bias_table for attention in attentions)]
-    merging: dict[str, Any] = {
-        "customized_pruners": {PatchMerging: MergingPruner()},
-        "root_module_types": [nn.Linear, nn.Conv2d, PatchMerging],
-    }
-    if scope == "inner":
+    merging: dict[str, Any] = {}
+    if scope == "all":
+        merging = {"customized_pruners": {PatchMerging: MergingPruner()},
+                   "root_module_types": [nn.Linear, nn.Conv2d, PatchMerging]}  # fmt: skip
+    elif scope == "inner":
         ignored += [model.encoder.patch_embed.proj, *(layer.reduction for layer in mergings)]
-        merging = {}
     if importance == "taylor":
         model.zero_grad()
         nn.functional.cross_entropy(model(batch.images, batch.metadata), batch.labels).backward()

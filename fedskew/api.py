@@ -13,9 +13,8 @@ from fedskew.config import Config, ConfigError, load_config
 from fedskew.config.load import from_mapping, with_preset
 from fedskew.config.schema import PruneConfig
 from fedskew.data.samples import DataError
-from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import build
-from fedskew.pruning.annotations import Annotations
+from fedskew.pruning.annotations import annotations_of
 from fedskew.pruning.budget import check_budget, only_step
 from fedskew.pruning.decide import Plan
 from fedskew.pruning.slicing import slice_model
@@ -74,7 +73,7 @@ def prune(
     if strange := [stage for stage in chosen if stage not in range(arch.stages)]:
         raise ConfigError(f"stages {strange} are none of this model's, 0 to {arch.stages - 1}")
     device = next(model.module.parameters()).device
-    known = _annotations(arch, len(images), labels, metadata, masks).to(device)
+    known = annotations_of(arch, len(images), labels=labels, metadata=metadata, masks=masks).to(device)
     check_budget(arch, config, only_step(chosen))
     plan = propose(model.module, images.to(device), config, chosen, seed, known=known).plan
     state, smaller = slice_model(model.module.state_dict(), arch, plan)
@@ -108,22 +107,6 @@ def _configuration(config: Config | str | Mapping[str, Any]) -> Config:
     if isinstance(config, Config):
         return config
     return load_config(config) if isinstance(config, str) else with_preset(config, "the configuration")
-
-
-def _annotations(
-    arch: Architecture, count: int, labels: Tensor | None, metadata: Tensor | None, masks: Tensor | None
-) -> Annotations:
-    """What is known of `count` images, checked; raises `DataError`."""
-    shapes = {"labels": (labels, (count,)), "metadata": (metadata, (count, len(arch.vocabularies))),
-              "masks": (masks, (count, arch.image_size, arch.image_size))}  # fmt: skip
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise DataError(f"{name} must be {list(shape)} for these images, got {list(tensor.shape)}")
-    for name, tensor, sizes in (("labels", labels, [len(arch.classes)]),
-                                ("metadata", metadata, [len(values) for _, values in arch.vocabularies])):  # fmt: skip
-        if tensor is not None and not ((tensor >= 0) & (tensor < tensor.new_tensor(sizes))).all():
-            raise DataError(f"{name} must be indices below {', '.join(map(str, sizes))}, found others")
-    return Annotations(labels, metadata, masks)
 
 
 def _prune_config(settings: Mapping[str, Any]) -> PruneConfig:

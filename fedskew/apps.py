@@ -15,6 +15,7 @@ from fedskew.config import Config, ConfigError, load_config
 from fedskew.federation.client import handle_evaluate, handle_query, handle_train
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
+from fedskew.report.observers import observers_of
 from fedskew.runs.folder import RunFolder
 from fedskew.runs.resume import finished_message, is_finished, node_count, open_checkpoint, resume_config
 from fedskew.site.mod import site_mod
@@ -54,7 +55,7 @@ def run_on(grid: Grid, run_config: Mapping[str, Any]) -> RunFolder:
 
 
 def _run(grid: Grid, config: Config, resume: Path | None) -> RunFolder:
-    return go_on(grid, config, resume) if resume else FederatedRun(grid, config).run()
+    return go_on(grid, config, resume) if resume else FederatedRun(grid, config, observers=observers_of(config)).run()
 
 
 def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
@@ -67,8 +68,9 @@ def go_on(grid: Grid, config: Config, path: Path) -> RunFolder:
     if is_finished(path, config):
         log.info(finished_message(path, config))
         return folder
+    observers = observers_of(config)
     with folder.locked():  # from before its checkpoint is read
-        return FederatedRun(grid, config, folder, open_checkpoint(path)[1]).run()
+        return FederatedRun(grid, config, folder, open_checkpoint(path)[1], observers=observers).run()
 
 
 def make_client_app() -> ClientApp:

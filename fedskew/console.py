@@ -66,6 +66,13 @@ class StatusLine:
 
 
 @contextmanager
+def in_command(messages: Callable[[str], None]) -> Iterator[None]:
+    """Give what is logged outside of a run to a writer: Flower's own has colours, in pipes too."""
+    with _handled_by({OURS: Lines(messages)}):
+        yield
+
+
+@contextmanager
 def in_terminal(results: Callable[[str], None], messages: Callable[[str], None], status: StatusLine) -> Iterator[None]:
     """Give the lines of a run in this process to two writers, and its progress to a status line."""
     _plain_where_no_terminal(sys.stderr)
@@ -115,19 +122,16 @@ class ProgressFile(logging.Handler):
 @contextmanager
 def _handled_by(handlers: dict[str, logging.Handler]) -> Iterator[None]:
     """Let each logger write to its own handler alone, then put everything back."""
-    before = {name: (logging.getLogger(name).propagate, logging.getLogger(name).level) for name in handlers}
-    for name, handler in handlers.items():
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.propagate = False
+    loggers = {name: logging.getLogger(name) for name in handlers}
+    before = {name: (logger.handlers, logger.propagate, logger.level) for name, logger in loggers.items()}
+    for name, logger in loggers.items():
+        logger.handlers, logger.propagate = [handlers[name]], False
     logging.getLogger(PROGRESS).setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        for name, handler in handlers.items():
-            logger = logging.getLogger(name)
-            logger.removeHandler(handler)
-            logger.propagate, level = before[name]
+        for name, logger in loggers.items():
+            logger.handlers, logger.propagate, level = before[name]
             logger.setLevel(level)
 
 
@@ -139,6 +143,6 @@ def _write_marked(mark: str, text: str) -> None:
 def _plain_where_no_terminal(stream: TextIO) -> None:
     """Flower colours the names of levels wherever it writes; `NO_COLOR` is https://no-color.org."""
     if os.environ.get("NO_COLOR") or not stream.isatty():
-        from fedskew.flower import update_console_handler  # noqa: PLC0415  # most commands need nothing of Flower's
+        from fedskew.flower import update_console_handler  # noqa: PLC0415  # commands without a run start without Flower
 
         update_console_handler(colored=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+MOST_VALUES = 100_000  # of a YAML file
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -54,11 +56,32 @@ def read_yaml(text: str, loader: type[UniqueKeys] = UniqueKeys) -> Any:
     """`yaml.safe_load`, but a key may be there only once; with one error for everything that is wrong.
 
     Raises:
-        yaml.YAMLError: it is no YAML, holds a key twice, or is nested so deeply that it cannot be read.
+        yaml.YAMLError: it is no YAML, holds a key twice, is nested so deeply that it cannot be read, or its aliases
+            (`*name`) stand for more values than anybody writes, or for themselves: to show or walk these never ends.
     """
+    reader = loader(text)
     try:
-        return yaml.load(text, loader)
+        node = reader.get_single_node()
+        if node is not None and _expanded(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values: an alias (*name) counts as what it names")
+        return None if node is None else reader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("it is nested hundreds of levels deep, which no file needs") from None
     except ValueError as error:  # of PyYAML itself, as for the date 2026-13-45
         raise yaml.YAMLError(str(error)) from None
+    finally:
+        reader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, each alias counted as what it names; infinite if that is itself.
+
+    Args:
+        known: those of nodes seen so far, by identity; filled on the way.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is being counted
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]

@@ -5,14 +5,15 @@
     python scripts/mutants.py pruning --results    what is known so far (with --sample: of that sample)
     python scripts/mutants.py pruning --show NAME  one of them as a difference
 
-By mutmut, in a copy of the last commit below build/mutants. A room takes hours on one core: for each mutant the tests
-that reach it run until one fails.
+In a copy of the last commit below build/mutants. mutmut makes the mutants; `fork_mutants.py` learns which test reaches
+which function (once: it stays beside the copy) and runs, for each mutant, the tests that reach it until one fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import os
 import random
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,29 +64,8 @@ copy_src_dir()
 copy_also_copy_files()
 create_mutants(1)
 """
-# `mutmut run` without its second run of all tests (the first, which learns what each test reaches, must have passed
-# too), and without tests that take longer than so many seconds, where a mutant is reached by quicker ones
-RUN = """
-import sys
-from math import ceil
-from mutmut.__main__ import cli
-from mutmut.configuration import config
-from mutmut.state import state
-from mutmut.workers.isolation import ForkRunner
-
-submit, longest = ForkRunner.submit, float(sys.argv.pop(1))
-
-def submit_quick(runner, name, tests, *_):
-    known = state().duration_by_test
-    chosen = [test for test in tests if known[test] <= longest] or tests
-    seconds = sum(known[test] for test in chosen)
-    submit(runner, name, chosen, ceil((seconds + 1) * config().timeout_multiplier * 2), seconds)
-
-ForkRunner.submit = submit_quick
-ForkRunner.run_clean_tests = lambda *_, **__: 0
-cli()
-"""
-PATIENCE = 5  # times as long as its tests take without it, and a second, a mutant may run: else it is noticed as a loop
+PATIENCE = 5  # times the seconds of its tests, and of one more, that a mutant may take: beyond, it is noticed as a loop
+FATES = "fates.jsonl"  # a mutant and what became of it a line, of the commit that the copy is of
 NOTICED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -95,7 +75,6 @@ def main() -> int:
     parser.add_argument("room", choices=ROOMS)
     parser.add_argument("--results", action="store_true", help="what is known so far")
     parser.add_argument("--show", metavar="NAME", help="the difference that a mutant is")
-    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random from all of the room")
     parser.add_argument("--seed", type=int, default=0, help="of the sample: the same commit and seed draw the same")
     parser.add_argument("--at-most", type=int, metavar="N", help="try N mutants and stop; the same command goes on")
@@ -106,50 +85,51 @@ def main() -> int:
     if given.show:
         return mutmut(place, "show", given.show).returncode
     if not given.results:
-        prepare(place, *ROOMS[given.room])
+        prepare(place, ROOMS[given.room][0])
     known = fates(place)
     drawn = sample(known, given.sample, given.seed)
     left = [name for name in drawn if known[name] == "not checked"][: given.at_most]
     if left and not given.results:
-        python(place, RUN, str(given.quick), "run", "--max-children", str(given.jobs), *left)
-    return report({name: fate for name, fate in fates(place).items() if name in drawn})
+        try_out(place, ROOMS[given.room][1], left, given.quick)
+    known = fates(place)
+    return report({name: known[name] for name in drawn})
 
 
-def prepare(place: Path, patterns: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """A copy of this commit, unless it is there already, with its mutants.
-
-    One of another commit is replaced; of it only stays which tests reach what, which takes minutes to learn.
-    """
+def prepare(place: Path, patterns: Sequence[str]) -> None:
+    """A copy of this commit, unless it is there already (one of another commit is replaced), with its mutants."""
     commit = git("rev-parse", "HEAD")
     mark = place / ".commit"
     if not mark.is_file() or mark.read_text() != commit:
-        learned = place / "mutants" / "mutmut-stats.json"
-        kept = learned.read_bytes() if learned.is_file() else b""
         shutil.rmtree(place, ignore_errors=True)
-        learned.parent.mkdir(parents=True)
-        if kept:
-            learned.write_bytes(kept)
+        place.mkdir(parents=True)
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as files:
             files.extractall(place, filter="data")
         mark.write_text(commit)
-    lists = {
-        "source_paths": ("fedskew",),
-        "only_mutate": patterns,
-        "also_copy": COPIED,
-        "pytest_add_cli_args": ("-q", "-p", "no:cacheprovider"),
-        "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in tests],
-    }
+    lists = {"source_paths": ("fedskew",), "only_mutate": patterns, "also_copy": COPIED}
     text = "\n".join(f"{key}=\n" + "\n".join(f"    {value}" for value in values) for key, values in lists.items())
-    limits = f"timeout_multiplier={PATIENCE}"
-    (place / "setup.cfg").write_text(f"[mutmut]\n{limits}\n{text}\n", encoding="utf-8")
-    python(place, MAKE, quiet=True)
+    (place / "setup.cfg").write_text(f"[mutmut]\n{text}\n", encoding="utf-8")
+    subprocess.run([sys.executable, "-c", MAKE], cwd=place, env=environment(), stdout=subprocess.DEVNULL, check=True)
+
+
+def try_out(place: Path, tests: Sequence[str], names: Sequence[str], longest: float) -> None:
+    """Run the tests of each of these mutants; what tests reach is learned first, by running them all once."""
+    job = {"names": names, "longest": longest, "patience": PATIENCE, "fates": str(place / FATES),
+           "learned": str(place.with_suffix(".learned.json"))}  # fmt: skip
+    (place / "job.json").write_text(json.dumps(job))
+    there = environment() | {"MUTANTS": str(place / "job.json"), "PYTHONPATH": str(ROOT / "scripts")}
+    options = ("--rootdir=.", "-q", "-s", "-p", "no:cacheprovider", "-p", "fork_mutants")
+    command = [sys.executable, "-m", "pytest", *options]
+    files = [f"tests/test_{name}.py" for name in tests]
+    subprocess.run([*command, *files], cwd=place / "mutants", env=there, stdout=subprocess.DEVNULL, check=False)
 
 
 def fates(place: Path) -> dict[str, str]:
     """Every mutant of the room, by name, and what became of it."""
     shown = mutmut(place, "results", "--all", "true", capture=True).stdout
-    return {found["name"]: found["fate"] for line in shown.splitlines() if (found := LINE.match(line))}
+    names = [found["name"] for line in shown.splitlines() if (found := LINE.match(line))]
+    told = (place / FATES).read_text().splitlines() if (place / FATES).is_file() else []
+    return dict.fromkeys(names, "not checked") | dict(json.loads(line) for line in told)
 
 
 def sample(names: Iterable[str], size: int | None, seed: int) -> list[str]:
@@ -181,12 +161,6 @@ def wilson(hits: int, tries: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * tries)) / (1 + z**2 / tries)
     half = z * math.sqrt(share * (1 - share) / tries + z**2 / (4 * tries**2)) / (1 + z**2 / tries)
     return centre - half, centre + half
-
-
-def python(place: Path, code: str, *words: str, quiet: bool = False) -> None:
-    """Run code of mutmut's in the copy."""
-    out = subprocess.DEVNULL if quiet else None
-    subprocess.run([sys.executable, "-c", code, *words], cwd=place, env=environment(), stdout=out, check=False)
 
 
 def mutmut(place: Path, *words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,8 @@ import numpy as np
 import yaml
 
 from fedskew.metrics import Predictions, classification_metrics
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import PREDICTIONS
 
 CLASSES = ("mel", "nv", "bcc")
 

@@ -170,7 +170,7 @@ def test_criteria_quick(record, generated, tmp_path, capsys):
         record("criteria_quick", *words, "--minutes", "0")
     found = record("criteria_quick", *words)
     told = capsys.readouterr().out
-    assert told.count("dense, seed 0, epoch") == 2
+    assert told.count("dense, seed 0, epoch") == 6
     rows = rows_of(found, "parameters", "macs", "balanced_accuracy", "auroc_macro")
     assert [(row["when"], row["size"], row["criterion"], row["models"]) for row in rows] == [
         (when, size, criterion, models) for when in ("one-shot", "fine-tuned")

@@ -340,7 +340,7 @@ def test_a_disk_that_is_full_in_the_middle_is_a_failed_run(here, generated, monk
     def full(folder, number, *words, **more):
         if number == (0 if early else 1):
             raise RunFolderError("round 1 could not be saved: the disk is full")
-        real(folder, number, *words, **more)
+        return real(folder, number, *words, **more)
 
     monkeypatch.setattr(RunFolder, "finish_round", full)
     settings = f"model.name={MICRO} data.generated-images=160 data.open=0.2 federation.rounds=1 run.name=mine"

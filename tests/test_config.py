@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedskew.apps import config_from_run
 from fedskew.config import Config, ConfigError, load_config, to_yaml
-from fedskew.config.load import from_mapping, preset_names, to_mapping
+from fedskew.config.load import from_mapping, load_saved, preset_names, to_mapping
 from fedskew.config.schema import DataConfig, MetadataColumn, ModelConfig, PruneConfig, TrainConfig
 
 SECTIONS = [(field.name, field.default_factory) for field in dataclasses.fields(Config) if field.name != "preset"]
@@ -344,5 +344,8 @@ def test_keys_of_earlier_versions_are_taken_and_the_new_name_is_said(tmp_path, c
     assert (prune.criterion, prune.rollback, prune.rule) == ("l1-norm", 0.03, "share")
     assert f"{old}: prune.method is called prune.criterion now" in caplog.text
     assert f"{old}: prune.guard is called prune.rollback now" in caplog.text
+    caplog.clear()
+    assert load_saved(old).prune == prune
+    assert caplog.text == "", "what an earlier version wrote into its run's folder is nobody's to mend"
     with pytest.raises(ConfigError, match=r"prune\.criterion is there twice"):
         load_config(overrides="prune.method=none prune.criterion=random")

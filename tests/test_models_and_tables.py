@@ -250,6 +250,16 @@ def test_every_setting_that_differs_is_named_with_both_values(folder_of):
     assert three == {"train.lr": [0.001, 0.5, 0.001], "prune.share": [0.3, 0.7, None]}
 
 
+def test_a_run_whose_pruning_removed_nothing_is_named(folder_of):
+    """Its column is called by its criterion, and it is a dense run."""
+    whole = folder_of("whole", last={"parameters": 10, "dense_parameters": 10})
+    dense = folder_of("dense", last={"parameters": 10, "dense_parameters": 10})
+    (dense / "config.yaml").write_text(to_yaml(tiny_config(prune={"criterion": "none"})))
+    pruned = folder_of("pruned", last={"parameters": 9, "dense_parameters": 10})
+    told = [line for line in warnings_of(read_runs([whole, dense, pruned])) if "removed nothing" in line]
+    assert told == ["skewness s0, whole (round 2): pruning has removed nothing, its model is the dense one"]
+
+
 def test_a_run_that_is_unfinished_or_kept_old_models_is_named(folder_of):
     whole = folder_of("whole")
     (whole / "config.yaml").write_text(to_yaml(tiny_config(federation={"rounds": 2})))
@@ -290,5 +300,6 @@ def test_a_plot_copes_with_rounds_without_evaluation(folder_of, tmp_path):
         plot_runs([path, path], tmp_path / "runs.png")
     accuracy, parameters = drawn[0].axes[:2]
     assert accuracy.lines[0].get_xdata().tolist() == [0, 2, 3]
+    assert [tick for tick in accuracy.get_xticks() if tick % 1] == [], "there is no round 0.5"
     assert parameters.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
     assert (tmp_path / "runs.png").stat().st_size > 0

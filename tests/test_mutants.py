@@ -1,6 +1,10 @@
 """The rooms of `make mutants` name files and tests that there are."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,10 +41,55 @@ def test_a_report_counts_what_was_noticed_and_names_the_rest(capsys):
     ]
 
 
-def test_what_mutmut_says_is_read(monkeypatch):
-    said = "".join(f"    {name}: {fate}\n" for name, fate in KNOWN.items())
+def test_fates_are_those_on_record_of_the_mutants_that_there_are(monkeypatch, tmp_path):
+    said = "".join(f"    {name}: not checked\n" for name in KNOWN)
     monkeypatch.setattr(mutants, "mutmut", lambda *_, **__: type("Done", (), {"stdout": said}))
-    assert mutants.fates(ROOT) == KNOWN
+    tried = [json.dumps(pair) + "\n" for pair in KNOWN.items() if pair[1] != "not checked"]
+    assert set(mutants.fates(tmp_path).values()) == {"not checked"}
+    (tmp_path / mutants.FATES).write_text("".join(tried))
+    assert mutants.fates(tmp_path) == KNOWN
+
+
+CODE = """
+import os
+from mutmut.state import state
+
+def f(x):
+    active = os.environ.get("MUTANT_UNDER_TEST", "")
+    if active == "stats":
+        state()._stats.add("code.x_f")
+    while active == "code.x_f__mutmut_3":
+        pass
+    return x - 1 if active == "code.x_f__mutmut_1" else x + 1
+"""
+TESTS = """
+from code_ import f
+
+def test_nothing():
+    pass
+
+def test_sum():
+    assert f(1) == 2
+"""
+
+
+def test_every_mutant_meets_the_tests_that_reach_it_in_a_fork(tmp_path):
+    (tmp_path / "code_.py").write_text(CODE)
+    (tmp_path / "test_code.py").write_text(TESTS)
+    names = [*(f"code.x_f__mutmut_{number}" for number in (1, 2, 3)), "code.x_g__mutmut_1"]
+    job = {"names": names, "longest": 9.0, "patience": 0, "learned": str(tmp_path / "learned"),
+           "fates": str(tmp_path / "fates")}  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "--rootdir=.", "-p", "fork_mutants", "test_code.py"]
+    there = os.environ | {"MUTANTS": str(tmp_path / "job.json"), "PYTHONPATH": str(ROOT / "scripts")}
+    subprocess.run(command, cwd=tmp_path, env=there, check=True, capture_output=True)
+    fates = [json.loads(line) for line in (tmp_path / "fates").read_text().splitlines()]
+    assert fates == [[names[0], "killed"], [names[1], "survived"], [names[2], "timeout"], [names[3], "no tests"]]
+    learned = json.loads((tmp_path / "learned").read_text())
+    assert {test: reached for test, (_, reached) in learned.items()} == {
+        "test_code.py::test_nothing": [],
+        "test_code.py::test_sum": ["code.x_f"],
+    }
 
 
 def test_a_sample_is_drawn_again_by_its_seed_and_from_all():

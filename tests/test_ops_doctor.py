@@ -75,13 +75,28 @@ def test_unreadable_images_are_named(hospital):
     images[2].write_bytes(images[2].read_bytes()[:500])
     found = only(check_data(hospital, None, Expected()), "images")
     assert found.status == WARN
-    assert "3 cannot be used" in found.message
+    assert found.message.startswith("157 images decoded; 3 cannot be used")
     assert f"{images[0].stem} (file not found)" in found.message
     assert f"{images[1].stem} (UnidentifiedImageError" in found.message
     assert "0x" not in found.message
     for image in images[3:20]:
         image.write_bytes(b"")
     assert only(check_data(hospital, None, Expected()), "images").status == FAIL
+
+
+def test_a_data_set_by_itself(hospital):
+    """Who only has data is not told that SuperLink, key and policy are not checked."""
+    words = ["doctor", "data", "--data-dir", str(hospital)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    subjects = {line.split()[1] for line in done.stdout.splitlines() if line.startswith(("ok ", "warn "))}
+    assert {"data", "classes", "images", "cache"} <= subjects
+    assert not {"SuperLink", "node", "policy", "python"} & subjects
+    assert f"next: fedskew run --preset ham10000-small --data-dir {hospital}" in done.stderr
+    change(hospital, dx="melanoma")
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 1
+    assert "next:" not in again.output
 
 
 def test_decoding_can_be_limited(hospital):

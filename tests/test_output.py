@@ -62,6 +62,17 @@ def on_terminal(command, cwd, columns, **more):
     return seen.decode()
 
 
+def test_warnings_outside_of_a_run_are_messages_without_colours(tmp_path):
+    """Flower's handler wrote them with ANSI codes, in pipes too."""
+    (tmp_path / "mine.yaml").write_text("prune: {method: none}\n")
+    done = fedskew("simulate", "--config", "mine.yaml", "--set", "data.test=0.9 data.open=0.9", cwd=tmp_path)
+    assert done.returncode == ExitCode.USER
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("fedskew: warning: ")
+    assert first.endswith("mine.yaml: prune.method is called prune.criterion now")
+    assert "\x1b" not in done.stderr
+
+
 def test_a_long_message_is_wrapped_for_a_terminal_and_a_command_never(tmp_path):
     """Words were cut in two at the terminal's edge; a command in several lines cannot be copied."""
     code = (

@@ -21,9 +21,9 @@ from fedskew.federation.server import FederatedRun
 from fedskew.federation.weights import from_record, layout
 from fedskew.runs.checkpoint import read_checkpoint
 from fedskew.runs.folder import RunFolderError
+from fedskew.runs.reading import read_flower_runs
 from fedskew.runs.report import summary_text
 from fedskew.runs.resume import open_checkpoint
-from fedskew.runs.starts import read_flower_runs
 from fedskew.tools.participation import RoundShares, Share, participation_text, read_participation
 
 SITES = ("site-a", "site-b", "site-c", "site-d", "site-e")

@@ -82,11 +82,11 @@ def test_the_commands_of_the_page_run_with_the_files_of_the_page(generated, here
     assert json.loads(line)["plugins"] == {name: hashlib.sha256((here / name).read_bytes()).hexdigest()}
 
 
-def test_the_criterion_of_the_page_is_the_length_of_the_weights(here):
-    load_plugin(written(here, "l2_norm.py", FILES["l2_norm.py"]))
-    weights = [torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[4.0], [2.0]])]  # each [units, values]
+def test_the_criterion_of_the_page_is_the_largest_weight(here):
+    load_plugin(written(here, "max_norm.py", FILES["max_norm.py"]))
+    weights = [torch.tensor([[3.0, -5.0], [1.0, 2.0]]), torch.tensor([[4.0], [-3.0]])]  # each [units, values]
     seen = Observation("key", torch.zeros(1, 1, 1, 2), torch.ones(1, 1, dtype=torch.bool), weights)
-    assert make_criterion("l2-norm", reading="pool", seed=0)(seen).scores().tolist() == [5.0, 3.0]
+    assert make_criterion("max-norm", reading="pool", seed=0)(seen).scores().tolist() == [5.0, 3.0]
 
 
 def test_the_method_of_the_page_trains_the_head_alone(generated, here):

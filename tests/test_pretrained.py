@@ -12,9 +12,10 @@ from timm.models.swin_transformer import SwinTransformer
 
 from fedskew.config import ConfigError
 from fedskew.config.schema import ModelConfig
+from fedskew.files import file_sha256
 from fedskew.learning.initial import initial_model
 from fedskew.model.fusion import build
-from fedskew.model.pretrained import file_sha256, load_pretrained
+from fedskew.model.pretrained import load_pretrained
 
 
 def timm_model(*, classes=11, window=4, image_size=32, patch=4, seed=5):

@@ -24,8 +24,9 @@ from fedskew.learning import local
 from fedskew.learning.datasets import open_data
 from fedskew.learning.optimiser import learning_rate
 from fedskew.runs.folder import RunFolder, RunFolderError
+from fedskew.runs.reading import read_changes, read_split, recorded_nodes
 from fedskew.runs.resume import differences, is_finished, node_count, open_checkpoint, resume_config
-from fedskew.runs.starts import check_split, read_changes, read_split, recorded_nodes, samples_hash
+from fedskew.runs.starts import check_split, samples_hash
 from fedskew.tools.compare import read_runs
 from fedskew.tools.fairness import warnings_of
 
@@ -34,7 +35,7 @@ MAY_CHANGE = {
     "federation.min-nodes", "federation.join-deadline", "federation.quorum", "federation.round-deadline",
     "federation.grace", "federation.max-missed-rounds", "run.threads", "run.eval-batch-size", "run.evaluate-every",
     "run.keep-checkpoints", "federation.max-weight-ratio", "federation.norm-bound", "federation.rollback",
-    "federation.require-signatures",
+    "federation.require-signatures", "run.report", "run.sinks",
 }  # fmt: skip
 EVERY_KEY = [
     f"{section.name}.{spec.name.replace('_', '-')}"
@@ -58,7 +59,7 @@ def other_value(key, config):
     if isinstance(value, tuple):
         return value[::-1]
     if isinstance(value, str):
-        return {"prune.mlp-group": "width", "run.name": "foo"}.get(key, "/elsewhere")
+        return {"prune.mlp-group": "width", "run.name": "foo", "run.sinks": "mlflow"}.get(key, "/elsewhere")
     step = 1 if isinstance(value, int) else 0.05
     high = spec.metadata["high"]
     return value + step if high is None or value + step <= high else value - step

@@ -12,8 +12,9 @@ from builders import IMAGES
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
-from fedskew.model.pretrained import file_sha256
-from fedskew.runs.predictions import PREDICTIONS, PredictionsError, encode_predictions, read_predictions
+from fedskew.files import file_sha256
+from fedskew.runs.predictions import PredictionsError, encode_predictions, read_predictions
+from fedskew.runs.reading import PREDICTIONS
 from fedskew.runs.report import evaluation_text
 from fedskew.tools import evaluate as evaluation
 from fedskew.tools.compare import read_runs

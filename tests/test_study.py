@@ -1,5 +1,6 @@
 """A study: cells times seeds in their order, and all that is wrong with it said at once, before anything runs."""
 
+import re
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -165,8 +166,18 @@ def test_no_settings_to_start_from_and_no_file(study, tmp_path):
         read_study(tmp_path / "other.yaml", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["targets", "sites", "dirichlet", "recipe", "swin-t-224"])
+@pytest.mark.parametrize("name", ["targets", "sites", "dirichlet", "recipe", "swin-t-224", "criteria", "ablations"])
 def test_the_studies_that_come_with_the_code_are_valid(name, tmp_path):
     found = read_study(STUDIES / f"{name}.yaml", tmp_path / "out", Given(data_dir=str(tmp_path)))
     without_run = [(run.nodes, replace(run.config, run=RunConfig())) for run in found.runs]
     assert len({str(settings) for settings in without_run}) == len(found.cells), "no two cells are the same run"
+
+
+def test_the_study_of_the_documentation_can_be_run_as_it_stands(tmp_path):
+    page = (STUDIES.parent.parent / "docs" / "runs.md").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(re.search(r"```yaml study\.yaml\n(.*?)```", page, re.DOTALL)[1])
+    found = read_study(tmp_path / "study.yaml", tmp_path / "out", Given(data_dir=str(tmp_path)))
+    assert names(found)[:5] == ["dense-s0", "pruned-s0", "deeper-s0", "pooled-s0", "dense-s1"]
+    assert len(found.runs) == 12
+    assert [run.nodes for run in found.runs[:4]] == [6, 6, 6, 1]
+    assert {run.config.prune.last_round for run in found.runs} == {8}

@@ -99,3 +99,22 @@ def test_a_key_in_both_spellings_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("train: {batch_size: 8, batch-size: 16}\n")
     with pytest.raises(ConfigError, match=r"train\.batch-size is there twice, as 'batch_size' too"):
         load_config(file=tmp_path / "x.yaml")
+
+
+NINE = ", ".join(["*{0}"] * 9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[&a [x], " + ", ".join(f"&{y} [{NINE.format(x)}]" for x, y in zip("abcdefgh", "bcdefghi", strict=True)) + "]",
+        "&a [*a]",
+        "&a {x: {y: *a}}",
+        str(list(range(100_000))),
+    ],
+    ids=["nine to the ninth", "itself", "in itself", "as long as that"],
+)
+def test_yaml_that_stands_for_more_than_anybody_writes_is_refused(text):
+    """Nine lines are a billion values: an error that showed one of them never ended."""
+    with pytest.raises(yaml.YAMLError, match="holds more than 100,000 values"):
+        read_yaml(text)

@@ -1,9 +1,11 @@
 """Local training: one learning-rate curve over all rounds, weights where they belong, the same bits again."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from builders import architecture, lively_model, tiny_config
 
@@ -19,6 +21,7 @@ from fedskew.learning.train import (
     cpu_threads,
     evaluate,
     pick_device,
+    predict,
     train,
 )
 
@@ -117,6 +120,27 @@ def test_training_that_diverges_says_what_to_change():
         model.classifier.weight.fill_(float("inf"))
     with pytest.raises(TrainingError, match=r"train\.lr"):
         train(model, batches(seed=0), TrainConfig(device="cpu"), round_number=1, rounds=1, seed=0)
+
+
+def test_a_result_tells_the_mean_losses_of_its_first_and_last_epoch(monkeypatch):
+    seen, step, begun = [], training._Step.__call__, time.perf_counter()
+    monkeypatch.setattr(training._Step, "__call__", lambda *args: seen.append(step(*args)) or seen[-1])
+    _, result = trained(local_epochs=3, lr=0.01)
+    assert len(seen) == result.steps == 9
+    assert result.first_loss == pytest.approx(float(sum(seen[:3])) / 3)
+    assert result.loss == pytest.approx(float(sum(seen[6:])) / 3)
+    assert result.loss < result.first_loss
+    assert 0 < result.seconds < time.perf_counter() - begun
+
+
+def test_what_is_predicted_is_the_softmax_in_evaluation_mode_image_by_image():
+    model = lively_model(ARCH)
+    labels, probabilities = predict(model.train(), batches(), TrainConfig(device="cpu"))
+    logits = torch.cat([model.eval()(images, metadata) for images, metadata, _ in batches()])
+    np.testing.assert_allclose(probabilities, scipy.special.softmax(logits.detach().numpy(), axis=1), atol=1e-6)
+    assert labels.tolist() == [number % 5 for number in range(12)]
+    none, nothing = predict(model, batches(count=0), TrainConfig(device="cpu"))
+    assert (none.shape, none.dtype, nothing.shape) == ((0,), np.int64, (0, 5))
 
 
 def test_evaluating_restores_the_mode_and_needs_no_gradients():

@@ -55,6 +55,7 @@ def start_or_resume(settings: dict[str, Any], nodes: int) -> None:
     from fedskew.config.load import from_mapping
     from fedskew.federation.grids import LocalGrid
     from fedskew.federation.server import FederatedRun
+    from fedskew.report.observers import observers_of
     from fedskew.runs.folder import RunFolder
 
     config = from_mapping(settings, "the study")
@@ -63,7 +64,8 @@ def start_or_resume(settings: dict[str, Any], nodes: int) -> None:
     with suppress(Timeout), FileLock(folder.path / ".lock", timeout=LOCK_SECONDS):
         pass  # if it stays taken, the run itself says so
     checkpoint = folder.latest() if folder.checkpoints() else None
-    FederatedRun(LocalGrid(make_client_app(), nodes), config, folder, checkpoint).run()
+    grid, observers = LocalGrid(make_client_app(), nodes), observers_of(config)
+    FederatedRun(grid, config, folder, checkpoint, observers=observers).run()
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _asked(
 def _central(configure: Callable[[], Config], asked: Asked, resume: str, command: str, *, as_json: bool) -> int:
     """Start a training in one place, or go on with one; the exit code."""
     from fedskew.apps import simulate, simulate_config
-    from fedskew.cli.follow import run_here
+    from fedskew.cli.here import run_here
     from fedskew.cli.terminal import Terminal
     from fedskew.cli.vocabulary import settings_text
 

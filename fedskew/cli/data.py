@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fedskew.text import printable_lines
+
 
 def manifest(
     directory: Annotated[Path, typer.Argument(help="Folder (or archive) with the table and the images.")],
@@ -33,17 +35,17 @@ def manifest(
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except (DataError, OSError) as error:
-        print(f"fedskew: {error}", file=sys.stderr)
+        print(f"fedskew: {printable_lines(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from error
     typer.echo(f"drafted {target}: check every line")
     try:
         source = open_source(directory, manifest=load_manifest(target))
         typer.echo(f"read with it: {len(source.samples)} images, {len(source.missing)} of them without a file")
         for note in source.notes:
-            typer.echo(f"note: {note}")
+            typer.echo(printable_lines(f"note: {note}"))
         for line in source.warnings:
-            typer.echo(f"warning: {line}")
+            typer.echo(printable_lines(f"warning: {line}"))
     except DataError as error:
-        typer.echo(f"still to be settled: {error}")
+        typer.echo(printable_lines(f"still to be settled: {error}"))
     elsewhere = f" --manifest {shlex.quote(str(target))}" if target != directory / MANIFEST_NAME else ""
     Terminal().next_step(f"fedskew doctor data --data-dir {shlex.quote(str(directory))}{elsewhere}")

@@ -10,17 +10,22 @@ from typing import NoReturn
 import click
 import typer
 
+from fedskew.console import in_command
 from fedskew.errors import ExitCode, is_ours
+from fedskew.text import printable_lines
 
 DEBUG = "fedskew.debug"  # key in the command's context
 
 
 class clear_errors:
-    """What a person can mend becomes one message and exit code 2, not a traceback."""
+    """What a person can mend becomes one message and exit code 2, not a traceback; warnings look like messages."""
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self._log = in_command(lambda text: print(f"fedskew: {text}", file=sys.stderr, flush=True))
+        self._log.__enter__()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._log.__exit__(None, None, None)
         if is_ours(error):
             if is_debugging():
                 traceback.print_exception(error)
@@ -33,7 +38,7 @@ def refuse(message: str, cause: BaseException | None = None) -> NoReturn:
     Raises:
         typer.Exit: always, with the exit code of a user's error.
     """
-    print(f"fedskew: {message}", file=sys.stderr)
+    print(f"fedskew: {printable_lines(message)}", file=sys.stderr)  # it may quote a file that somebody else wrote
     raise typer.Exit(ExitCode.USER) from cause
 
 

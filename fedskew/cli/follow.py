@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedskew.cli.checks import check_machine
-from fedskew.cli.errors import is_debugging
 from fedskew.cli.flower import (
     SIMULATION,
     RunRequest,
@@ -28,11 +25,12 @@ from fedskew.cli.flower import (
 from fedskew.cli.interrupts import Interrupts
 from fedskew.cli.superlink import OwnCommands, OwnSuperLink
 from fedskew.cli.terminal import Terminal, shown
-from fedskew.cli.watch import FOLDER, PREPARING, Stream, Watch
-from fedskew.console import in_terminal
-from fedskew.errors import ExitCode, FedskewError
+from fedskew.cli.watch import Stream, Watch
+from fedskew.errors import ExitCode
+from fedskew.files import read_json
 from fedskew.ops.supervise import COMPLETED, FlowerCommands, Unreachable, resumable, supervise
 from fedskew.runs.folder import CONFIG, SUMMARY, RunFolder, summary_time
+from fedskew.runs.reading import REPORT
 from fedskew.runs.report import learned_nothing, summary_text
 
 TRIES, RAY_TOO_SLOW = 3, "The current node timed out during startup"  # on a machine that does much else
@@ -159,7 +157,7 @@ def _elsewhere(job: Following) -> int:
 def _ended(stream: Stream, before: int, flower: FlowerCommands, terminal: Terminal, *, as_json: bool) -> int:
     """The summary of a run that has ended, or why there is none; the exit code."""
     if summary_time(stream.folder) != before:
-        summary = json.loads((stream.folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(stream.folder / SUMMARY)
         return finished(summary, stream.folder, terminal, as_json=as_json, command="run")
     if stream.run_id and not stream.folder.is_dir():  # perhaps on another machine
         try:
@@ -188,62 +186,26 @@ def finished(
         terminal.result(summary_text(summary, folder))
     if as_json:
         terminal.data({"folder": str(folder), **summary})
+    code = ExitCode.OK
     if summary.get("stopped"):
         terminal.next_step(f"fedskew {command} --resume {shown(folder)}")
-        return ExitCode.STOPPED
-    if learned_nothing(summary):
+        code = ExitCode.STOPPED
+    elif learned_nothing(summary):
         terminal.message("fedskew: the run has failed: no round's training was taken")
-        return ExitCode.FAILED
-    terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
-    return ExitCode.OK
+        code = ExitCode.FAILED
+    else:
+        terminal.next_step(f"fedskew compare {shown(folder)} OTHER-RUN", f"fedskew evaluate {shown(folder)}")
+    if not as_json:
+        report = folder / REPORT
+        terminal.message(f"look: {shown(report) if report.is_file() else f'fedskew report {shown(folder)}'}")
+    return code
 
 
 def _nothing_left(message: str, folder: Path, terminal: Terminal, *, as_json: bool) -> int:
     """Say that a run is finished, or show its summary to the program that asked; the exit code."""
     terminal.message(message)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY)
     return finished(summary, folder, terminal, as_json=as_json, command="run", silent=True)
-
-
-def simulate_here(values: Mapping[str, str], nodes: int, terminal: Terminal, *, as_json: bool) -> int:
-    """Run a federation in this process; the exit code. Raises as `run_here`."""
-    from fedskew.apps import simulate
-
-    return run_here(partial(simulate, values, nodes), terminal, as_json=as_json, command="simulate")
-
-
-def run_here(start: Callable[[], RunFolder], terminal: Terminal, *, as_json: bool, command: str) -> int:
-    """Run something in this process that ends with a run folder; the exit code.
-
-    Args:
-        command: that would go on with it.
-
-    Raises:
-        ConfigError, DataError, RunFolderError, …: what `start` does; only where nothing of the run is kept.
-    """
-    folder: list[Path] = []
-
-    def message(text: str) -> None:
-        if found := FOLDER.fullmatch(text):
-            folder.append(Path(found[1]))
-        terminal.message(text)
-
-    terminal.status.show(PREPARING)
-    try:
-        with Interrupts(), in_terminal(terminal.result, message, terminal.status):
-            path = start().path
-    except FedskewError as error:
-        if is_debugging() or not any(path.is_dir() for path in folder):
-            raise
-        terminal.message(f"fedskew: {error}")  # it had begun: this is no fault of the command
-        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder))
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        terminal.message("fedskew: interrupted; finished rounds are kept")
-        terminal.next_step(*(f"fedskew {command} --resume {shown(path)}" for path in folder if path.is_dir()))
-        return ExitCode.INTERRUPTED
-    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    return finished(summary, path, terminal, as_json=as_json, command=command, silent=True)
 
 
 def _failed(stream: Stream, terminal: Terminal, connection: str) -> None:

@@ -21,6 +21,7 @@ from fedskew.cli.errors import clear_errors, debug_option
 from fedskew.cli.export import bench, export
 from fedskew.cli.ops import credentials, doctor, review
 from fedskew.cli.predict import predict, serve
+from fedskew.cli.report import report, watch
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -99,6 +100,8 @@ COMMANDS = (
     (DATA, manifest, "manifest ~/clinic"),
     (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
     (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
+    (LOOK, watch, "watch runs/pruned"),
+    (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
     (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, table, "table runs/recipe --markdown"),

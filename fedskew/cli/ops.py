@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedskew.cli.vocabulary import ConfigFile, Settings
+from fedskew.text import printable_lines
 
 doctor = typer.Typer(
     no_args_is_help=True,
@@ -227,7 +228,7 @@ def _show(findings: Any, as_json: bool, next_step: str = "") -> None:
     else:
         colours = {OK: "green", WARN: "yellow", FAIL: "red", "": None}
         for status, line in to_lines(findings):
-            typer.secho(line, fg=colours[status], color=False if os.environ.get("NO_COLOR") else None)
+            typer.secho(printable_lines(line), fg=colours[status], color=False if os.environ.get("NO_COLOR") else None)
         if next_step and not exit_code(findings):
             Terminal().next_step(next_step)
     raise typer.Exit(exit_code(findings))
@@ -238,5 +239,5 @@ def _absolute(path: Path) -> str:
 
 
 def _leave(error: Exception) -> Any:
-    print(f"fedskew: {error}", file=sys.stderr)
+    print(f"fedskew: {printable_lines(str(error))}", file=sys.stderr)
     raise typer.Exit(2) from error

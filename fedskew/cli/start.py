@@ -95,7 +95,7 @@ def simulate(
     """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
     from fedskew.cli.checks import check_simulated
     from fedskew.cli.flower import SIMULATION, config_of, nodes_of
-    from fedskew.cli.follow import simulate_here
+    from fedskew.cli.here import simulate_here
     from fedskew.cli.terminal import Terminal
 
     with clear_errors():

@@ -10,6 +10,7 @@ import typer
 
 from fedskew.cli.errors import clear_errors
 from fedskew.cli.vocabulary import Plugins, use_plugins
+from fedskew.text import printable_lines
 
 
 def sweep(
@@ -124,7 +125,8 @@ def table(
         made = cell_table(wanted, chosen, reference=reference, over_seeds=over_seeds)
     layout = Layout(by_cell, each)
     terminal = Terminal()
-    terminal.result(as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout))
+    text = as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout)
+    terminal.result(printable_lines(text))
     if not (csv or markdown):
         terminal.next_step(f"fedskew records {shown(folders[0])} RECORDS")
 

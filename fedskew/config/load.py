@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from fedskew.config.convert import convert, did_you_mean, is_named, is_word, plain
-from fedskew.config.registry import PRESETS, REGISTRIES, unknown_name
+from fedskew.config.names import check_name, extensible
+from fedskew.config.registry import PRESETS
 from fedskew.config.schema import Config, ConfigError, Section
 from fedskew.config.suggest import section_suggestion, suggestion
 from fedskew.text import read_yaml
@@ -98,18 +99,12 @@ def load_saved(path: Path, *, file: str | Path | Sequence[Given] = "", overrides
     """The configuration that a run folder holds, with what a person changes now; `file` as in `load_config`.
 
     Names in it that a plugin gave their meaning are taken as they are: whoever only looks at a run needs no plugin.
-    Who starts one or prunes by it does, see `check_names`.
+    Who starts one or prunes by it does, see `names.check_names`.
 
     Raises:
         ConfigError: as `load_config`.
     """
     return _load("", [path, file] if isinstance(file, str | Path) else [path, *file], overrides, saved=str(path))
-
-
-def check_names(config: Config) -> None:
-    """Raise `ConfigError` if a configuration names a criterion or a method that there is not (here)."""
-    for section, spec, value in _extensible(config):
-        _check_name(f"{section}.{spec.name.replace('_', '-')}", value, spec)
 
 
 def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") -> Config:
@@ -120,7 +115,8 @@ def _load(preset: str, files: Sequence[Given], overrides: str, saved: str = "") 
     for own in (given for given in files if given):
         content, where = (own, "the command") if isinstance(own, Mapping) else (_read_yaml(Path(own)), str(own))
         preset = preset or str(content.get("preset", ""))
-        _merge(values, origin, {key: value for key, value in content.items() if key != "preset"}, where)
+        sections = {key: value for key, value in content.items() if key != "preset"}
+        _merge(values, origin, sections, where, quiet=where == saved)
     _merge(values, origin, _parse_overrides(overrides), 'set="…"')
     return _build(values, origin, preset or "defaults", saved)
 
@@ -230,7 +226,15 @@ def _keys() -> dict[str, list[str]]:
     return {name: [spec.name.replace("_", "-") for spec in fields(kind)] for name, kind in _sections().items()}
 
 
-def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapping[str, Any], where: str) -> None:
+def _merge(
+    values: dict[str, dict[str, Any]],
+    origin: dict[str, str],
+    more: Mapping[str, Any],
+    where: str,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Take over settings; `quiet` where nobody can mend an old name, as in the folder of an earlier version's run."""
     sections = _sections()
     for section, content in more.items():
         if section not in sections:
@@ -245,7 +249,8 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
             if new := MOVED.get(f"{section}.{name}"):
                 raise ConfigError(f"{where}: {section}.{name} is called {new} now")
             if new := RENAMED.get(f"{section}.{name}"):
-                log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
+                if not quiet:
+                    log.warning("%s: %s.%s is called %s.%s now", where, section, name, section, new)
                 name = new
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {section}.{key}{suggestion(name, section, _keys())}")
@@ -253,21 +258,6 @@ def _merge(values: dict[str, dict[str, Any]], origin: dict[str, str], more: Mapp
                 raise ConfigError(f"{where}: {section}.{name} is there twice, as {key!r} too; keep one of them")
             values.setdefault(section, {})[known[name]] = value
             origin[f"{section}.{name}"] = where
-
-
-def _extensible(config: Any) -> Iterator[tuple[str, Field[Any], str]]:
-    """Section, field and value of everything that plugins can add names to."""
-    for section in fields(config):
-        part = getattr(config, section.name)
-        for spec in fields(part) if is_dataclass(part) else ():
-            if spec.metadata.get("extensible"):
-                yield section.name, spec, getattr(part, spec.name)
-
-
-def _check_name(key: str, value: str, spec: Field[Any]) -> None:
-    names = (*spec.metadata["choices"], *REGISTRIES[key])
-    if value not in names:
-        raise ConfigError(unknown_name(key, value, names))
 
 
 def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: str, saved: str = "") -> Config:
@@ -285,12 +275,12 @@ def _build(values: dict[str, dict[str, Any]], origin: dict[str, str], preset: st
             key = str(error).split(" ", 1)[0]
             raise ConfigError(f"{origin[key]}: {error}" if key in origin else str(error)) from None
     config = Config(**built)
-    for section, spec, value in _extensible(config):
+    for section, spec, value in extensible(config):
         key = f"{section}.{spec.name.replace('_', '-')}"
         where = origin.get(key, "")
         if not saved or where != saved:
             try:
-                _check_name(key, value, spec)
+                check_name(key, value, spec)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     return config

@@ -9,79 +9,14 @@ from dataclasses import dataclass, field
 
 from fedskew.config.inputs import DataConfig, MetadataColumn, ModelConfig
 from fedskew.config.option import ConfigError, Section, check_value, option
+from fedskew.config.training import TrainConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "FederationConfig", "MetadataColumn", "ModelConfig", "PruneConfig",
     "RunConfig", "Section", "TrainConfig", "check_value", "option",
 ]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class TrainConfig(Section):
-    """Local training on a node, and the warm start on the server."""
-
-    local_epochs: int = option(1, "passes over a node's training images in one round", low=1, high=1000)
-    batch_size: int = option(64, "images a step", low=1, high=4096)
-    lr: float = option(3e-4, "peak learning rate of AdamW", low=0.0, high=1.0)
-    lr_floor: float = option(0.02, "share of the peak that the cosine ends at", low=0.0, high=1.0)
-    warmup: float = option(0.05, "share of all rounds spent warming up", low=0.0, high=0.9)
-    round_warmup: int = option(
-        0, "steps at the start of every round in which the learning rate climbs: a fresh AdamW's first steps are wild",
-        low=0, high=100_000,
-    )  # fmt: skip
-    warm_start_epochs: int = option(
-        0, "epochs on the server's open data before round 1, whatever the method; held-back images are left out",
-        low=0, high=1000,
-    )  # fmt: skip
-    warm_start_lr: float = option(0.0, "peak learning rate of the warm start; 0: train.lr", low=0.0, high=1.0)
-    moments: str = option(
-        "fresh",
-        "AdamW's moments in a round: `fresh`, or `averaged` over nodes and cut with the model (3 times the bytes)",
-        choices=("fresh", "averaged"),
-    )
-    weight_decay: float = option(0.05, "AdamW weight decay (not on biases, norms and bias tables)", low=0.0, high=1.0)
-    clip_norm: float = option(1.0, "gradient norm limit; 0: none", low=0.0)
-    proximal: float = option(
-        0.0, "FedProx: pull towards the global model with half this times the squared distance; 0: off", low=0.0
-    )
-    class_weights: str = option("none", "loss weights from class counts", choices=("none", "sqrt", "inverse"))
-    logit_adjustment: float = option(
-        0.0, "add this times the log of the class shares to the logits in training; 1: a balanced classifier",
-        low=0.0, high=4.0,
-    )  # fmt: skip
-    sampling: str = option(
-        "natural",
-        "how an epoch draws images: `natural` (each once), or by class so that rare ones come more often",
-        choices=("natural", "sqrt", "balanced"),
-    )
-    class_counts: str = option(
-        "local",
-        "counts behind weights and adjustment: the node's own, or `global` ones of the nodes whose policy tells them",
-        choices=("local", "global"),
-    )
-    label_smoothing: float = option(0.0, "of the cross entropy", low=0.0, high=0.9)
-    flips: bool = option(True, "random mirror images")
-    quarter_turns: bool = option(True, "random turns by 90 degrees: a lesion has no upright")
-    colour: float = option(0.1, "strength of brightness, contrast and saturation changes; 0: none", low=0.0, high=0.99)
-    crop: bool = option(True, "random crops out of a slightly larger picture")
-    zoom: float = option(
-        0.0, "turn by any angle and scale by up to e^±zoom, beyond turns and crops; 0: off", low=0.0, high=1.0
-    )
-    rand_augment: str = option("", "timm's RandAugment, as rand-m5-n2-mstd0.5; empty: off")
-    mixup: float = option(0.0, "alpha of timm's mixup; 0: off", low=0.0, high=10.0)
-    cutmix: float = option(0.0, "alpha of timm's cutmix, half of the batches if mixup is on too; 0: off",
-                           low=0.0, high=10.0)  # fmt: skip
-    precision: str = option(
-        "auto",
-        "`auto`: bfloat16 autocast on CUDA, else float32; `fast`: bfloat16 where the machine has instructions for it",
-        choices=("auto", "fast", "float32", "bfloat16"),
-    )
-    device: str = option("auto", "`auto`: CUDA if there is one", choices=("auto", "cpu", "cuda"))
-    threads: int = option(
-        0, "CPU threads of one training node; 0: torch's choice. Part of repeatability", low=0, high=1024
-    )
-
-    _name = "train"
+SINKS = ("tensorboard", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -127,7 +62,11 @@ class PruneConfig(Section):
     first_round: int = option(1, "first round with a pruning step; 0: the initial model, after its warm start", low=0)
     last_round: int = option(0, "last round with a pruning step; 0: no limit", low=0)
     interval: int = option(1, "a pruning step every so many rounds", low=1)
-    steps_per_stage: int = option(1, "pruning steps after which the next stage unlocks (Algorithm 1)", low=1)
+    steps_per_stage: int = option(
+        1,
+        "pruning steps after which the next stage unlocks (Algorithm 1); 0: all are from the first on",
+        low=0,
+    )
     max_stage: int = option(3, "last stage that unlocks, counted from 0", low=0, high=15)
     calibrate: bool = option(True, "score earlier stages again, not only the newest one")
     freeze: bool = option(False, "a stage that the steps have passed is neither trained nor uploaded any more")
@@ -174,6 +113,9 @@ class FederationConfig(Section):
     )
     rounds: int = option(20, "rounds of a run; one that is resumed may get more", low=1, high=100_000)
     fraction: float = option(1.0, "share of the connected nodes that trains in a round", low=0.0, high=1.0)
+    only_node: str = option(
+        "", "the only node that is asked, by its name (partition-2): what it reaches alone; empty: all take part"
+    )
     min_nodes: int = option(1, "nodes that should be connected before a round starts", low=1)
     join_deadline: float = option(
         300.0, "seconds to wait for them; then the round goes on with those that are there", low=0.0
@@ -250,11 +192,23 @@ class RunConfig(Section):
         1, "the model is evaluated after every so many rounds, and always after the last", low=1, high=100_000
     )
     keep_checkpoints: int = option(2, "finished rounds whose checkpoints are kept", low=2, high=100_000)
+    report: float = option(
+        0.05, "share of a run's time that rewriting report.html may take; at the end it always is; 0: no report",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    sinks: str = option("", "who else is told of every round: `tensorboard`, `mlflow`, or both by a comma")
 
     _name = "run"
 
+    @property
+    def sink_names(self) -> tuple[str, ...]:
+        """The names in `sinks`, each once."""
+        return tuple(dict.fromkeys(name for name in (part.strip() for part in self.sinks.split(",")) if name))
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if strange := [name for name in self.sink_names if name not in SINKS]:
+            raise ConfigError(f"run.sinks names {strange[0]!r}, expected some of {', '.join(SINKS)}, by commas")
         if self.name in (".", "..") or set(self.name) & set("/\\\0\n"):
             raise ConfigError(
                 f"run.name is {self.name!r}, expected the name of a folder without its path; that is run.output-dir"

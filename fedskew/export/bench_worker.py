@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedskew.errors import is_ours
+from fedskew.tools.onnx_file import IMAGES, METADATA
 
 KILOBYTE = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
 Call = Callable[[int], Callable[[], object]]  # batch → one call
@@ -47,16 +48,15 @@ def main(model: Path, threads: int) -> None:
 
 def of_onnx(model: Path, threads: int) -> Call:
     """Calls of an exported file."""
-    from fedskew.export.session import feeds, logits_of, open_session
+    from fedskew.export.session import logits_of, open_session
 
     session = open_session(model.read_bytes(), threads)
     shapes = {value.name: value.shape[1:] for value in session.get_inputs()}
-    given = feeds(*random_inputs(1, shapes["images"][-1], shapes.get("metadata", [0])[0]))
-    if set(given) != set(shapes):
-        raise ValueError(f"its inputs are {', '.join(shapes)}, of a model of fedskew's they are {', '.join(given)}")
+    if IMAGES not in shapes or set(shapes) - {IMAGES, METADATA}:
+        raise ValueError(f"its inputs are {', '.join(shapes)}, those of an exported model are {IMAGES} and {METADATA}")
 
     def call(batch: int) -> Callable[[], object]:
-        images, metadata = random_inputs(batch, shapes["images"][-1], shapes.get("metadata", [0])[0])
+        images, metadata = random_inputs(batch, shapes[IMAGES][-1], shapes.get(METADATA, [0])[0])
         return lambda: logits_of(session, images, metadata)
 
     return call

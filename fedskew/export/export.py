@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedskew.export.card import CARD, exported_files, model_card
+from fedskew.export.card_run import RunFacts, read_run
 from fedskew.export.checking import FP32, PRECISIONS, Check, ExportError, Say
 from fedskew.export.graph import encode, to_onnx
 from fedskew.export.images import FEW, CheckImages, check_images
 from fedskew.export.lineage import about_export
 from fedskew.files import write_bytes
 from fedskew.model.modelfile import load_model, read_about
-from fedskew.tools.evaluate import config_beside, model_file, setting_of
+from fedskew.tools.evaluate import model_file, setting_of
 from fedskew.tools.onnx_file import ABOUT, ARCHITECTURE, EXPORT
 
 FOLDER = "export"  # beside the model file
@@ -25,11 +27,13 @@ class Export:
     """A file that was written, with what it says of itself.
 
     Attributes:
+        card: its model card.
         model: the model file that it was made of.
         said: the content of `EXPORT` in `tools.onnx_file`: precision, versions, lineage, and what was measured.
     """
 
     file: Path
+    card: Path
     bytes: int
     model: Path
     said: dict[str, Any]
@@ -38,7 +42,13 @@ class Export:
 
     def to_mapping(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"file": str(self.file), "bytes": self.bytes, **self.said, "warnings": list(self.warnings)}
+        return {
+            "file": str(self.file),
+            "card": str(self.card),
+            "bytes": self.bytes,
+            **self.said,
+            "warnings": list(self.warnings),
+        }
 
 
 def export_model(
@@ -69,7 +79,8 @@ def export_model(
     _check_target(target)
     model = load_model(path)
     arch = model.architecture
-    setting = setting_of(path, arch, best=best, everything=True)
+    facts, setting = read_run(path, best=best), setting_of(path, arch, best=best, everything=True)
+    about = read_about(path) | {"preprocessing": setting.preprocessing.to_mapping()}
     say("images are read, and decoded when they are new")
     images = check_images(path, arch, setting, data, best=best, manifest=manifest)
     say("the model is traced")
@@ -78,11 +89,14 @@ def export_model(
     check.same_as_torch(graph)
     if precision != FP32:
         graph = check.smaller(graph, precision)
-    said = about_export(path, _run_name(path, best=best), precision, _measured(images, check))
-    about = read_about(path) | {"preprocessing": setting.preprocessing.to_mapping()}
+    said = about_export(path, facts.folder.resolve().name if facts else "", precision, _measured(images, check))
     content = encode(graph, {ARCHITECTURE: arch.to_json(), ABOUT: _json(about), EXPORT: _json(said)})
+    warnings = (*setting.assumed, *_doubts(images, facts))
     _write(target, content)
-    return Export(target, len(content), path, said, images, (*setting.assumed, *_few(images)))
+    files = {target.name: said | {"bytes": len(content)}} | exported_files(target.parent, said["model_sha256"])
+    card = target.with_name(CARD)
+    _write(card, model_card(arch, about, facts, images, files, warnings).encode())
+    return Export(target, card, len(content), path, said, images, warnings)
 
 
 def export_text(found: Export) -> str:
@@ -98,6 +112,7 @@ def export_text(found: Export) -> str:
         lines.append(f"{said['precision']} ({said['method']}) against fp32: {_gate_text(gate)}")
     if said["test"]:
         lines.append(f"the same on the run's {said['test']['images']} test images: {_gate_text(said['test'])}")
+    lines.append(f"model card: {found.card}")
     return "\n".join([*lines, *(f"warning: {line}" for line in found.warnings)])
 
 
@@ -131,16 +146,14 @@ def _write(target: Path, content: bytes) -> None:
         raise ExportError(f"{target} cannot be written: {error}; name another place with --out") from error
 
 
-def _run_name(path: Path, *, best: bool) -> str:
-    beside = config_beside(path, best=best)
-    return beside.parent.resolve().name if beside.is_file() else ""
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _few(images: CheckImages) -> Iterator[str]:
+def _doubts(images: CheckImages, run: RunFacts | None) -> Iterator[str]:
+    """What a person must know before the figures."""
+    if run is not None and run.unfinished:
+        yield run.unfinished
     if len(images.checked) < FEW:
         yield (
             f"it was checked on {len(images.checked)} images only, on which a loss of accuracy is hardly seen: check "

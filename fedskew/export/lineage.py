@@ -11,7 +11,7 @@ from typing import Any
 
 import fedskew
 from fedskew.export.graph import OPSET
-from fedskew.model.pretrained import file_sha256
+from fedskew.files import file_sha256
 from fedskew.runs.lineage import code_hash
 
 FORMAT = 1

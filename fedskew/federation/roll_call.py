@@ -18,7 +18,8 @@ from fedskew.federation.messages import payload_bytes
 from fedskew.federation.seal import check_seal, new_nonce, with_nonce
 from fedskew.federation.selection import public_keys
 from fedskew.flower import ErrorCode
-from fedskew.runs.record import FAILED, LATE, MISSING, REFUSED, RoundLog
+from fedskew.runs.reading import FAILED, LATE, MISSING, REFUSED
+from fedskew.runs.record import RoundLog
 from fedskew.runs.round_table import duration
 
 log = logging.getLogger("flwr.fedskew.server")

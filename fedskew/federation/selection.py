@@ -70,7 +70,9 @@ def wait_for_nodes(grid: Grid, config: FederationConfig, number: int) -> dict[in
 def select_nodes(
     nodes: dict[int, str], config: FederationConfig, fraction: float, *, seed: int, number: int
 ) -> dict[int, str]:
-    """A fraction of the nodes (at least `min-nodes`), chosen by (seed, round, node)."""
+    """A fraction of the nodes (at least `min-nodes`), chosen by (seed, round, node); `only-node`, where one is set."""
+    if config.only_node:
+        return {node: name for node, name in nodes.items() if name == config.only_node}
     count = max(config.min_nodes, math.ceil(fraction * len(nodes)))
     order = sorted(nodes, key=lambda node: hashlib.sha256(f"{seed}/{number}/{nodes[node]}".encode()).digest())
     return {node: nodes[node] for node in sorted(order[:count])}

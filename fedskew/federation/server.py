@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
@@ -22,10 +22,9 @@ from fedskew.federation.strategy import RoundStrategy
 from fedskew.federation.weights import to_record, to_state
 from fedskew.files import json_text
 from fedskew.learning.datasets import open_data, split_hash, split_server
-from fedskew.learning.initial import initial_model, parent_hash
+from fedskew.learning.initial import initial_model, started_from
 from fedskew.learning.judging import HELD_BACK, improves, in_words, is_evaluated, judge, source_of
 from fedskew.learning.manifest import run_manifest
-from fedskew.learning.optimiser import learning_rate
 from fedskew.learning.server_data import Evaluation, ServerData
 from fedskew.methods import make_method
 from fedskew.methods.base import Model
@@ -33,28 +32,28 @@ from fedskew.metrics.classification import NUMBERS, not_evaluated
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import vocabularies
 from fedskew.runs.checkpoint import Checkpoint
-from fedskew.runs.folder import CONFIG, SPLIT, SUMMARY, RunFolder
+from fedskew.runs.folder import RunFolder
 from fedskew.runs.lineage import about_model
+from fedskew.runs.observers import Observers, Opener
+from fedskew.runs.reading import CONFIG, SPLIT, STARTS, SUMMARY, recorded_nodes
 from fedskew.runs.record import RoundLog, round_record
 from fedskew.runs.report import head_lines, quiet_flower, summary_of, summary_text
 from fedskew.runs.resume import MAY_MOVE, check_changes, new_folder, saved_config
 from fedskew.runs.round_table import round_heading, round_line
 from fedskew.runs.start_checks import check_place, check_settings, doubtful_settings
 from fedskew.runs.starts import (
-    STARTS,
     add_start,
     check_nodes,
     check_plugins,
     check_split,
+    curve_note,
     first_start,
-    recorded_nodes,
     samples_hash,
     summary_of_starts,
 )
 
 log = logging.getLogger("flwr.fedskew.server")
 results = logging.getLogger(RESULTS)
-
 SUMS = ("bytes_down", "bytes_up")
 Start = tuple[dict[str, Tensor], Architecture, RoundLog, dict[str, Tensor]]  # state, shape, record, companions
 
@@ -73,13 +72,20 @@ class FederatedRun:
         config: of the run; it may differ from that of the run folder in `MAY_MOVE`.
         folder: to resume in (see `runs.resume`), or made already; None makes a new one once nothing is amiss.
         checkpoint: the last finished round of the folder; None starts at the beginning.
+        observers: who is told of its rounds.
 
     Raises:
         ConfigError, DataError, TrainingError, RunFolderError: what is amiss, and the remedy.
     """
 
     def __init__(
-        self, grid: Grid, config: Config, folder: RunFolder | None = None, checkpoint: Checkpoint | None = None
+        self,
+        grid: Grid,
+        config: Config,
+        folder: RunFolder | None = None,
+        checkpoint: Checkpoint | None = None,
+        *,
+        observers: Sequence[Opener] = (),
     ) -> None:
         self.config, self.grid, self.checkpoint = config, StreamingGrid(grid), checkpoint
         if folder:
@@ -91,16 +97,15 @@ class FederatedRun:
             self.folder = folder
             if saved := saved_config(folder.path):
                 check_changes(folder.path, saved, config, MAY_MOVE)
-        self._is_new = folder is None
+        self._is_new, self._openers = folder is None, tuple(observers)
         self._initial = None if checkpoint else initial_model(config)
-        parent = "" if checkpoint else parent_hash(config.model)
         self.data = open_data(config.data, dense.image_size, vocabularies=vocabularies(config.model))
         self.split = split_server(self.data, config.data)
         self.split_hash = split_hash(self.data, self.split)
         self.server = ServerData(config, self.data, self.split)
         self.progress: dict[str, Any] = {
             "bytes_down_total": 0, "bytes_up_total": 0, "best": None, "missed": 0, "seconds": 0.0, "class_counts": {},
-            "open_losses": {}, **({"from": parent} if parent else {}),
+            "open_losses": {}, **({} if checkpoint else started_from(config.model)),
         }  # fmt: skip
         self._round_started = time.perf_counter()
 
@@ -117,7 +122,7 @@ class FederatedRun:
             with self.folder.locked():
                 self._take_up(manifest)
                 return self._go(manifest)
-        start = first_start(self.config, self._run_id)
+        start = first_start(self.config, int(self.grid.run.run_id))
         files = {SPLIT: json_text(manifest), CONFIG: to_yaml(self.config), STARTS: start}
         self.folder = new_folder(self.config, files)
         try:
@@ -149,6 +154,8 @@ class FederatedRun:
         self.strategy.roll.audit = self.progress.setdefault("audit", {})
         self.strategy.roll.sites = self.progress.setdefault("sites", [])
         self.strategy.losses = self.progress["open_losses"]
+        next_round = self.checkpoint.round_number + 1 if self.checkpoint else 0
+        self.observers = Observers(self._openers, self.folder.path, self.config, next_round)
         self._rounds(state)
         return self._finish()
 
@@ -186,37 +193,24 @@ class FederatedRun:
         """Check that the data is what it was, then write down that it is, and with what changes."""
         folder, saved = self.folder, saved_config(self.folder.path)
         if saved is None:
-            folder.write_text(STARTS, first_start(self.config, self._run_id))
+            folder.write_text(STARTS, first_start(self.config, int(self.grid.run.run_id)))
         else:
             check_split(folder.path, manifest)
             finished = self.checkpoint.round_number if self.checkpoint else -1
-            for change in add_start(folder, saved, self.config, finished + 1, self._run_id):
+            for change in add_start(folder, saved, self.config, finished + 1, int(self.grid.run.run_id)):
                 log.info("%s", change)
-            self._say_learning_rate(saved, max(0, finished))
+            if line := curve_note(saved, self.config, max(0, finished)):
+                log.info("%s", line)
         folder.write_json(SPLIT, manifest)
         folder.write_text(CONFIG, to_yaml(self.config))
-
-    @property
-    def _run_id(self) -> int:
-        """Flower's number of this attempt, which stands in the sites' audit logs too."""
-        return int(self.grid.run.run_id)
-
-    def _say_learning_rate(self, saved: Config, finished: int) -> None:
-        """More rounds stretch the curve of the learning rate, from here on."""
-        rounds = [config.federation.rounds for config in (saved, self.config)]
-        if rounds[0] != rounds[1]:
-            before, after = (learning_rate(self.config.train, finished / number) for number in rounds)
-            log.info("the learning rate follows the curve of %d rounds from round %d on: it begins there at %.3g, with "
-                     "%d rounds it was to be %.3g", rounds[1], finished + 1, after, rounds[0], before)  # fmt: skip
 
     def _resumed(self) -> Start:
         assert self.checkpoint is not None
         number = self.checkpoint.round_number
         self.folder.rewind(number)
         self.folder.republish(self.checkpoint)
-        self.progress |= self.checkpoint.progress
+        self.progress |= self.checkpoint.progress | {"missed": 0}  # whoever resumes has seen to it
         self.progress.pop("stopped", None)
-        self.progress["missed"] = 0  # whoever resumes has seen to it
         log.info("resuming after round %d of %d", number, self.config.federation.rounds)
         results.info(round_heading(self.config, get_terminal_size().columns))
         return self.checkpoint.weights, self.checkpoint.architecture, RoundLog(number), self.checkpoint.companions
@@ -228,8 +222,7 @@ class FederatedRun:
         step = make_method(self.config).start(Model(arch, state), self.server)
         note = RoundLog(0, before=arch, seconds_training=step.seconds_training, step=step.pruned)
         note.seconds_scoring = step.pruned.seconds_total if step.pruned else 0.0
-        model = step.model
-        return dict(model.state), model.architecture, note, dict(model.companions)
+        return dict(step.model.state), step.model.architecture, note, dict(step.model.companions)
 
     def _after_round(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's `evaluate_fn`: evaluate the new global model on the server's data and record the finished round."""
@@ -248,13 +241,14 @@ class FederatedRun:
         record, is_best = self._advance(note, arch, found)
         parent, reference = self.progress.get("from", ""), self.server.reference
         about = about_model(self.config, arch, note.number, self.split_hash, parent, reference)
-        self.folder.finish_round(
+        record = self.folder.finish_round(
             note.number, arch, state, record, self.progress,
             is_best=is_best, keep=self.config.run.keep_checkpoints, predictions=found.predictions if found else None,
             companions=self.strategy.companions, about=about,
         )  # fmt: skip
         for line in round_line(record, self.config, self.progress["seconds"], get_terminal_size().columns):
             results.info(line)
+        self.observers.observe(note.number, record)
         self._stop_if_hopeless()
         return MetricRecord({k: v for k, v in found.metrics.items() if isinstance(v, float)}) if found else None
 
@@ -276,8 +270,8 @@ class FederatedRun:
 
     @property
     def _is_hopeless(self) -> bool:
-        limit = self.config.federation.max_missed_rounds
-        return bool(limit) and self.progress["missed"] >= limit
+        missed: int = self.progress["missed"]
+        return 0 < self.config.federation.max_missed_rounds <= missed
 
     def _stop_if_hopeless(self) -> None:
         if self._is_hopeless:
@@ -299,6 +293,7 @@ class FederatedRun:
         summary = summary_of(records, self.config, self.progress) | summary_of_starts(self.folder.path)
         self.folder.write_json(SUMMARY, summary)
         (self.folder.path / PROGRESS_FILE).unlink(missing_ok=True)
+        self.observers.close()
         for line in summary_text(summary, self.folder.path).splitlines():
             results.info(line)
         return self.folder

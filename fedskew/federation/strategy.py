@@ -34,7 +34,8 @@ from fedskew.methods.base import Model
 from fedskew.model.architecture import Architecture
 from fedskew.model.finite import not_finite
 from fedskew.model.layout import layout
-from fedskew.runs.record import FAILED, IN, MISSING, UNUSED, RoundLog
+from fedskew.runs.reading import FAILED, IN, MISSING, UNUSED
+from fedskew.runs.record import RoundLog
 
 log = logging.getLogger("flwr.fedskew.server")
 
@@ -125,7 +126,7 @@ class RoundStrategy(FedAvg):
         connected = wait_for_nodes(self._grid, settings, number)
         for name in missing_names(names, connected, self.roll.sites):
             self.roll.fail(name, "not connected", MISSING)
-        if fraction < 1:
+        if fraction < 1 or settings.only_node:
             self.roll.introduce(connected)
         named = told_apart({node: name or names.get(node, f"node {node}") for node, name in connected.items()})
         chosen = select_nodes(named, settings, fraction, seed=self.config.run.seed, number=number)
@@ -268,6 +269,8 @@ class RoundStrategy(FedAvg):
         if step.pruned:
             self.round.step, self.round.seconds_scoring = step.pruned, step.pruned.seconds_total
             self.open_metrics = None
+        if step.taught:
+            self.round.distillation, self.open_metrics = step.taught, None
         self.architecture, self.companions = step.model.architecture, dict(step.model.companions)
         return to_record(step.model.state)
 

@@ -231,10 +231,10 @@ def node_data(
     else:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
         data = open_data(config, image_size, own, vocabularies=vocabularies)
-        split = split_server(data, config)
-        if expected_split and split_hash(data, split) != expected_split:
+        parts, found = _parts(data, config, count)
+        if expected_split and found != expected_split:
             raise DataError(f"{data.place} splits otherwise here than on the server: both must read the same data set")
-        indices = partitions(data, split, config, count)[index]
+        indices = parts[index]
     if own:
         make_private(data.cached.path)
         forget_others(data.cached.path, SITE_CACHES)
@@ -242,6 +242,13 @@ def node_data(
         data.samples, indices, validation=config.validation, unit=config.split_by, seed=config.split_seed
     )
     return NodeData(data, train, validation, node_name(node_config))
+
+
+@lru_cache(maxsize=2)  # every node of a simulation asks for it twice a round: to be admitted, and to train
+def _parts(data: DataSet, config: DataConfig, nodes: int) -> tuple[tuple[np.ndarray, ...], str]:
+    """Every node's part of the clients' data, and the hash of the split that it comes from."""
+    split = split_server(data, config)
+    return partitions(data, split, config, nodes), split_hash(data, split)
 
 
 @lru_cache(maxsize=2)

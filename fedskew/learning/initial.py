@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fedskew.config.schema import Config, ConfigError, ModelConfig
+from fedskew.files import file_sha256
 from fedskew.model.architecture import Architecture
 from fedskew.model.catalogue import dense_architecture
 from fedskew.model.fusion import build
 from fedskew.model.modelfile import model_path, read_model
-from fedskew.model.pretrained import file_sha256, load_pretrained
+from fedskew.model.pretrained import load_pretrained
 from fedskew.model.signature import ModelFileError
 
 
@@ -22,15 +23,16 @@ def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
     """The model that a run starts from. Random weights follow from `run.seed`.
 
     Raises:
-        ConfigError: see `dense_architecture`, `load_pretrained` and `check_same_model`.
+        ConfigError: see `dense_architecture`, `load_pretrained`; or the file is missing or another model's.
     """
     model, removed = config.model, config.prune.removed
     if model.from_run:
-        arch, state = _read("model.from-run", model.from_run)
+        arch, state = read_named("model.from-run", model.from_run)
         return state, _fitting(arch, config, "model.from-run")
     arch = dense_architecture(model, removed=removed)
     if model.architecture_from:
-        arch = _fitting(_read("model.architecture-from", model.architecture_from)[0], config, "model.architecture-from")
+        shape, _ = read_named("model.architecture-from", model.architecture_from)
+        arch = _fitting(shape, config, "model.architecture-from")
     torch.manual_seed(config.run.seed)
     net = build(arch, embedding_std=model.embedding_std)
     if model.pretrained:
@@ -38,13 +40,14 @@ def initial_model(config: Config) -> tuple[dict[str, Tensor], Architecture]:
     return net.state_dict(), arch
 
 
-def parent_hash(model: ModelConfig) -> str:
-    """SHA-256 of the file whose model or shape a run starts with; empty if there is none."""
+def started_from(model: ModelConfig) -> dict[str, str]:
+    """`from`: SHA-256 of the file whose model or shape a run starts with; empty if there is none."""
     place = model.from_run or model.architecture_from
-    return file_sha256(model_path(Path(place))) if place else ""
+    return {"from": file_sha256(model_path(Path(place)))} if place else {}
 
 
-def _read(key: str, place: str) -> tuple[Architecture, dict[str, Tensor]]:
+def read_named(key: str, place: str) -> tuple[Architecture, dict[str, Tensor]]:
+    """Architecture and weights of a run or model file that a setting names; raises `ConfigError`."""
     try:
         return read_model(model_path(Path(place)))
     except ModelFileError as error:

@@ -10,11 +10,13 @@ import numpy as np
 
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import Augmentation, ImageBatches
+from fedskew.data.groups import groups_of
 from fedskew.data.preprocessing import IMAGENET, Statistics
 from fedskew.data.samples import encode_labels
 from fedskew.learning.datasets import DataSet, batches
 from fedskew.learning.imbalance import class_counts, drawing_weights
 from fedskew.learning.optimiser import Moments
+from fedskew.learning.teacher import Teacher
 from fedskew.learning.train import TrainResult, pick_device, predict, train
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
@@ -45,7 +47,11 @@ class Trainer:
         return class_counts(labels, len(arch.classes))
 
     def train(
-        self, model: MultimodalModel, moments: Moments | None = None, told: Callable[[int], None] | None = None
+        self,
+        model: MultimodalModel,
+        moments: Moments | None = None,
+        told: Callable[[int], None] | None = None,
+        teacher: Teacher | None = None,
     ) -> TrainResult:
         """Train a model in place; see `learning.train.train`."""
         arch, counts = model.architecture, self.counts(model.architecture)
@@ -53,7 +59,7 @@ class Trainer:
             counts = np.maximum(counts, self.known_counts)  # a class that only a silent node has must not weigh nothing
         data = training_batches(self.data, self.images, arch, self.config, self.seed)
         return train(model, data, self.config, round_number=self.round_number, rounds=self.rounds, seed=self.seed,
-                     counts=counts, moments=moments, told=told)  # fmt: skip
+                     counts=counts, moments=moments, told=told, teacher=teacher)  # fmt: skip
 
 
 def training_batches(
@@ -104,4 +110,5 @@ def predict_images(
         classes=arch.classes,
         probabilities=probabilities.astype(np.float32),
         round_number=number,
+        groups=groups_of(shown),
     )

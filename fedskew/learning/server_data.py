@@ -23,7 +23,8 @@ from fedskew.data.units import unit_of
 from fedskew.learning.datasets import DataSet, batches, divide_open, scoring_images
 from fedskew.learning.judging import HELD_BACK, source_of
 from fedskew.learning.local import Trainer, local_seed, predict_images
-from fedskew.learning.train import cpu_threads, evaluate, pick_device
+from fedskew.learning.teacher import Teacher
+from fedskew.learning.train import TrainResult, cpu_threads, evaluate, pick_device
 from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel, build
@@ -73,6 +74,7 @@ class ServerData:
         self.training, self.held_back = divide_open(data, split, config.data)
         self.scoring = scoring_images(self.training, config.prune.batch_size, config.run.seed)
         self._device = pick_device(config.train.device)
+        self._judged: MultimodalModel | None = None
         self._check_judging()
 
     def _check_judging(self) -> None:
@@ -140,6 +142,15 @@ class ServerData:
             result = Trainer(self._data, self.training, once, seed, round_number=1, rounds=1).train(model, told=told)
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}, dict(result.moments)
 
+    def teach(self, model: MultimodalModel, teacher: Teacher, number: int) -> TrainResult:
+        """Train a model in place on the open data after round `number`, by its labels and a teacher's answers."""
+        settings = self.config.train
+        once = replace(settings, local_epochs=settings.distil_epochs)
+        seed = local_seed(self.config.run.seed, number, "teacher")
+        with self.threads():
+            trainer = Trainer(self._data, self.training, once, seed, number, self.config.federation.rounds)
+            return trainer.train(model, teacher=teacher)
+
     def as_a_node(self, number: int) -> Trainer:
         """A node of round `number` whose images are the open ones of the warm start.
 
@@ -167,7 +178,15 @@ class ServerData:
     def metrics(self, state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Any]:
         """A model's metrics on the open images held back, or where none are on the scoring images."""
         with self.threads():
-            return self._metrics(self.net(state, arch))
+            return self._metrics(self._to_judge(state, arch))
+
+    def _to_judge(self, state: Mapping[str, Tensor], arch: Architecture) -> MultimodalModel:
+        """A model to evaluate. One of the same architecture is filled anew: building costs more than a few images."""
+        if self._judged is None or self._judged.architecture != arch:
+            self._judged = self.net(state, arch)
+        else:
+            self._judged.load_state_dict(state)
+        return self._judged
 
     def evaluate(
         self,
@@ -184,7 +203,7 @@ class ServerData:
             held_back: its metrics on the open images held back, if they are known already.
         """
         with self.threads():
-            model = self.net(state, arch)
+            model = self._to_judge(state, arch)
             size = self.config.run.eval_batch_size
             found = predict_images(
                 model, self._data, self._split.test, self.config.train, batch_size=size, number=number

@@ -29,6 +29,7 @@ from fedskew.learning.optimiser import (
     set_moments,
 )
 from fedskew.learning.precision import BFLOAT16, choose_precision
+from fedskew.learning.teacher import Teacher
 from fedskew.metrics import classification_metrics
 from fedskew.model.fusion import MultimodalModel
 
@@ -117,6 +118,7 @@ def train(
     counts: np.ndarray | None = None,
     moments: Moments | None = None,
     told: Callable[[int], None] | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainResult:
     """Train in place for `config.local_epochs` passes with AdamW.
 
@@ -127,6 +129,7 @@ def train(
         counts: images of each class [classes], for class weights and logit adjustment; None for neither.
         moments: where the optimiser goes on; None starts it afresh.
         told: is called after each pass with the number of those that are done.
+        teacher: whose answers count beside the labels.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -135,7 +138,7 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(seed)  # stochastic depth
-    step = _Step(model, config, counts, moments, seed)
+    step = _Step(model, config, counts, moments, seed, teacher)
     steps, means = 0, []
     total = max(1, config.local_epochs * len(batches))
     model.train()
@@ -157,9 +160,16 @@ class _Step:
     """One optimiser step on one batch, with everything of the recipe that it needs."""
 
     def __init__(
-        self, model: MultimodalModel, config: TrainConfig, counts: np.ndarray | None, moments: Moments | None, seed: int
+        self,
+        model: MultimodalModel,
+        config: TrainConfig,
+        counts: np.ndarray | None,
+        moments: Moments | None,
+        seed: int,
+        teacher: Teacher | None,
     ) -> None:
         self._model, self._config, self._device = model, config, next(model.parameters()).device
+        self._teacher = teacher
         groups = parameter_groups(model, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         if moments is not None:
@@ -175,9 +185,13 @@ class _Step:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         mixed, targets = self._mixing(batch.images, batch.labels)
+        images, metadata = mixed.to(self._device), batch.metadata.to(self._device)
         with autocast(self._config, self._device):
-            logits = self._model(mixed.to(self._device), batch.metadata.to(self._device))
+            logits = self._model(images, metadata)
+            answers = self._teacher.answers(images, metadata) if self._teacher else None
         loss = self._objective(logits, targets.to(self._device))
+        if self._teacher and answers is not None:
+            loss = self._teacher.loss(loss, logits, answers)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._proximal.add()

@@ -68,6 +68,7 @@ class Step:
     model: Model
     pruned: StepResult | None = None
     seconds_training: float = 0.0
+    taught: TrainResult | None = None  # by a dense model, see `distillation`
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fedskew.learning.local import Trainer, local_seed
 from fedskew.learning.server_data import ServerData
 from fedskew.methods.average import moments_travel, train_locally, warm_start
 from fedskew.methods.base import Answer, Model, Step, Work
+from fedskew.methods.distillation import remembered, taught
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.layout import EVERYTHING
@@ -55,7 +56,13 @@ class SkewnessPruning:
         return train_locally(net, work, node, extras)
 
     def advance(self, model: Model, number: int, server: ServerData) -> Step:
-        """Observe, score, decide, roll back, slice, if this round is due (0: after the warm start)."""
+        """Prune if this round is due (0: after the warm start), and let a dense model teach in the last rounds."""
+        step = self._pruned(remembered(model, server, self._config), number, server)
+        trained = self.work(step.model.architecture, number + 1).train
+        return taught(step, number, server, self._config, trained)
+
+    def _pruned(self, model: Model, number: int, server: ServerData) -> Step:
+        """Observe, score, decide, roll back, slice."""
         arch, prune = model.architecture, self._config.prune
         stages = stages_to_prune(prune, number, arch.stages)
         if not stages:

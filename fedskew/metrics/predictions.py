@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class Predictions:
         probabilities: [N, classes] float32, rows sum to 1.
         round_number: the round after which the model was asked; -1 if it is no round of a run.
         model: SHA-256 of the model's file; empty where that is not known.
+        groups: by name (`site`, `sex`, `age`) the group that each image belongs to, [N] str; empty where unknown.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -31,6 +33,7 @@ class Predictions:
     probabilities: np.ndarray
     round_number: int = -1
     model: str = ""
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -41,5 +44,7 @@ class Predictions:
                 f"{count} images, {len(self.lesions)} lesions, {len(self.labels)} labels and probabilities "
                 f"{self.probabilities.shape} of {len(self.classes)} classes do not fit together"
             )
+        if wrong := [name for name, column in self.groups.items() if len(column) != count]:
+            raise ValueError(f"{count} images do not fit the {len(self.groups[wrong[0]])} values of group {wrong[0]}")
         if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(f"labels lie outside of 0..{len(self.classes) - 1}")

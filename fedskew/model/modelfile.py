@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +18,7 @@ from fedskew.data.preprocessing import Preprocessing
 from fedskew.model.architecture import Architecture
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.codec import architecture_from_json
+from fedskew.model.finite import not_finite
 from fedskew.model.fusion import MultimodalModel, build
 from fedskew.model.signature import ABOUT, ARCHITECTURE, ModelFileError, about_from_json, preprocessing_of
 
@@ -61,7 +63,7 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """Architecture and weights of a model file.
 
     Raises:
-        ModelFileError: the file is missing, damaged, or not one of fedskew's.
+        ModelFileError: the file is missing, damaged, or not one of fedskew's; or its weights are no finite numbers.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,9 +71,14 @@ def read_model(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
             if ARCHITECTURE not in metadata:
                 raise ModelFileError(f"{path} is not a fedskew model: its metadata holds no architecture")
             arch = architecture_from_json(metadata[ARCHITECTURE])
-            return arch, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ArchitectureError) as error:
         raise ModelFileError(f"{path} cannot be read as a model: {error}") from error
+    if kinds := sorted({str(tensor.dtype) for tensor in state.values()} - {str(torch.float32)}):
+        raise ModelFileError(f"{path} cannot be read as a model: its weights are {', '.join(kinds)}, expected float32")
+    if name := not_finite(state):
+        raise ModelFileError(f"{path} cannot be read as a model: {name} is not finite")
+    return arch, state
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedskew.config.schema import ConfigError, ModelConfig
+from fedskew.files import file_sha256
 from fedskew.model.families.known import KNOWN, KnownFamily
 from fedskew.model.fusion import MultimodalModel
 
@@ -160,12 +160,6 @@ def _read_file(path: Path, expected: str) -> Mapping[str, Tensor]:
             f"model.pretrained: {path} does not hold plain tensors and was not unpickled: {error}"
         ) from error
     return state
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_encoder(model: MultimodalModel, state: Mapping[str, Tensor], name: str) -> tuple[str, ...]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from fedskew.data.samples import DataError
+from fedskew.model.architecture import Architecture
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -34,3 +37,23 @@ class Annotations:
 
 
 NOTHING = Annotations()
+
+
+def annotations_of(
+    arch: Architecture, count: int, *, labels: Tensor | None, metadata: Tensor | None, masks: Tensor | None
+) -> Annotations:
+    """What is known of `count` images of an architecture's, checked.
+
+    Raises:
+        DataError: another shape, or an index that the architecture does not have.
+    """
+    shapes = {"labels": (labels, (count,)), "metadata": (metadata, (count, len(arch.vocabularies))),
+              "masks": (masks, (count, arch.image_size, arch.image_size))}  # fmt: skip
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
+            raise DataError(f"{name} must be {list(shape)} for these images, got {list(tensor.shape)}")
+    for name, tensor, sizes in (("labels", labels, [len(arch.classes)]),
+                                ("metadata", metadata, [len(values) for _, values in arch.vocabularies])):  # fmt: skip
+        if tensor is not None and not ((tensor >= 0) & (tensor < tensor.new_tensor(sizes))).all():
+            raise DataError(f"{name} must be indices below {', '.join(map(str, sizes))}, found others")
+    return Annotations(labels, metadata, masks)

@@ -26,7 +26,9 @@ def stages_to_prune(config: PruneConfig, round_number: int, stages: int) -> tupl
     """Stages whose units are scored after this round: the unlocked ones, or the newest of them only."""
     if not is_pruning_round(config, round_number):
         return ()
-    newest = min((steps_until(config, round_number) - 1) // config.steps_per_stage, config.max_stage, stages - 1)
+    newest = min(config.max_stage, stages - 1)
+    if config.steps_per_stage:
+        newest = min((steps_until(config, round_number) - 1) // config.steps_per_stage, newest)
     frozen = frozen_stages(config, round_number - 1, stages)
     unlocked = range(newest + 1) if config.calibrate else (newest,)
     return tuple(stage for stage in unlocked if stage not in frozen)

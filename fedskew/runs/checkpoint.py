@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedskew.files import file_sha256, read_json
 from fedskew.model.architecture import Architecture
-from fedskew.model.finite import not_finite
-from fedskew.model.modelfile import MODEL, ModelFileError, read_model
-from fedskew.model.pretrained import file_sha256
+from fedskew.model.modelfile import ModelFileError, read_model
+from fedskew.runs.reading import MODEL, STATE
 
-STATE, COMPANIONS = "state.json", "companions.safetensors"
+COMPANIONS = "companions.safetensors"
+PROGRESS: Mapping[str, tuple[type, ...]] = {
+    "bytes_down_total": (int,), "bytes_up_total": (int,), "missed": (int,), "seconds": (int, float),
+    "best": (dict, type(None)), "class_counts": (dict,), "open_losses": (dict,), "audit": (dict,), "sites": (list,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError, KeyError, OSError: it is damaged, or its model is not finite (versions that knew no rollback could
             save such): nothing can be trained from it.
     """
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or state.pop("sha256") != digest(state):
+    state = read_json(path / STATE)
+    if state.pop("sha256") != digest(state):
         raise ValueError(f"{STATE} does not match its hash")
     if type(state.get("round")) is not int or f"round-{state['round']:04d}" != path.name:
         raise ValueError(f"{STATE} is of round {state.get('round')!r:.40}, and this is the checkpoint {path.name}")
@@ -48,15 +53,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
-    if name := not_finite(weights):
-        raise ModelFileError(f"{name} of its model is not finite")
     progress = state["progress"]
-    if not isinstance(progress, dict):
-        raise ValueError(f"{STATE} holds no progress: {progress!r:.40}")
     if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
         progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
-    companions = load_file(path / COMPANIONS) if COMPANIONS in hashes else {}
+    progress = _checked(progress)
+    try:
+        companions = load_file(path / COMPANIONS) if COMPANIONS in hashes else {}
+    except SafetensorError as error:
+        raise ModelFileError(f"{COMPANIONS} cannot be read: {error}") from error
     return Checkpoint(state["round"], arch, weights, progress, companions)
+
+
+def _checked(progress: Any) -> dict[str, Any]:
+    """What a run goes on from, if every value is of the kind that it needs; versions differ in what there is."""
+    if not isinstance(progress, dict):
+        raise ValueError(f"{STATE} holds no progress: {progress!r:.40}")
+    for name, kinds in PROGRESS.items():
+        if name in progress and type(progress[name]) not in kinds:
+            raise ValueError(f"{STATE} says that {name} is {progress[name]!r:.40}")
+    numbers = [*progress.get("open_losses", {}).values(), (progress.get("best") or {}).get("value", 0)]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"{STATE} holds a loss or a best value that is no number")
+    return progress
 
 
 def _file_hashes(state: Mapping[str, Any]) -> dict[str, str]:

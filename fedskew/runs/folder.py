@@ -29,23 +29,31 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-from fedskew.errors import FedskewError
 from fedskew.files import link, sync_directory, write_bytes, write_json
 from fedskew.metrics import Predictions
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import encode_model
-from fedskew.runs.checkpoint import COMPANIONS, MODEL, STATE, Checkpoint, digest, read_checkpoint
+from fedskew.runs.checkpoint import COMPANIONS, Checkpoint, digest, read_checkpoint
 from fedskew.runs.naming import name_is_taken, remove_folder, rename_to_free, scratch_for
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+    SPLIT,
+    STATE,
+    SUMMARY,
+    RunFolderError,
+    read_records,
+)
+
+__all__ = ["ARCHITECTURE", "CONFIG", "METRICS", "MODEL", "PREDICTIONS", "SPLIT", "SUMMARY", "RunFolder",
+           "RunFolderError", "summary_time"]  # fmt: skip
 
 log = logging.getLogger("flwr.fedskew.runs")
 
 ARCHITECTURE = "architecture.json"
-METRICS, SUMMARY, CONFIG, SPLIT = "metrics.jsonl", "summary.json", "config.yaml", "split.json"
-
-
-class RunFolderError(FedskewError, RuntimeError):
-    """A run folder that cannot be written or resumed; the message names the folder and the remedy."""
 
 
 class RunFolder:
@@ -134,12 +142,15 @@ class RunFolder:
         predictions: Predictions | None = None,
         companions: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Record a finished round: its line of metrics, then its checkpoint, then the copies for people.
 
         Args:
             predictions: of this round's model on the test set, if it was evaluated.
             about: what the model file says of itself, see `lineage.about_model`.
+
+        Returns:
+            The line of metrics as it was written.
 
         Raises:
             RunFolderError: the disk is full or the folder read-only; the checkpoint before stays valid.
@@ -156,6 +167,7 @@ class RunFolder:
             folder = self._write_checkpoint(round_number, files, record, progress)
             self._publish_all(folder, arch, is_best=is_best)
             self._forget_old(keep)
+        return record
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
@@ -249,11 +261,8 @@ class RunFolder:
         raise RunFolderError(f"{self.path} holds no whole checkpoint to resume from; start the run anew")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics, one a round."""
-        path = self.path / METRICS
-        if not path.is_file():
-            raise RunFolderError(f"{self.path} is no run folder: it holds no {METRICS}")
-        return [json.loads(line) for line in whole_lines(path)]
+        """The lines of metrics, one a round. Raises as `read_records`."""
+        return read_records(self.path)
 
     def rewind(self, round_number: int) -> list[dict[str, Any]]:
         """Drop lines of metrics after a round (they were written, their checkpoint was not); returns what is left."""
@@ -268,9 +277,3 @@ def summary_time(path: Path) -> int:
     """When a run's summary was written, in ns: it is the last thing that a run does. 0 if it has none."""
     file = path / SUMMARY
     return file.stat().st_mtime_ns if file.is_file() else 0
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a process killed in mid-write leaves a last line without one."""
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()

@@ -1,8 +1,9 @@
 """`predictions.npz`: what a run's model says of each test image, for comparisons in pairs. No image is in it.
 
-NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities`, `round` and `model` (SHA-256
-of the model file, absent in those of earlier versions); about 60 KB for 1,700 images of seven classes. Written without
-a time stamp: the same predictions are the same bytes.
+NumPy's compressed archive of `images`, `lesions`, `labels`, `classes`, `probabilities`, `round`, `model` (SHA-256 of
+the model file) and `group.site`, `group.sex`, `group.age` (a band of years); what comes last is absent in those of
+earlier versions. About 60 KB for 1,700 images of seven classes. Written without a time stamp: the same predictions are
+the same bytes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fedskew.errors import FedskewError
+from fedskew.files import file_sha256
 from fedskew.metrics.predictions import Predictions
-from fedskew.model.pretrained import file_sha256
-from fedskew.runs.checkpoint import MODEL, STATE
+from fedskew.runs.reading import METRICS, MODEL, PREDICTIONS, STATE
 
-PREDICTIONS, METRICS = "predictions.npz", "metrics.jsonl"
+GROUP = "group."
+MAX_BYTES = 2**30  # unpacked; a million images of seven classes are a fifth of it
+DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip  # what NumPy's reader makes of hostile bytes
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 
 
@@ -39,6 +45,7 @@ def encode_predictions(predictions: Predictions) -> bytes:
         probabilities=predictions.probabilities.astype(np.float32),
         round=np.array(predictions.round_number),
         **({"model": np.array(predictions.model)} if predictions.model else {}),
+        **{f"{GROUP}{name}": column for name, column in sorted(predictions.groups.items())},
     )
     return target.getvalue()
 
@@ -90,6 +97,9 @@ def read_predictions(path: Path) -> Predictions:
     """
     path = path / PREDICTIONS if path.is_dir() else path
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+                raise ValueError(f"{size:,} bytes unpacked, at most {MAX_BYTES:,} are read")
         with np.load(path, allow_pickle=False) as file:
             return Predictions(
                 images=file["images"],
@@ -99,14 +109,15 @@ def read_predictions(path: Path) -> Predictions:
                 probabilities=file["probabilities"],
                 round_number=int(file["round"]),
                 model=str(file["model"]) if "model" in file else "",
+                groups={name.removeprefix(GROUP): file[name] for name in file.files if name.startswith(GROUP)},
             )
     except FileNotFoundError:
         raise PredictionsError(
             f"{path} does not exist: runs save it after an evaluated round; for a run without it, "
             f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise PredictionsError(
-            f"{path} cannot be read as predictions ({error}); make it anew with "
+            f"{path} cannot be read as predictions ({str(error).partition(chr(10))[0]}); make it anew with "
             f"fedskew evaluate RUN --data-dir DIR --predictions {path}"
         ) from error

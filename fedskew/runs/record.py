@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedskew.learning.train import TrainResult
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
-
-# What became of a site in a round's training phase.
-IN = "in"  # its update is in the new global model
-UNUSED = "unused"  # a good answer that is not: the round was not accepted, or the aggregation took another's
-LATE = "late"  # it was asked, and no answer came in time
-MISSING = "missing"  # it was not connected, or vanished
-REFUSED = "refused"  # its answer was set aside
-FAILED = "failed"  # it answered that it did not do the task
-OUTCOMES = (IN, UNUSED, LATE, MISSING, REFUSED, FAILED)
 
 
 @dataclass
@@ -52,6 +44,7 @@ class RoundLog:
     norms: dict[str, float] = field(default_factory=dict)  # node → 2-norm of its update, also of one set aside
     strangers: list[str] = field(default_factory=list)  # answers that are nobody's, or not of whom they name
     step: StepResult | None = None
+    distillation: TrainResult | None = None  # of the server, see `methods.distillation`
     before: Architecture | None = None
 
 
@@ -93,10 +86,16 @@ def round_record(
         "seconds_training": round(log.seconds_training, 3),
         "seconds_scoring": round(log.seconds_scoring, 3),
         "seconds_evaluation": round(log.seconds_evaluation, 3),
+        **({"distillation": _distilled(log.distillation)} if log.distillation else {}),
         "given_back": log.step.given_back if log.step else 0,
         "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
         "blocks": _blocks(log.before or arch, arch, log.step),
     }
+
+
+def _distilled(result: TrainResult) -> dict[str, float]:
+    return {"loss": round(result.loss, 6), "first_loss": round(result.first_loss, 6), "steps": result.steps,
+            "seconds": round(result.seconds, 3)}  # fmt: skip
 
 
 def sizes(arch: Architecture) -> dict[str, int]:

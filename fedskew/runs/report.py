@@ -16,7 +16,7 @@ from fedskew.learning.judging import best_record, evaluated, in_words, judge
 from fedskew.learning.precision import precision_in_words
 from fedskew.learning.train import pick_device
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
-from fedskew.runs.record import IN
+from fedskew.runs.reading import IN
 from fedskew.runs.round_table import NARROW, duration, figure
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"

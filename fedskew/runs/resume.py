@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 
 from fedskew.config import Config, ConfigError
 from fedskew.config.load import load_saved
+from fedskew.files import read_json
 from fedskew.paths import runs_directory
 from fedskew.runs.checkpoint import Checkpoint
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder, RunFolderError
 from fedskew.runs.naming import name_is_taken, numbered_names
-from fedskew.runs.starts import changed_settings, recorded_nodes
+from fedskew.runs.reading import recorded_nodes
+from fedskew.runs.starts import changed_settings
 
 DEFAULT_NODES = 4
 
@@ -28,7 +29,7 @@ MAY_CHANGE: dict[str, Collection[str] | None] = {
         "rounds", "min-nodes", "join-deadline", "quorum", "round-deadline", "grace", "max-missed-rounds",
         "max-weight-ratio", "norm-bound", "rollback", "require-signatures",
     },
-    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints"},
+    "run": {"threads", "eval-batch-size", "evaluate-every", "keep-checkpoints", "report", "sinks"},
 }  # fmt: skip
 # A run folder that was moved, by a sweep for one, bears other names of itself than its configuration.
 MAY_MOVE = MAY_CHANGE | {"run": {*(MAY_CHANGE["run"] or ()), "output-dir", "name"}}
@@ -139,7 +140,7 @@ def open_checkpoint(path: Path) -> tuple[RunFolder, Checkpoint | None]:
 def is_finished(path: Path, config: Config) -> bool:
     """Whether a run has nothing left to do: its rounds are done, and its summary of them is written."""
     file = path / SUMMARY
-    rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.is_file() else -1
+    rounds = read_json(file).get("rounds", -1) if file.is_file() else -1
     newest = [folder.name for folder in RunFolder(path).checkpoints()[-1:]]
     return config.federation.rounds <= rounds and newest in ([], [f"round-{rounds:04d}"])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedskew.config.load import check_names
+from fedskew.config.names import check_names
 from fedskew.config.schema import Config, ConfigError, DataConfig, PruneConfig
 from fedskew.data.archives import is_archive_name, open_store
 from fedskew.data.augment import RandAugment
@@ -57,6 +57,11 @@ def check_combination(config: Config) -> None:
     if method == "skewness" and prune.criterion == "none":
         raise ConfigError(
             "federation.method=skewness prunes, and prune.criterion is none: set a criterion, or federation.method=auto"
+        )
+    if prune.criterion != "none" and prune.freeze and not prune.steps_per_stage:
+        raise ConfigError(
+            "prune.freeze freezes a stage when the next one unlocks, and prune.steps-per-stage=0 unlocks all at once: "
+            "switch prune.freeze off, or set prune.steps-per-stage=1 or more"
         )
     if prune.criterion != "none" and 0 < prune.last_round < prune.first_round:
         raise ConfigError(
@@ -109,6 +114,9 @@ def check_enough_nodes(config: Config, nodes: int) -> None:
         raise ConfigError(
             f"data.partition=pooled is training in one place, and {nodes} nodes are simulated: give --nodes 1"
         )
+    only = config.federation.only_node
+    if only and only not in (names := [f"partition-{number}" for number in range(nodes)]):
+        raise ConfigError(f"federation.only-node is {only}, and the simulated nodes are {', '.join(names)}")
     for key, count in {"min-nodes": config.federation.min_nodes, "quorum": config.federation.quorum}.items():
         if count > nodes:
             raise ConfigError(

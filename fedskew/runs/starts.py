@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,24 @@ from fedskew import __version__
 from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.data.samples import Sample
+from fedskew.learning.optimiser import learning_rate
 from fedskew.learning.precision import choose_precision
 from fedskew.learning.train import pick_device
 from fedskew.plugins import loaded, taking_part
-from fedskew.runs.folder import SPLIT, RunFolder, RunFolderError, whole_lines
+from fedskew.runs.folder import RunFolder
+from fedskew.runs.reading import (
+    STARTS,
+    Change,
+    RunFolderError,
+    changes_in,
+    read_changes,
+    read_precision,
+    read_split,
+    read_starts,
+    recorded_nodes,
+)
 
-STARTS, PLUGINS = "starts.jsonl", "plugins"
-# Where things lie. Their content is what the run began with: hashes of samples and split see to that.
-PLACES = frozenset({"data.dir", "data.manifest", "data.cache-dir", "run.output-dir", "run.name"})
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting, or a fact of the machine, that is another one since a run was resumed.
-
-    Attributes:
-        round_number: the first round that it holds for.
-        key: `section.key`; of the machine `device`, `precision`, `torch` or `fedskew`.
-        time: of the start, in UTC (ISO 8601).
-    """
-
-    round_number: int
-    key: str
-    old: Any
-    new: Any
-    time: str
-
-    def __str__(self) -> str:
-        return f"{self.key} {self.old} → {self.new} from round {self.round_number}"
-
-    def as_json(self) -> dict[str, Any]:
-        """For `summary.json`."""
-        return {"round": self.round_number, "key": self.key, "old": self.old, "new": self.new, "time": self.time}
+PLUGINS = "plugins"
 
 
 def changed_settings(saved: Config, wanted: Config) -> Iterator[tuple[str, Any, Any]]:
@@ -76,6 +61,18 @@ def first_start(config: Config, run_id: int) -> str:
     return _line(0, run_id, config, [])
 
 
+def curve_note(saved: Config, config: Config, finished: int) -> str:
+    """That more rounds stretch the curve of the learning rate, from here on; empty if there are as many as before."""
+    rounds = [one.federation.rounds for one in (saved, config)]
+    if rounds[0] == rounds[1]:
+        return ""
+    before, after = (learning_rate(config.train, finished / number) for number in rounds)
+    return (
+        f"the learning rate follows the curve of {rounds[1]} rounds from round {finished + 1} on: it begins there at "
+        f"{after:.3g}, with {rounds[0]} rounds it was to be {before:.3g}"
+    )
+
+
 def add_start(folder: RunFolder, saved: Config, config: Config, round_number: int, run_id: int) -> list[Change]:
     """Write down that a run goes on, and with what it differs from its last start.
 
@@ -87,25 +84,13 @@ def add_start(folder: RunFolder, saved: Config, config: Config, round_number: in
     Returns:
         The changes, without those of places.
     """
-    path = folder.path / STARTS
-    before = _lines(path)
+    before = read_starts(folder.path)
     machine = _machine(config)
     last = before[-1] if before else machine
     moved = [(key, last[key], value) for key, value in machine.items() if last.get(key, value) != value]
     line = _line(round_number, run_id, config, [*changed_settings(saved, config), *moved])
     folder.write_text(STARTS, "".join(f"{json.dumps(known)}\n" for known in before) + line)
-    return _changes([json.loads(line)])
-
-
-def read_changes(path: Path) -> list[Change]:
-    """Everything that is another one since a run in a folder began, in order, without places."""
-    return _changes(_lines(path / STARTS))
-
-
-def read_precision(path: Path) -> str | None:
-    """What the last start of a run in a folder computed in; None if an earlier version made it and did not say."""
-    lines = _lines(path / STARTS)
-    return lines[-1].get("precision") if lines else None
+    return changes_in([json.loads(line)])
 
 
 def summary_of_starts(path: Path) -> dict[str, Any]:
@@ -113,31 +98,9 @@ def summary_of_starts(path: Path) -> dict[str, Any]:
     return {"precision": read_precision(path), "changes": [change.as_json() for change in read_changes(path)]}
 
 
-def read_flower_runs(path: Path) -> list[tuple[int, int]]:
-    """(first round, Flower's run id) of every start in a folder, in order; without those of earlier versions.
-
-    Of several that begin with the same round only the last one finished it.
-    """
-    return [(line["round"], line["flower_run"]) for line in _lines(path / STARTS) if "flower_run" in line]
-
-
-def _changes(lines: Iterable[Mapping[str, Any]]) -> list[Change]:
-    return [
-        Change(line["round"], change["key"], change["old"], change["new"], line["time"])
-        for line in lines
-        for change in line["changes"]
-        if change["key"] not in PLACES
-    ]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Absent in runs of earlier versions."""
-    return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
-
-
 def check_plugins(path: Path) -> None:
     """Raise `RunFolderError` unless the plugins that take part in a run are loaded, and still what they were."""
-    starts, here = _lines(path / STARTS), {plugin.name: plugin.sha256 for plugin in loaded()}
+    starts, here = read_starts(path), {plugin.name: plugin.sha256 for plugin in loaded()}
     for name, digest in (starts[-1].get(PLUGINS, {}) if starts else {}).items():
         if name not in here:
             raise RunFolderError(
@@ -171,18 +134,6 @@ def samples_hash(samples: Sequence[Sample]) -> str:
     """SHA-256 over labels and metadata: equal for the same data set wherever it lies."""
     rows = [{name: value for name, value in vars(sample).items() if name != "image"} for sample in samples]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def read_split(path: Path) -> dict[str, Any]:
-    """The split of a run folder; empty if it has none (yet)."""
-    file = path / SPLIT
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def recorded_nodes(path: Path) -> int | None:
-    """How many nodes share the data of a run; None if each has its own, or none is on record."""
-    split = read_split(path)
-    return split.get("nodes") or len(split.get("ids", {}).get("parts", ())) or None
 
 
 def check_nodes(path: Path, nodes: int) -> None:

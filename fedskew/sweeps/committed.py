@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from fedskew.files import write_bytes, write_json
-from fedskew.runs.folder import CONFIG, METRICS, SUMMARY
-from fedskew.runs.predictions import PREDICTIONS, encode_predictions
+from fedskew.files import read_json, write_bytes, write_json
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
+from fedskew.runs.predictions import encode_predictions
+from fedskew.runs.reading import PREDICTIONS
 from fedskew.sweeps.history import SWEEP, read_history
 from fedskew.sweeps.results import Cell, ResultsError, RunResult, read_cells, read_settings
 
@@ -50,10 +51,10 @@ def _export(run: RunResult, target: Path) -> Path:
     places = _paths_in(settings)
     content = yaml.safe_dump(replace_paths(settings, places), sort_keys=False, allow_unicode=True)
     write_bytes(target / CONFIG, content.encode())
-    lines = [json.loads(line) for line in (run.path / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = RunFolder(run.path).records()
     text = "".join(json.dumps(line) + "\n" for line in shortened(replace_paths(lines, places)))
     write_bytes(target / METRICS, text.encode())
-    summary = json.loads((run.path / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(run.path / SUMMARY)
     write_json(target / SUMMARY, rounded(replace_paths(summary, places)))
     _export_predictions(run, target)
     return target
@@ -63,9 +64,10 @@ def _export_predictions(run: RunResult, target: Path) -> None:
     if run.predictions is None:
         (target / PREDICTIONS).unlink(missing_ok=True)  # of an earlier export
         return
-    for name in (*run.predictions.images, *run.predictions.lesions):
+    groups = (name for column in run.predictions.groups.values() for name in set(column.tolist()))
+    for name in (*run.predictions.images, *run.predictions.lesions, *groups):
         if ABSOLUTE.search(str(name)):
-            raise ResultsError(f"{run.path / PREDICTIONS} names a path as an image or lesion: {name}")
+            raise ResultsError(f"{run.path / PREDICTIONS} names a path as an image, lesion or group: {name}")
     write_bytes(target / PREDICTIONS, encode_predictions(run.predictions))
 
 

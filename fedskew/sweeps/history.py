@@ -14,7 +14,8 @@ from typing import Any
 
 import fedskew
 from fedskew.files import write_json
-from fedskew.sweeps.study import PlannedRun, Study, StudyError
+from fedskew.sweeps.references import PlannedRun
+from fedskew.sweeps.study import Study, StudyError
 
 SWEEP = "sweep.json"
 

@@ -16,7 +16,7 @@ from typing import IO
 import fedskew
 from fedskew.config.load import to_mapping
 from fedskew.plugins import loaded
-from fedskew.sweeps.study import PlannedRun
+from fedskew.sweeps.references import PlannedRun
 
 COMMAND = (sys.executable, "-P", "-m", "fedskew.cli.cell")
 PATIENCE = 10.0  # seconds that a process has to end before it is killed

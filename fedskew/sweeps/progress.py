@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,10 +9,12 @@ from statistics import fmean
 
 from fedskew.config import Config, ConfigError
 from fedskew.config.load import load_saved
-from fedskew.runs.folder import CONFIG, METRICS, SPLIT, SUMMARY, RunFolder
+from fedskew.files import read_json
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
+from fedskew.runs.reading import read_split
 from fedskew.runs.resume import differences
 from fedskew.runs.round_table import duration
-from fedskew.sweeps.study import PlannedRun
+from fedskew.sweeps.references import PlannedRun
 
 NEW, BEGUN, DONE = "new", "begun", "done"
 # Where things lie on this machine: a sweep may move, and its data with it (the split's hash tells if it is the same).
@@ -48,7 +49,7 @@ def _finished(run: PlannedRun, path: Path) -> bool:
 def read_summary(path: Path) -> dict:
     """A run's summary; empty as long as it has none."""
     file = path / SUMMARY
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def conflicts(run: PlannedRun, path: Path) -> list[str]:
@@ -67,9 +68,7 @@ def conflicts(run: PlannedRun, path: Path) -> list[str]:
 
 def _nodes(path: Path) -> int | None:
     """Nodes that shared the data; None where that is not known (yet)."""
-    file = path / SPLIT
-    parts = json.loads(file.read_text(encoding="utf-8"))["ids"]["parts"] if file.is_file() else []
-    return len(parts) or None
+    return len(read_split(path).get("ids", {}).get("parts", [])) or None
 
 
 def seconds_left(runs: Sequence[PlannedRun], states: Mapping[str, Progress], jobs: int) -> float | None:

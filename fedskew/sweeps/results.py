@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from typing import Any
 import yaml
 
 from fedskew.errors import FedskewError
+from fedskew.files import DamagedFileError, read_json, read_json_lines
 from fedskew.metrics import Predictions
-from fedskew.runs.folder import CONFIG, METRICS, RunFolder
-from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, accuracy_of, read_predictions
+from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
+from fedskew.runs.predictions import SAME_ACCURACY, accuracy_of, read_predictions
+from fedskew.runs.reading import PREDICTIONS
 from fedskew.sweeps.history import read_history
 from fedskew.sweeps.progress import read_summary
 from fedskew.text import read_yaml
@@ -169,8 +170,14 @@ def _cell(name: str, paths: Mapping[int, Path]) -> Cell:
         if state:
             unfinished[seed] = state
         else:
-            runs[seed] = RunResult(paths[seed], RunFolder(paths[seed]).records()[-1])
+            runs[seed] = RunResult(paths[seed], _last_record(paths[seed]))
     return Cell(name, runs, unfinished)
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    if records := RunFolder(path).records():
+        return records[-1]
+    raise ResultsError(f"{path / SUMMARY} says that the run is finished, and {METRICS} beside it holds no round")
 
 
 def _state(path: Path) -> str:
@@ -209,7 +216,6 @@ def read_record(path: Path) -> Any:
         ResultsError: it is not there or no JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, ValueError) as error:
+        return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+    except (OSError, DamagedFileError) as error:
         raise ResultsError(f"the record {path} cannot be read: {error}") from None

@@ -9,6 +9,7 @@
       pruned: {set: [prune.rule=sign, prune.last-round=12], priority: 1}     # before cells of a lower priority (0)
       pooled: {set: prune.criterion=none, nodes: 1}
 
+A cell may start from what another one made: `set: model.from-run=@dense`, see `references`.
 `set` adds up: the study's, the cell's, then that of the command line; the later wins. Paths are relative to the file.
 """
 
@@ -26,6 +27,7 @@ from fedskew.config import Config, ConfigError, load_config
 from fedskew.errors import FedskewError
 from fedskew.model.catalogue import dense_architecture
 from fedskew.runs.start_checks import check_combination, check_pruning
+from fedskew.sweeps.references import PlannedRun, resolved, run_name, unmet
 from fedskew.text import nearest, read_yaml
 
 CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -51,21 +53,6 @@ class Given:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One cell with one seed."""
-
-    cell: str
-    seed: int
-    nodes: int
-    config: Config  # resolved: seed, name and folder are set
-
-    @property
-    def name(self) -> str:
-        """Name of the run's folder."""
-        return run_name(self.cell, self.seed)
-
-
-@dataclass(frozen=True)
 class Study:
     """A validated study."""
 
@@ -86,11 +73,6 @@ class _Cell:
     nodes: int
     seeds: tuple[int, ...]
     priority: int
-
-
-def run_name(cell: str, seed: int) -> str:
-    """Name of the folder of a cell's run with a seed."""
-    return f"{cell}-s{seed}"
 
 
 def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
@@ -115,6 +97,7 @@ def read_study(path: Path, out: Path, given: Given = Given()) -> Study:
         if cell is not None
         for j, run in enumerate(_runs(cell, threads, out, problems))
     ]
+    problems += unmet(run for _, run in planned)
     if problems:
         raise StudyError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for line in problems))
     runs = tuple(run for _, run in sorted(planned, key=lambda pair: pair[0]))
@@ -185,11 +168,12 @@ def _runs(cell: _Cell, threads: int, out: Path, problems: list[str]) -> list[Pla
     except ConfigError as error:
         problems.append(f"cell {cell.name}: {error}")
         return []
-    return [
-        PlannedRun(cell.name, seed, cell.nodes, replace(config, run=replace(
-            config.run, seed=seed, name=run_name(cell.name, seed), output_dir=str(out))))
-        for seed in cell.seeds
-    ]  # fmt: skip
+    planned = []
+    for seed in cell.seeds:
+        own, needs = resolved(config, out, seed)
+        own = replace(own, run=replace(own.run, seed=seed, name=run_name(cell.name, seed), output_dir=str(out)))
+        planned.append(PlannedRun(cell.name, seed, cell.nodes, own, needs))
+    return planned
 
 
 def _configured(cell: _Cell, threads: int) -> Config:

@@ -26,7 +26,8 @@ from fedskew.runs.round_table import duration
 from fedskew.sweeps.history import History
 from fedskew.sweeps.job import COMMAND, Job, shared_cores
 from fedskew.sweeps.progress import BEGUN, DONE, Progress, conflicts, progress_line, progress_of, read_summary
-from fedskew.sweeps.study import PlannedRun, Study, StudyError
+from fedskew.sweeps.references import PlannedRun
+from fedskew.sweeps.study import Study, StudyError
 
 EXIT_FAILED = 1
 EXIT_UNFINISHED = 75  # EX_TEMPFAIL: call again
@@ -131,8 +132,9 @@ class Sweep:
         try:
             while waiting or self._jobs:
                 for slot in range(self._place.jobs):
-                    if waiting and slot not in self._jobs and not self._stopped.is_set():
-                        self._start(waiting.popleft(), slot, cores[slot])
+                    free = slot not in self._jobs and not self._stopped.is_set()
+                    if free and (run := self._next(waiting)):
+                        self._start(run, slot, cores[slot])
                 self._stopped.wait(POLL_SECONDS)
                 self._collect()
                 self._look()
@@ -144,6 +146,20 @@ class Sweep:
         self._look()
         self._jobs.clear()
         return self._close()
+
+    def _next(self, waiting: deque[PlannedRun]) -> PlannedRun | None:
+        """The first run that can start, taken out; those that can never, as one that they need has failed, fail."""
+        for run in list(waiting):
+            lacking = [need for need in run.needs if self._states[need].state != DONE]
+            if failed := [need for need in lacking if need in self._failed]:
+                waiting.remove(run)
+                self._failed.add(run.name)
+                self._history.failed(run, f"it starts from {failed[0]}, which failed", [])
+                self._say(f"{run.name} FAILED: it starts from {failed[0]}, which failed")
+            elif not lacking:
+                waiting.remove(run)
+                return run
+        return None
 
     def _start(self, run: PlannedRun, slot: int, cores: Sequence[int]) -> None:
         state = self._states[run.name]

@@ -16,8 +16,7 @@ from fedskew.config import Config
 from fedskew.config.load import load_saved
 from fedskew.learning.judging import best_record, evaluated
 from fedskew.metrics.clinical import DANGEROUS, HARMLESS, degradation
-from fedskew.runs.folder import CONFIG, RunFolder, RunFolderError
-from fedskew.runs.starts import recorded_nodes
+from fedskew.runs.reading import CONFIG, RunFolderError, read_records, recorded_nodes
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("Accuracy", "accuracy", "{:.3f}".format, False),
@@ -87,10 +86,12 @@ def read_run(path: Path, *, best: bool = False, label: str = "") -> RunResult:
     Raises:
         RunFolderError: the folder holds no run, or no round that was judged.
     """
-    records = RunFolder(path).records()
+    records = read_records(path)
     if not records:
         raise RunFolderError(f"{path} holds no finished round yet")
-    record = best_record(records) if best else evaluated(records)[-1]
+    record = best_record(records) if best else next(iter(evaluated(records)[::-1]), None)
+    if record is None and not best:
+        raise RunFolderError(f"no round of {path} was evaluated")
     if record is None:
         raise RunFolderError(f"no round of {path} was judged by other images than its test set, so none is the best")
     return RunResult(

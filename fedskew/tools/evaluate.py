@@ -11,7 +11,7 @@ from typing import Any
 from fedskew.config.load import from_mapping, load_saved
 from fedskew.config.schema import Config, ConfigError
 from fedskew.data.preprocessing import Preprocessing, training_preprocessing
-from fedskew.files import write_bytes
+from fedskew.files import file_sha256, write_bytes
 from fedskew.learning.datasets import DataSet, open_data, split_hash, split_server
 from fedskew.learning.judging import best_record
 from fedskew.learning.local import predict_images
@@ -20,7 +20,6 @@ from fedskew.metrics import Predictions, classification_metrics
 from fedskew.model import cost
 from fedskew.model.architecture import Architecture
 from fedskew.model.modelfile import ModelFileError, load_model, read_about, read_preprocessing
-from fedskew.model.pretrained import file_sha256
 from fedskew.runs.folder import CONFIG, METRICS, MODEL, RunFolder, RunFolderError
 from fedskew.runs.lineage import SPLIT_KEYS
 from fedskew.runs.predictions import PredictionsError, check_target, encode_predictions

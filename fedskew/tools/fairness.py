@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedskew.config.load import to_mapping
-from fedskew.runs.folder import SPLIT
 from fedskew.runs.predictions import PredictionsError, read_predictions
-from fedskew.runs.starts import PLACES, read_changes, read_precision
+from fedskew.runs.reading import PLACES, SPLIT, read_changes, read_precision, read_split
 from fedskew.tools.compare import RunResult
 
 # Besides where things lie: what changes no figure, what runs are compared for, and what has a line of its own.
 NOT_LISTED = PLACES | {
-    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "prune.criterion",
-    "run.seed", "federation.rounds",
+    "run.threads", "train.threads", "train.device", "run.keep-checkpoints", "run.eval-batch-size", "run.report",
+    "run.sinks", "prune.criterion", "run.seed", "federation.rounds",
 }  # fmt: skip
 SHARING = ("data.clients", "data.partition", "data.alpha", "data.split-by", "data.validation")
 
@@ -50,8 +49,8 @@ def _of_one(run: RunResult) -> list[str]:
     for count, what in ((run.rolled_back, "rolled back"), (run.below_quorum, "below quorum")):
         if count:
             lines.append(f"{run.name}: {count} of {run.rounds} rounds {what}, the model before was kept")
-    pruned = run.config and run.config.prune.criterion != "none"
-    if pruned and run.record["parameters"] == run.record["dense_parameters"]:
+    pruned, dense = run.config and run.config.prune.criterion != "none", run.record.get("dense_parameters")
+    if pruned and dense and run.record["parameters"] == dense:
         lines.append(f"{run.name}: pruning has removed nothing, its model is the dense one")
     if changes := read_changes(run.path):
         lines.append(f"{run.name} was resumed with other settings: {', '.join(map(str, changes))}")
@@ -104,5 +103,5 @@ def _test_set(run: RunResult) -> str | None:
     except PredictionsError:
         if not split.is_file():
             return None
-        ids = json.loads(split.read_text(encoding="utf-8"))["ids"]["test"]
+        ids = read_split(run.path).get("ids", {}).get("test", [])
     return f"{len(ids)} images, {hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"

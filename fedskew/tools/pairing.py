@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fedskew.files import file_sha256
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
-from fedskew.model.pretrained import file_sha256
-from fedskew.runs.folder import MODEL
-from fedskew.runs.predictions import PREDICTIONS, SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
+from fedskew.runs.predictions import SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
+from fedskew.runs.reading import MODEL, PREDICTIONS
 from fedskew.tools.compare import Comparison, RunResult
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1_macro": "Macro F1",

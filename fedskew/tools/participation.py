@@ -12,9 +12,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fedskew.runs.folder import RunFolder, RunFolderError
-from fedskew.runs.record import FAILED, IN, LATE, MISSING, REFUSED, UNUSED
-from fedskew.runs.starts import read_flower_runs
+from fedskew.runs.reading import (
+    FAILED,
+    IN,
+    LATE,
+    MISSING,
+    REFUSED,
+    UNUSED,
+    RunFolderError,
+    read_flower_runs,
+    read_records,
+)
 
 ABSENT = "-"
 LIMITED = "*"
@@ -76,7 +84,7 @@ def read_participation(folder: Path) -> list[RoundShares]:
         RunFolderError: no run folder, or one of a version that did not record it.
     """
     starts, rounds = read_flower_runs(folder), []
-    for record in RunFolder(folder).records():
+    for record in read_records(folder):
         number = record["round"]
         if "participation" not in record:
             raise RunFolderError(
@@ -120,7 +128,7 @@ def participation_text(rounds: Sequence[RoundShares], width: int) -> str:
     words = {_word(row, site) for row in rounds for site in sites}
     legend = [f"{word}: {meaning}" for word, meaning in LEGEND if word in words]
     parts.append("\n".join(line for text in legend for line in _wrapped(text, width)))
-    parts.append("\n".join(line for text in _reasons(rounds) for line in _wrapped(text, width)))
+    parts.append("\n".join(line for text in reasons(rounds) for line in _wrapped(text, width)))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -179,7 +187,7 @@ def _table(rounds: Sequence[RoundShares], sites: Sequence[str]) -> Iterator[str]
         yield line(_span([row.number for row in alike]), cells)
 
 
-def _reasons(rounds: Sequence[RoundShares]) -> Iterator[str]:
+def reasons(rounds: Sequence[RoundShares]) -> Iterator[str]:
     """Rounds that were not accepted, and of every site why it is not in the model; alike ones in one line."""
     yield from (f"round {row.number} was not accepted: {row.kept}" for row in rounds if row.kept)
     for site in sites_of(rounds):

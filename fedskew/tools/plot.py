@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedskew.runs.folder import RunFolder, RunFolderError
+from fedskew.runs.reading import RunFolderError, read_records
 from fedskew.tools.compare import run_labels
 
 PANELS = (
@@ -34,7 +34,7 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
                              f"{', '.join(f'.{name}' for name in sorted(formats))}")  # fmt: skip
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
     for path, label in zip(runs, run_labels(runs), strict=True):
-        records = RunFolder(path).records()
+        records = read_records(path)
         for axis, (key, _, dense) in zip(axes, PANELS, strict=True):
             scale = 1e6 if key.startswith("bytes") else 1
             known = [record for record in records if record[key] is not None]  # not evaluated in every round

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedskew.runs.folder import SPLIT
+from fedskew.runs.reading import read_split
 
 OTHER_SPLIT = "this is not the test set of the run: its data or manifest differ"
 
@@ -31,8 +30,8 @@ class Seen:
 def run_split(model: Path) -> dict[str, Any]:
     """The split of the run folder that a model file lies in, also in its `best/`; empty if it lies elsewhere."""
     for folder in (model.parent, model.parent.parent):
-        if (file := folder / SPLIT).is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+        if split := read_split(folder):
+            return split
     return {}
 
 

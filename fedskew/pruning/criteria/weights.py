@@ -34,9 +34,9 @@ def automatic(seen: Observation, *, boundary: float) -> Summary:
     """How far inside the band |s − μ| ≤ c·σ each unit lies, in deviations: c − |s − μ| / σ, or c where σ is 0.
 
     s are the sums of `l1_norm`, μ and σ their mean and population deviation in the sublayer; units with very small and
-    with very large sums go (Nguyen, Le and Avila, Towards Efficient Federated Learning by Automatic Structured Pruning,
-    2024, Algorithm 1). A unit on the boundary stays, so its score is just above 0. Of n units none lies outside where
-    n ≤ c² + 1 (Samuelson's inequality), and at most n / c² ever (Chebyshev's).
+    with very large sums go (Nguyen, Le and Avila, Automatic Structured Pruning for Efficient Architecture in Federated
+    Learning, 2024, Algorithm 1). A unit on the boundary stays, so its score is just above 0. Of n units none lies
+    outside where n ≤ c² + 1 (Samuelson's inequality), and at most n / c² ever (Chebyshev's).
 
     Args:
         boundary: c.
