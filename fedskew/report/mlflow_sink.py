@@ -14,23 +14,21 @@ from fedskew.config import Config
 from fedskew.config.load import to_mapping
 from fedskew.report.scalars import scalars
 
-NOTE = "mlflow-run.txt"  # in the run folder: which of MLflow's runs it is, so that a resumed run goes on in it
-
 
 class MLflowSink:
-    """See `runs.observers.Observer`."""
+    """See `runs.observers.Observer`. A note in the run folder keeps which of MLflow's runs a resumed run goes on in."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        here = f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        note, here = folder / "mlflow-run.txt", f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or here)
-        if not (folder / NOTE).is_file():
+        if not note.is_file():
             run = self._client.create_run("0", run_name=folder.name).info.run_id
-            sections = [(name, own) for name, own in to_mapping(config).items() if isinstance(own, dict)]
-            settings = [Param(f"{name}.{key}", str(value)) for name, own in sections for key, value in own.items()]
-            for start in range(0, len(settings), 100):  # MLflow takes no more at once
-                self._client.log_batch(run, params=settings[start : start + 100])
-            (folder / NOTE).write_text(run, encoding="utf-8")
-        self._run = (folder / NOTE).read_text(encoding="utf-8")
+            given = [Param(f"{name}.{key}", str(value)) for name, own in to_mapping(config).items()
+                     if isinstance(own, dict) for key, value in own.items()]  # fmt: skip
+            for start in range(0, len(given), 100):  # MLflow takes no more at once
+                self._client.log_batch(run, params=given[start : start + 100])
+            note.write_text(run, encoding="utf-8")
+        self._run = note.read_text(encoding="utf-8")
 
     def observe(self, round_number: int, metrics: Mapping[str, Any]) -> None:
         """One point in each curve."""
