@@ -223,13 +223,10 @@ def test_the_peers_slices_are_ours(record, importance):
 
 
 def test_edge(record):
-    rows = rows_of(
-        record("edge", "small", "--model", MICRO, "--rounds", "1"), "ratio", "p50_ms", "size", "memory_bytes"
-    )
-    shapes, forms = (
-        ("dense", "paper's budget", "12 %", "Torch-Pruning"),
-        ("onnx fp32", "torch fp32", "onnx fp16", "onnx int8"),
-    )
+    found = record("edge", "small", "--model", MICRO, "--rounds", "1")
+    rows = rows_of(found, "ratio", "p50_ms", "size", "memory_bytes")
+    shapes = ("dense", "paper's budget", "12 %", "Torch-Pruning")
+    forms = ("onnx fp32", "torch fp32", "onnx fp16", "onnx int8")
     assert {(row["shape"], row["form"]) for row in rows} == {(shape, form) for shape in shapes for form in forms}
     assert rows[0]["form"] == "onnx fp32"
     assert rows[0]["ratio"] == rows[0]["size"] == 1

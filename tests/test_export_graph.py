@@ -181,3 +181,14 @@ def test_dynamic_int8_changes_the_same_products(graph, shown):
     kinds = [node.op_type for node in small.graph.node]
     assert kinds.count("Softmax") == [node.op_type for node in graph.graph.node].count("Softmax")
     assert np.abs(said(small, shown) - said(graph, shown)).max() < 0.3
+
+
+def test_openvino_reads_the_same_files(graph, shown):
+    """Where it is installed: it is no dependency, as it reads what onnxruntime reads."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    for one, limit in ((graph, 1e-4), (static_int8(graph, [feeds(*shown)]), 0.3)):
+        model = core.read_model(one.SerializeToString())
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+        found = compiled(feeds(*shown))[LOGITS]
+        assert np.abs(found - said(graph, shown)).max() <= limit
