@@ -204,7 +204,7 @@ def test_options_lists_every_setting():
 
 def test_options_of_that_name_come_before_those_that_mention_it():
     shown = [line.split(" = ")[0] for line in call("options", "rounds").stdout.splitlines() if " = " in line]
-    assert shown[:2] == ["federation.rounds", "federation.max-missed-rounds"]
+    assert shown[:3] == ["federation.rounds", "train.distil-rounds", "federation.max-missed-rounds"]
     assert "train.warmup" in shown, "`share of all rounds spent warming up`"
     assert "next: fedskew run --set federation.rounds=VALUE" in call("options", "rounds").output
 
@@ -340,7 +340,7 @@ def test_a_disk_that_is_full_in_the_middle_is_a_failed_run(here, generated, monk
     def full(folder, number, *words, **more):
         if number == (0 if early else 1):
             raise RunFolderError("round 1 could not be saved: the disk is full")
-        real(folder, number, *words, **more)
+        return real(folder, number, *words, **more)
 
     monkeypatch.setattr(RunFolder, "finish_round", full)
     settings = f"model.name={MICRO} data.generated-images=160 data.open=0.2 federation.rounds=1 run.name=mine"

@@ -38,13 +38,14 @@ def settings() -> list[Setting]:
 def matching(pattern: str) -> list[Setting]:
     """Settings whose name or purpose holds a text, whatever its capitals; also by other projects' words for them.
 
-    Those of that name come first.
+    The one of just that name comes first, then those whose name holds it.
 
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
     everything, text = settings(), pattern.lower().replace("_", "-")
     called = [one for one in everything if text in one.name or SYNONYMS.get(text) == one.name]
+    called.sort(key=lambda one: one.name.partition(".")[2] != text)  # just that, before what it is a part of
     found = called + [one for one in everything if pattern.lower() in one.doc.lower() and one not in called]
     if not found:
         keys: dict[str, list[str]] = {}
