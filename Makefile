@@ -85,9 +85,10 @@ audit: install
 	for name in requirements torch build; do \
 		$(BIN)/uvx pip-audit --strict --disable-pip --require-hashes --requirement locks/$$name.txt || exit 1; done
 
-# docs/results.md from its template and the committed records.
+# docs/results.md and docs/edge.md from their templates and the committed records.
 results: install
 	$(BIN)/python docs/results/build.py
+	$(BIN)/python docs/edge/build.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -142,10 +142,10 @@ def files(model: MultimodalModel, folder: Path) -> dict[str, Path]:
     return found
 
 
-def compared(which: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+def compared(model: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each shape and form; ratios to the dense model as ONNX in float32, which comes first."""
     torch.manual_seed(0)
-    archs = shapes(MODELS[which])
+    archs = shapes(model)
     made = {name: files(build(arch).eval(), folder / str(i)) for i, (name, arch) in enumerate(archs.items())}
     cases = {f"{name}, {form}": file for name, forms in made.items() for form, file in forms.items()}
     first = "dense, onnx fp32"
@@ -203,6 +203,7 @@ def options() -> argparse.Namespace:
     """What was asked for."""
     found = parser(__doc__)
     found.add_argument("what", choices=[*MODELS, "ways"])
+    found.add_argument("--model", metavar="NAME", help="another Swin than that of `swin_t` or `small`")
     found.add_argument("--rounds", type=int, default=10, metavar="N", help="default: 10")
     return found.parse_args()
 
@@ -211,6 +212,8 @@ if __name__ == "__main__":
     asked = options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        rows = (ways(asked.rounds, Path(place)) if asked.what == "ways"
-                else compared(asked.what, asked.rounds, Path(place)))  # fmt: skip
+        if asked.what == "ways":
+            rows = ways(asked.rounds, Path(place))
+        else:
+            rows = compared(asked.model or MODELS[asked.what], asked.rounds, Path(place))
     finish(f"edge_{asked.what}", rows, asked.out)

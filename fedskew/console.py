@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from fedskew import flower
 from fedskew.errors import is_ours
 from fedskew.text import printable_lines
 
@@ -144,4 +143,6 @@ def _write_marked(mark: str, text: str) -> None:
 def _plain_where_no_terminal(stream: TextIO) -> None:
     """Flower colours the names of levels wherever it writes; `NO_COLOR` is https://no-color.org."""
     if os.environ.get("NO_COLOR") or not stream.isatty():
-        flower.update_console_handler(colored=False)  # looked up here: commands without a run start without Flower
+        from fedskew.flower import update_console_handler  # noqa: PLC0415  # commands without a run start without Flower
+
+        update_console_handler(colored=False)

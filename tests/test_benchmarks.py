@@ -126,6 +126,16 @@ def test_hostile_sites(record, finished_run):
     assert set(table["krum, malicious-nodes=1"].values()) == {"P"}, "three sites are too few for it"
 
 
+def test_unlike_notes(record, generated, monkeypatch):
+    monkeypatch.setattr("fedskew.data.reference.LEAST_IMAGES", 10)
+    found = record("unlike_notes", str(generated), "--seeds", "0", "--image-size", "32", "--images", "10")
+    (row,) = rows_of(found)
+    assert row["reference"] == 18
+    for name in ("pages of text", "noise", "grey", "inverted"):
+        assert row[name] == 1, name
+    assert 0 <= row["test"] < 0.5
+
+
 def test_sign_stability(record, generated):
     tiny = f"model.name={MICRO} data.open=0.4 model.drop-path=0"
     found = record("sign_stability", str(generated), "--seeds", "0", "--epochs", "1", "--images", "8", "16",
@@ -210,3 +220,28 @@ def test_the_peers_slices_are_ours(record, importance):
     with torch.no_grad():
         torch.testing.assert_close(build(smaller, state).eval()(images, metadata), theirs(images, metadata))
     assert sum(map(len, remove.values())) > 100
+
+
+def test_edge(record):
+    rows = rows_of(
+        record("edge", "small", "--model", MICRO, "--rounds", "1"), "ratio", "p50_ms", "size", "memory_bytes"
+    )
+    shapes, forms = (
+        ("dense", "paper's budget", "12 %", "Torch-Pruning"),
+        ("onnx fp32", "torch fp32", "onnx fp16", "onnx int8"),
+    )
+    assert {(row["shape"], row["form"]) for row in rows} == {(shape, form) for shape in shapes for form in forms}
+    assert rows[0]["form"] == "onnx fp32"
+    assert rows[0]["ratio"] == rows[0]["size"] == 1
+    share = {row["shape"]: row["macs_share"] for row in rows}
+    assert share["dense"] == 1
+    assert abs(share["Torch-Pruning"] - share["paper's budget"]) < 0.15
+
+
+def test_edge_loss(record, finished_run):
+    rows = rows_of(record("edge_loss", str(finished_run.path)), "bytes", "open images", "test images")
+    assert [row["way"] for row in rows][:2] == ["fp32", "fp16"]
+    assert len(rows) == 8
+    assert rows[0]["open torch"] <= 1e-4
+    assert rows[0]["open same"] == rows[0]["test same"] == 1
+    assert rows[1]["bytes"] < rows[0]["bytes"] > max(row["bytes"] for row in rows[2:])

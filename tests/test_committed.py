@@ -154,7 +154,7 @@ def test_predictions_that_name_paths_are_refused(tmp_path):
     images = np.array(["/home/me/x.jpg", *found.images[1:]])
     bad = Predictions(images, found.lesions, found.labels, CLASSES, found.probabilities, 2)
     write_run(tmp_path / "study", "a-s0", found=bad)
-    with pytest.raises(ResultsError, match="names a path as an image or lesion: /home/me/x"):
+    with pytest.raises(ResultsError, match="names a path as an image, lesion or group: /home/me/x"):
         export_records(tmp_path / "study", tmp_path / "out")
 
 

@@ -235,6 +235,7 @@ def configs(draw):
         values |= {"mlp_group": draw(st.sampled_from(["ratio", "width", "8"]))} if name == "prune" else {}
         values |= {"name": draw(TEXT.filter(is_folder_name))} if name == "run" else {}
         if name == "model":
+            values |= draw(st.sampled_from(STARTS))
             values["metadata"] = draw(st.lists(COLUMNS, max_size=3, unique_by=lambda column: column.name).map(tuple))
             if values["metadata"]:
                 values |= dict.fromkeys(("sex_weight", "age_weight", "localization_weight"), 0.05)
@@ -244,6 +245,14 @@ def configs(draw):
 
 def is_folder_name(text):
     return text not in (".", "..") and not set(text) & set("/\\")
+
+
+# a run starts from one thing at most
+STARTS = tuple(
+    dict.fromkeys(("pretrained", "from_run", "architecture_from"), "") | {"head": "new"} | one
+    for one in ({}, {"pretrained": "a"}, {"from_run": "a"}, {"architecture_from": "a"},
+                {"pretrained": "a", "head": "keep", "image_only": True})
+)  # fmt: skip
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(

@@ -151,7 +151,7 @@ def test_a_run_says_what_its_open_images_are_like_and_no_others(generated, monke
     server = ServerData(config, data, split_server(data, config.data))
     assert server.reference == measure(data.cached.images, data.cached.sides, server.training)
     assert server.reference.images == len(server.training) < len(server.training) + len(server.held_back)
-    about = about_model(config, architecture(), 1, "", server.reference)
+    about = about_model(config, architecture(), 1, "", reference=server.reference)
     assert reference_from(about["reference"]) == server.reference
     assert "reference" not in about_model(config, architecture(), 1, "")
 

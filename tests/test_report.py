@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -169,6 +171,19 @@ def test_warnings_about_data_are_counted_and_not_told_as_they_name_images(copy):
     assert "SECRET" not in page
 
 
+def test_what_the_page_says_of_reproducing_it_does(page, finished_run, tmp_path):
+    found = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    commands, configuration = map(html.unescape, found)
+    assert str(finished_run.path.parent) not in configuration, "no place of this machine"
+    (tmp_path / "config.yaml").write_text(configuration)
+    words = shlex.split(commands.splitlines()[0].replace("config.yaml", str(tmp_path / "config.yaml")))
+    assert words[:2] == ["fedskew", "run"]
+    done = CliRunner().invoke(app, ["simulate", *words[2:], "--output-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    again = tmp_path / f"{finished_run.path.name}-again" / "model.safetensors"
+    assert again.read_bytes() == (finished_run.path / "model.safetensors").read_bytes()
+
+
 def test_it_is_one_file_without_script_or_anything_from_outside(page):
     class Tags(HTMLParser):
         found: list = []  # noqa: RUF012
@@ -289,13 +304,13 @@ def test_runs_are_compared_with_paired_intervals_and_coverage_of_each(finished_r
     [
         ("metrics.jsonl", b'{"round": 0}\n', "has no accuracy"),
         ("metrics.jsonl", b'{"round": 0, "acc\n', "line 1"),
-        ("metrics.jsonl", b"[1]\n", "no JSON object"),
+        ("metrics.jsonl", b"[1]\n", "expected a JSON object"),
         ("metrics.jsonl", b"\xff\xfe\n", "is damaged"),
         ("metrics.jsonl", b"", "holds no finished round yet"),
         ("config.yaml", b"train: {learning: 3}\n", "unknown key train.learning"),
         ("summary.json", b"{", "summary.json is damaged"),
         ("split.json", b"[]", "split.json is damaged"),
-        ("starts.jsonl", b"{}}\n", "starts.jsonl is damaged"),
+        ("starts.jsonl", b"{}}\n", "starts.jsonl, line 1 is damaged"),
         ("predictions.npz", b"PK", "cannot be read as predictions"),
         ("model.safetensors", b"\x00" * 20, "model.safetensors is damaged"),
     ],

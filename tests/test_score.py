@@ -213,7 +213,7 @@ def test_the_warning_is_one_line_a_stage_with_its_fewest_values(reading, why):
         SublayerKey(*place, MLP): SublayerScores(torch.zeros(1), None, None, values) for place, values in seen.items()
     }
     assert few_value_warnings(scored, reading) == [
-        f"stage {stage}: prune.reading={reading} takes each skewness over {values} values, fewer than 16: {why}"
+        f"stage {stage}: prune.reading={reading} takes each score over {values} values, fewer than 16: {why}"
         for stage, values in ((1, 9), (3, 12))
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedskew.config import Config, ConfigError
 from fedskew.config.suggest import SYNONYMS, suggestion
+from fedskew.text import nearest
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ def settings() -> list[Setting]:
 def matching(pattern: str) -> list[Setting]:
     """Settings whose name or purpose holds a text, whatever its capitals; also by other projects' words for them.
 
-    The one of just that name comes first, then those whose name holds it.
+    Those of that name come first.
 
     Raises:
         ConfigError: there is none; the nearest name is given.
     """
     everything, text = settings(), pattern.lower().replace("_", "-")
     called = [one for one in everything if text in one.name or SYNONYMS.get(text) == one.name]
-    called.sort(key=lambda one: one.name.partition(".")[2] != text)  # just that, before what it is a part of
+    called.sort(key=lambda one: one.name.partition(".")[2] != text)  # exactly that one first
     found = called + [one for one in everything if pattern.lower() in one.doc.lower() and one not in called]
     if not found:
         keys: dict[str, list[str]] = {}
@@ -53,7 +54,10 @@ def matching(pattern: str) -> list[Setting]:
             section, _, key = one.name.partition(".")
             keys.setdefault(section, []).append(key)
         section, dot, key = pattern.partition(".")
-        near = suggestion(key if dot else pattern, section if dot else "", keys)
+        known = "" if dot else nearest(pattern, keys, 0.6)
+        near = (
+            f"; did you mean {known}?" if known else suggestion(key if dot else pattern, section if dot else "", keys)
+        )
         remedy = near or "; `fedskew options` lists all of them, `fedskew options prune` those of a section"
         raise ConfigError(f"no setting matches {pattern!r}{remedy}")
     return found

@@ -36,6 +36,6 @@ def algorithm_1(stages: int, *, untrained: bool = False) -> dict[str, dict[str, 
         "interval": 1 if stages > 1 else ONCE,  # for a step in round 0 alone: last-round=0 is no limit
         "steps-per-stage": 1, "last-round": first + stages - 1, "max-stage": max(stages - 1, 0), "calibrate": False,
         "freeze": stages > 1,  # of a single stage nothing but the classifier would be left to learn
-        "min-parameters": 0.0, "min-macs": 0.0,
+        "share": 0.3, "min-parameters": 0.0, "min-macs": 0.0,
     }  # fmt: skip
     return {"train": {"moments": "fresh"}, "prune": schedule, "federation": {"rounds": first + stages}}

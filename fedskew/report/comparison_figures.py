@@ -82,10 +82,10 @@ def differences(found: Mapping[str, Mapping[str, Difference]]) -> Markup | None:
     there = next(iter(found.values()))
     names = [name for name in (*TITLES, *there) if name in there and (name in TITLES or name.startswith("recall."))]
     names = list(dict.fromkeys(names))
-    height = len(names) * (ROW + 8 * (len(found) - 1)) + 30
+    height = len(names) * (ROW + 8 * (len(found) - 1)) + 44
     titles = [TITLES.get(name, f"recall {name.partition('.')[2]}"[:18]) for name in names]
     figure, left = canvas(height), 12 + max(map(text_width, titles))
-    axes = plot_area(figure, left, 2, 10, 28)
+    axes = plot_area(figure, left, 2, 10, 42)
     axes.grid(visible=False)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)

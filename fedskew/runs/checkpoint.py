@@ -53,9 +53,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(path / name) != expected:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
-    progress = _checked(state["progress"])
+    progress = state["progress"]
     if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
         progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
+    progress = _checked(progress)
     try:
         companions = load_file(path / COMPANIONS) if COMPANIONS in hashes else {}
     except SafetensorError as error:

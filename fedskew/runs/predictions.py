@@ -24,7 +24,8 @@ from fedskew.runs.reading import METRICS, MODEL, PREDICTIONS, STATE
 GROUP = "group."
 MAX_BYTES = 2**30  # unpacked; a million images of seven classes are a fifth of it
 DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip  # what NumPy's reader makes of hostile bytes
 SAME_ACCURACY = 1e-4  # what rounding in records may change; one of 5,000 images is more
 

@@ -94,9 +94,9 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     file = path / STARTS
     lines = read_json_lines(file) if file.is_file() else []
     for number, line in enumerate(lines, start=1):
-        changes = line.get("changes")
+        changes = line.get("changes", [])
         whole = isinstance(changes, list) and all(isinstance(one, dict) and one.keys() >= OF_CHANGE for one in changes)
-        if not whole or type(line.get("round")) is not int or not isinstance(line.get("time"), str):
+        if not whole or type(line.get("round")) is not int or not isinstance(line.get("time", ""), str):
             raise DamagedFileError(f"{file}, line {number} is damaged: it is no line of a start: {line!r:.80}")
     return lines
 
@@ -115,9 +115,9 @@ def read_precision(path: Path) -> str | None:
 def changes_in(starts: Iterable[Mapping[str, Any]]) -> list[Change]:
     """The same of lines of `starts.jsonl`."""
     return [
-        Change(line["round"], change["key"], change["old"], change["new"], line["time"])
+        Change(line["round"], change["key"], change["old"], change["new"], line.get("time", ""))
         for line in starts
-        for change in line["changes"]
+        for change in line.get("changes", ())
         if change["key"] not in PLACES
     ]
 

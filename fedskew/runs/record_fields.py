@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 FIELDS: Mapping[tuple[type, ...], tuple[str, ...]] = {  # what a line that is read back may hold
-    (int,): (
+    (int, float): (
         "parameters", "macs", "macs_total", "memory_bytes", "dense_parameters", "dense_macs", "dense_macs_total",
         "dense_memory_bytes", "bytes_down", "bytes_up", "bytes_down_total", "bytes_up_total", "model_bytes",
-        "clients_ok", "clients_failed", "given_back",
+        "clients_ok", "clients_failed", "given_back", "seconds", "seconds_training", "seconds_scoring",
+        "seconds_evaluation",
     ),
-    (int, float): ("seconds", "seconds_training", "seconds_scoring", "seconds_evaluation"),
     (int, float, type(None)): (
         "train_loss", "loss", "accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", "expected_calibration_error",
         "melanoma_specificity",

@@ -44,7 +44,7 @@ class HeadMap:
 
 
 def head_maps(model: MultimodalModel, image: Tensor) -> list[HeadMap]:
-    """The most skewed head of every stage on one picture, [1, 3, S, S].
+    """The most skewed head of every stage on one picture, [1, 3, S, S], the most skewed of all first.
 
     The skewness is taken over all tokens of this picture (the reading `pool`), where that are at least `FEW_VALUES`: of
     fewer its sign is mostly chance, so that such stages have no map.
@@ -65,7 +65,7 @@ def head_maps(model: MultimodalModel, image: Tensor) -> list[HeadMap]:
             best[seen.key.stage] = HeadMap(seen.key, number, float(scores[place]), norms.cpu().numpy())
 
     observe(model, image, look, table)
-    return [best[stage] for stage in sorted(best)]
+    return sorted(best.values(), key=lambda one: -one.skewness)
 
 
 def page_maps(model: FedskewModel, picture: Decoded) -> list[dict[str, str]]:

@@ -26,6 +26,7 @@ from fedskew.tools.onnx_file import ABOUT, ARCHITECTURE, IMAGES, LOGITS, METADAT
 from fedskew.tools.predict import Predictor
 
 ERRORS_ONLY = 3  # of onnxruntime's levels of logging
+UNPACKED = ("session.disable_prepacking", "1")  # packing weights takes longer than one picture: half of the start
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,7 @@ def load_onnx(file: Path) -> OnnxModel:
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry(*UNPACKED)
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no class in common
         raise ModelFileError(f"{file} cannot be read as an ONNX model: {str(error)[:300]}") from error

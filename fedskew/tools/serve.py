@@ -187,7 +187,7 @@ def _answer(model: Predictor, page: Page, content: bytes, metadata: Mapping[str,
     return JSONResponse({
         "decision": found.decision,
         "probabilities": dict(found.probabilities),
-        "unknown": list(found.unknown),
+        "unknown": [LABELS.get(name, name) for name in found.unknown],
         "notes": list(found.notes),
         "view": _view(model.preprocessing, picture),
         "maps": page.maps(picture) if page.maps else [],
