@@ -204,7 +204,7 @@ def test_options_lists_every_setting():
 
 def test_options_of_that_name_come_before_those_that_mention_it():
     shown = [line.split(" = ")[0] for line in call("options", "rounds").stdout.splitlines() if " = " in line]
-    assert shown[:2] == ["federation.rounds", "federation.max-missed-rounds"]
+    assert shown[:3] == ["federation.rounds", "train.distil-rounds", "federation.max-missed-rounds"]
     assert "train.warmup" in shown, "`share of all rounds spent warming up`"
     assert "next: fedskew run --set federation.rounds=VALUE" in call("options", "rounds").output
 

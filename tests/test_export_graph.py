@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -148,9 +149,9 @@ def test_static_int8_changes_products_with_constant_weights_and_nothing_else(gra
     names = constant_products(graph)
     small = static_int8(graph, [feeds(*shown)])
     onnx.checker.check_model(small, full_check=True)
-    before, after = ({node.name: node.op_type for node in one.graph.node} for one in (graph, small))
-    added = [kind for name, kind in after.items() if name not in before]
-    assert set(added) == {"QuantizeLinear", "DequantizeLinear"}
+    before, after = (Counter(node.op_type for node in one.graph.node) for one in (graph, small))
+    added = set(after - before) - {"Transpose"}  # ONNX Runtime's preparation may move one, which stays in float: below
+    assert added == {"QuantizeLinear", "DequantizeLinear"}
     made = {node.output[0]: node for node in small.graph.node}
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
     changed = 0

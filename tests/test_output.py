@@ -99,7 +99,8 @@ def test_results_and_messages_go_to_different_pipes_without_codes(generated, tmp
     assert out[-1] == f"run folder: {folder}"
     assert max(len(line) for line in out[:-1]) <= 80
     assert err[0] == f"run folder: {folder}", "the first thing that a run says"
-    assert err[-2].startswith("next: fedskew compare runs/mine")
+    assert err[-3].startswith("next: fedskew compare runs/mine")
+    assert err[-1] == "look: runs/mine/report.html"
     assert not {"round", "after"} & {line.split()[0] for line in err}
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr, "no status line"
@@ -136,7 +137,7 @@ def test_a_run_below_its_quorum_has_its_own_exit_code(generated, tmp_path):
     done = fedskew("simulate", "--nodes", 2, "--name", "mine", "--set", settings, cwd=tmp_path)
     assert done.returncode == ExitCode.STOPPED, done.stderr
     assert "stopped early: " in done.stdout
-    assert done.stderr.splitlines()[-1] == "next: fedskew simulate --resume runs/mine"
+    assert done.stderr.splitlines()[-2:] == ["next: fedskew simulate --resume runs/mine", "look: runs/mine/report.html"]
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path):

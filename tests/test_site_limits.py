@@ -30,7 +30,7 @@ from fedskew.site.policy_file import parse_policy
 TAKEN = {
     "data": {"fit", "validation", "split_by", "split_seed"},
     "model": {"drop_path"},
-    "train": {field.name for field in fields(TrainConfig)} - {"warm_start_epochs", "warm_start_lr"},
+    "train": {field.name for field in fields(TrainConfig) if not field.name.startswith(("warm_start", "distil"))},
     "run": {"seed", "eval_batch_size"},
 }
 PATHS = {

@@ -54,7 +54,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ModelFileError(f"{name} does not match its hash")
     arch, weights = read_model(path / MODEL)
     progress = state["progress"]
-    if "best_round" in progress:  # of a version that chose by the test set: what is best is found anew
+    if (
+        isinstance(progress, dict) and "best_round" in progress
+    ):  # of a version that chose by the test set: what is best is found anew
         progress = {name: value for name, value in progress.items() if name != "best_round"} | {"best": None}
     progress = _checked(progress)
     try:
