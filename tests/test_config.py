@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedskew.apps import config_from_run
 from fedskew.config import Config, ConfigError, load_config, to_yaml
 from fedskew.config.load import from_mapping, load_saved, preset_names, to_mapping
-from fedskew.config.schema import DataConfig, MetadataColumn, ModelConfig, PruneConfig, TrainConfig
+from fedskew.config.schema import SINKS, DataConfig, MetadataColumn, ModelConfig, PruneConfig, TrainConfig
 
 SECTIONS = [(field.name, field.default_factory) for field in dataclasses.fields(Config) if field.name != "preset"]
 
@@ -233,7 +233,8 @@ def configs(draw):
         values = {field.name: draw(values_of(field)) for field in dataclasses.fields(kind)}
         values |= {"test": 0.3, "open": draw(st.floats(0.01, 0.6))} if name == "data" else {}
         values |= {"mlp_group": draw(st.sampled_from(["ratio", "width", "8"]))} if name == "prune" else {}
-        values |= {"name": draw(TEXT.filter(is_folder_name))} if name == "run" else {}
+        if name == "run":
+            values |= {"name": draw(TEXT.filter(is_folder_name)), "sinks": ",".join(draw(st.lists(SINK_NAMES)))}
         if name == "model":
             values |= draw(st.sampled_from(STARTS))
             values["metadata"] = draw(st.lists(COLUMNS, max_size=3, unique_by=lambda column: column.name).map(tuple))
@@ -260,6 +261,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), ma
 )
 
 
+SINK_NAMES = st.sampled_from(SINKS)
 WORDS = st.text("abcXYZ é1", min_size=1, max_size=8).filter(str.strip)
 WEIGHTS = st.floats(0, 1)
 COLUMNS = st.one_of(

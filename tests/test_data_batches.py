@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedskew.data.batches import Augmentation, ImageBatches, cache_size, normalise
-from fedskew.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from fedskew.data.batches import Augmentation, ImageBatches, normalise
+from fedskew.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, cache_size
 from fedskew.data.samples import DataError
 
 SIZE = 16
