@@ -261,7 +261,7 @@ def test_the_card_tells_counts_coverage_gate_and_lineage(run, traced):
         own = recorded.labels == i
         right = int((recorded.probabilities[own].argmax(1) == i).sum())
         assert re.search(rf"^\| {name} \| {own.sum()} \| {right} \| ", card, re.MULTILINE), name
-    assert "3 of 3 sites are in every one of the 2 rounds." in card
+    assert "The data of 3 of 3 sites are in this model, in every one of its 2 rounds." in card
     assert re.search(r"^\| partition-1 \| 2 of 2 \| – \|$", card, re.MULTILINE)
     sexes = re.findall(r"^\| sex: \w+ \| (\d+) \| ", card, re.MULTILINE)
     assert sum(map(int, sexes)) == len(recorded.images)

@@ -343,7 +343,7 @@ def test_the_line_of_coverage_names_who_is_missing(copy):
     records[1]["weights"].pop("partition-0")
     records[2]["failed"] |= {"site-x": "its answer is <b>too large</b>"}
     (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    found = coverage_of(read_content(copy))
+    found = coverage_of(copy)
     assert found.line == (
         "The data of 3 of 4 sites are in this model. Never in it: site-x. Not in every round: partition-0 (1 of 2 "
         "rounds)."

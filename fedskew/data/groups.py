@@ -28,3 +28,9 @@ def age_band(years: float | None) -> str:
     """The band that an age lies in; `unknown` where it is not known or below 0."""
     names = [name for start, name in AGE_BANDS if years is not None and years >= start]
     return names[-1] if names else UNKNOWN
+
+
+def group_place(name: str) -> tuple[bool, int, str]:
+    """For sorting: bands of ages in their order, what is unknown last."""
+    bands = [band for _, band in AGE_BANDS]
+    return name == UNKNOWN, bands.index(name) if name in bands else 0, name

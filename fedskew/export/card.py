@@ -53,7 +53,7 @@ def model_card(
         "tests": [_test(name, one["test"]) for name, one in files.items() if one["test"]],
         "data": data_lines(run),
         "coverage": coverage(run, about.get("lineage", {}).get("round", run.records[-1]["round"] if run else 0)),
-        "quality": quality(run, images.data.samples),
+        "quality": quality(run),
         "lineage": list(_lineage(about, said)),
     }  # fmt: skip
     # not HTML, so no autoescape: what people named is escaped for Markdown, whose readers show HTML too

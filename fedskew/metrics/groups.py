@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedskew.data.groups import group_place
 from fedskew.metrics.paired import LEVEL
 from fedskew.metrics.predictions import Predictions
 from fedskew.metrics.resampling import DRAWS, SEED, lesion_draws, weighted_metrics
@@ -63,16 +64,16 @@ def estimates(
 
 
 def by_group(predictions: Predictions, *, draws: int = GROUP_DRAWS, seed: int = SEED) -> list[GroupResult]:
-    """Every group that any image belongs to, kinds in the order of `predictions.groups`, names in that of the text.
+    """Every group that any image belongs to, kinds in the order of `predictions.groups`, names in `group_place`'s.
 
     Lesions are drawn within each group, so that a group's interval says how few lesions it has.
     """
     rows = []
     for kind, column in predictions.groups.items():
-        for name in np.unique(column):
+        for name in sorted(set(column.tolist()), key=group_place):
             part = subset(predictions, column == name)
             rows.append(GroupResult(
-                kind, str(name), len(part.images), len(np.unique(part.lesions)), len(np.unique(part.labels)),
+                kind, name, len(part.images), len(np.unique(part.lesions)), len(np.unique(part.labels)),
                 estimates(part, OF_GROUPS, draws=draws, seed=seed),
             ))  # fmt: skip
     return rows

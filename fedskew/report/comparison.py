@@ -60,7 +60,7 @@ def _column(place: int, label: str, content: Content) -> dict[str, Any]:
         "parameters": percent(last["parameters"] / last["dense_parameters"], 0),
         "macs": percent(last["macs"] / last["dense_macs"], 0),
         "traffic": megabytes(traffic.total),
-        "coverage": coverage_of(content),
+        "coverage": coverage_of(content.path),
         "command": commands_of(content).splitlines()[0],
     }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from fedskew.report.content import Content
 from fedskew.runs.reading import IN, RunFolderError
 from fedskew.tools.participation import RoundShares, read_participation, reasons, sites_of
 
@@ -51,12 +51,19 @@ class Coverage:
     unknown: str = ""
 
 
-def coverage_of(content: Content) -> Coverage:
-    """Whose data is in the model of a run's last finished round."""
+NOT_ON_RECORD = Coverage("Whose data is in this model is not on record.", is_whole=False)
+
+
+def coverage_of(folder: Path, last: int | None = None) -> Coverage:
+    """Whose data is in a model of a run.
+
+    Args:
+        last: the round that the model is of; the last finished one if None.
+    """
     try:
-        rounds = read_participation(content.path)
+        rounds = [row for row in read_participation(folder) if last is None or row.number <= last]
     except RunFolderError as error:  # of a version that did not record it
-        return Coverage("Whose data is in this model is not on record.", is_whole=False, unknown=str(error))
+        return replace(NOT_ON_RECORD, unknown=str(error))
     if not rounds:
         return Coverage("No site's data is in this model yet: no round with sites has ended.", is_whole=False)
     rows = [_row(site, rounds) for site in sites_of(rounds)]

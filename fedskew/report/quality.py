@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedskew.data.groups import AGE_BANDS
 from fedskew.metrics.calibration import ReliabilityBin, reliability
 from fedskew.metrics.groups import Estimate, GroupResult, by_group, estimates
 from fedskew.report.content import Content
@@ -25,7 +24,6 @@ TITLES = {
     "vasc": "vascular lesion", "scc": "squamous cell carcinoma",
 }  # fmt: skip
 KINDS = {"site": "Hospital site", "sex": "Sex", "age": "Age"}
-BANDS = [name for _, name in AGE_BANDS]
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,6 @@ def _confusion(content: Content) -> np.ndarray:
 
 
 def _groups(rows: Sequence[GroupResult]) -> dict[str, list[GroupResult]]:
-    """By kind; ages in their order, what is unknown last."""
-    order = {name: place for place, name in enumerate(BANDS)}
-    known = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
-    return {
-        KINDS[kind]: sorted((row for row in rows if row.kind == kind),
-                            key=lambda row: (row.name == "unknown", order.get(row.name, 0), row.name))
-        for kind in known
-    }  # fmt: skip
+    """By kind, under its title."""
+    found = {title: [row for row in rows if row.kind == kind] for kind, title in KINDS.items()}
+    return {title: of for title, of in found.items() if of}

@@ -45,7 +45,7 @@ class Cost:
 
 def run_view(content: Content) -> dict[str, Any]:
     """Everything that `run.html.md` names. To be called within `drawing.page_style`."""
-    quality, coverage, traffic = quality_of(content), coverage_of(content), traffic_of(content.records)
+    quality, coverage, traffic = quality_of(content), coverage_of(content.path), traffic_of(content.records)
     blocks, steps = blocks_of(content.records), steps_of(content.records)
     return {
         "run": content,
