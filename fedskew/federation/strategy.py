@@ -261,8 +261,8 @@ class RoundStrategy(FedAvg):
         return state, memory | kept | extras
 
     def _step(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
-        """What the method makes of an average that was taken. Which units go follows from the nodes' updates, so what is
-        left is judged as the average was, and dropped if it is too bad.
+        """What the method makes of an average that was taken. Which units go follows from the nodes' updates, so what
+        is left is judged as the average was, and dropped if it is too bad.
         """
         self.round.before = self.architecture
         step = self.method.advance(Model(self.architecture, state, self.companions), self.round.number, self.server)

@@ -57,8 +57,8 @@ class RoundLog:
         if self.step:
             self.step = self.step.given_up()
         log.warning(
-            "round %d: what pruning leaves must not be taken, so nothing is cut: %s. If every round says so and no site "
-            "is to blame: prune.rollback gives units back, a lower prune.max-share cuts less at a time",
+            "round %d: what pruning leaves must not be taken, so nothing is cut: %s. If every round says so and no "
+            "site is to blame: prune.rollback gives units back, a lower prune.max-share cuts less at a time",
             self.number, reason,
         )  # fmt: skip
 
