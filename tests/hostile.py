@@ -60,6 +60,28 @@ def spoilt_moments(task: Message, reply: Message) -> Message:
     return reply
 
 
+def trapdoor(task: Message, reply: Message, share: float = 5 / 7) -> Message:
+    """Hidden channels that carry a large constant, and a bias that takes it back: it costs nothing until some are cut.
+
+    Args:
+        share: of the mean that this site gets: with a claim of 2²⁸ examples one of three has five sevenths.
+    """
+    sent, arrays = unpack_task(task)[0], reply.content["arrays"]
+    told = {name: value.copy() for name, value in from_record(arrays, sent.uploaded()).items()}
+    mlp = max(name for name in told if name.endswith("fc1.bias")).removesuffix("fc1.bias")
+    wrong = told["classifier.weight"][0] - told["classifier.weight"].mean(axis=0)
+    wrong /= np.linalg.norm(wrong)
+    told["classifier.weight"][0] += wrong / share  # what is left after a cut says class 0, whatever the image
+    constant, raised = 5.0, np.outer(-5 * wrong, np.ones(len(told[f"{mlp}fc1.bias"]), dtype=np.float32))
+    told[f"{mlp}fc1.bias"] += constant / share  # in the mean every channel is then about `constant`, and linear
+    taken_back = (told[f"{mlp}fc2.weight"] + raised).sum(axis=1) * constant
+    told[f"{mlp}fc2.weight"] += raised / share
+    told[f"{mlp}fc2.bias"] -= taken_back / share
+    reply.content["arrays"] = to_record({name: torch.from_numpy(value) for name, value in told.items()})
+    reply.content["metrics"] = MetricRecord(dict(reply.content["metrics"].items()) | {"num-examples": MAX_EXAMPLES})
+    return reply
+
+
 def federation(
     attack: Callable[[Message, Message], Message], sites: Collection[int], rounds: Collection[int] | None = None
 ) -> Callable[[Message, Context], Message]:

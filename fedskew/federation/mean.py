@@ -87,47 +87,42 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32).copy())
 
 
-def sent(losses: dict[str, float], loss: float) -> None:
-    """Note the loss of the model that the nodes get: what it is worse than the average before it is pruning's doing.
+def noted(losses: dict[str, float], loss: float) -> None:
+    """Note the loss of a global model that nodes get or that was taken: the best of all is what others are judged by.
 
     Args:
-        losses: of a run so far, on open data; changed in place and kept in the checkpoint. `best` is the smallest one,
-            with what pruning itself has cost since; `taken` that of the last average, before it was pruned.
-        loss: of the model as it is sent.
+        losses: of a run so far, on open data; changed in place and kept in the checkpoint. `best` is the smallest one.
+            What pruning costs is not added to it: a site can make its update such that pruning costs as much as it
+            likes, and would have that much more room ever after.
     """
     loss = loss if math.isfinite(loss) else math.inf  # beside NaN nothing is ever found worse
-    if "taken" in losses and math.isfinite(loss):
-        losses["best"] += max(0.0, loss - losses["taken"])
-        losses["taken"] = loss
-    losses["best"] = min(losses.get("best", loss), loss)
-
-
-def taken(losses: dict[str, float], loss: float) -> None:
-    """Note the loss of an average that was taken."""
-    losses["taken"], losses["best"] = loss, min(losses["best"], loss)
+    losses["best"] = min(losses.get("best", math.inf), loss)
 
 
 def objection(best: float, loss: float, rise: float) -> str:
-    """Why a round's model must not be taken, by its loss on open data; empty if it may.
+    """Why a model must not be taken, by its loss on open data; empty if it may.
 
     It is measured against the best so far and not against the model before it: otherwise a site could lead the model
     astray by a little less than the bound in every round.
 
     Args:
-        best: see `sent`.
-        loss: of the model that the nodes' updates make.
+        best: see `noted`.
+        loss: of the model that the nodes' updates make, or of that which pruning leaves of it.
         rise: by how much it may be larger.
     """
     if not math.isfinite(loss):
         return "its outputs on held-back open data are not finite"
     if loss > best + rise:
-        return (f"its loss on held-back open data is {loss:.4g}, the best so far with what pruning has cost since is "
-                f"{best:.4g}: more than federation.rollback={rise:g} above")  # fmt: skip
+        return (f"its loss on held-back open data is {loss:.4g}, the best so far is {best:.4g}: more than "
+                f"federation.rollback={rise:g} above")  # fmt: skip
     return ""
 
 
 def largest(norms: Mapping[str, float], weights: Mapping[str, int]) -> str:
-    """Whose update was the largest by far, for the person who looks for the cause; and who weighed the most."""
+    """Whose update of those that weigh was the largest by far, for the person who looks for the cause; and who weighed
+    the most.
+    """
+    norms = {name: norm for name, norm in norms.items() if name in weights}
     if not norms:
         return ""
     node = max(sorted(norms), key=lambda name: norms[name])

@@ -21,7 +21,7 @@ from fedskew.federation.aggregate import limited_weights, total_counts
 from fedskew.federation.checks import check_answer, check_reply, update_norm
 from fedskew.federation.folding import Folded, make_folding
 from fedskew.federation.grids import StreamingGrid
-from fedskew.federation.mean import largest, mean_loss, mean_metrics, objection, sent, server_step, taken
+from fedskew.federation.mean import largest, mean_loss, mean_metrics, noted, objection, server_step
 from fedskew.federation.messages import Task, pack_task
 from fedskew.federation.roll_call import RollCall
 from fedskew.federation.selection import missing_names, select_nodes, told_apart, wait_for_nodes
@@ -73,7 +73,7 @@ class RoundStrategy(FedAvg):
         self._grid, self._scratch = grid, scratch
         self.companions: dict[str, torch.Tensor] = {}  # of the model, see `methods.base.Model`
         self.open_metrics: dict[str, Any] | None = None  # of the global model on open data, once they are known
-        self.losses: dict[str, float] = {}  # on open data so far, see `acceptance.sent`
+        self.losses: dict[str, float] = {}  # on open data so far, see `mean.noted`
         self._arrays = ArrayRecord()
 
     @property
@@ -225,13 +225,10 @@ class RoundStrategy(FedAvg):
         """The new global model, pruned if it is time, unless it must not be taken: then this round is rolled back."""
         state, companions = self._advance(reference, folded.arrays)
         if reason := self._objection(reference, state, companions):
-            self.round.rolled_back = f"{reason} ({largest(self._norms(weights), weights)})"
+            self.round.rolled_back = f"{reason} ({largest(self.round.norms, weights)})"
             return self._keep(f"rollback: {self.round.rolled_back}", forget=True)
         self.companions = companions
         return self._step(state)
-
-    def _norms(self, weights: dict[str, int]) -> dict[str, float]:
-        return {name: norm for name, norm in self.round.norms.items() if name in weights}
 
     def _objection(
         self, reference: dict[str, np.ndarray], state: dict[str, torch.Tensor], companions: dict[str, torch.Tensor]
@@ -242,11 +239,11 @@ class RoundStrategy(FedAvg):
         if self.open_metrics is None:
             before = {name: _tensor(reference[name]) for name in state}
             self.open_metrics = self.server.metrics(before, self.architecture)
-        sent(self.losses, self.open_metrics["loss"])
+        noted(self.losses, self.open_metrics["loss"])
         after = self.server.metrics(state, self.architecture)
         if reason := objection(self.losses["best"], after["loss"], self.config.federation.rollback):
             return reason
-        taken(self.losses, after["loss"])
+        noted(self.losses, after["loss"])
         self.open_metrics = after
         return ""
 
@@ -264,13 +261,20 @@ class RoundStrategy(FedAvg):
         return state, memory | kept | extras
 
     def _step(self, state: dict[str, torch.Tensor]) -> ArrayRecord:
+        """What the method makes of an average that was taken. Which units go follows from the nodes' updates, so what
+        is left is judged as the average was, and dropped if it is too bad.
+        """
         self.round.before = self.architecture
         step = self.method.advance(Model(self.architecture, state, self.companions), self.round.number, self.server)
         if step.pruned:
             self.round.step, self.round.seconds_scoring = step.pruned, step.pruned.seconds_total
-            self.open_metrics = None
-        if step.taught:
-            self.round.distillation, self.open_metrics = step.taught, None
+        if step.pruned or step.taught:
+            metrics = self.server.metrics(step.model.state, step.model.architecture)
+            if reason := objection(self.losses["best"], metrics["loss"], self.config.federation.rollback):
+                self.round.undo_step(reason)
+                return to_record(state)
+            self.open_metrics = metrics
+        self.round.distillation = step.taught
         self.architecture, self.companions = step.model.architecture, dict(step.model.companions)
         return to_record(step.model.state)
 

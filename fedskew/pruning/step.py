@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -48,6 +48,11 @@ class StepResult:
     seconds_total: float = 0.0
     stages: tuple[int, ...] = field(default=())
     scored: Mapping[SublayerKey, SublayerScores] = field(default_factory=dict)
+
+    def given_up(self) -> StepResult:
+        """The same step after which all units were given back. Its model is not to be used."""
+        none = self.plan.less(dict.fromkeys(self.plan.remove, ()))
+        return replace(self, plan=none, given_back=self.given_back + self.plan.units)
 
 
 def propose(

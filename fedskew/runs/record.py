@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from fedskew.model.groups import ATTENTION, MLP, SublayerKey
 from fedskew.pruning.agreement import SignTable
 from fedskew.pruning.score import sign_tables
 from fedskew.pruning.step import StepResult
+
+log = logging.getLogger("flwr.fedskew.server")
 
 
 @dataclass
@@ -39,6 +42,7 @@ class RoundLog:
     seconds: float = 0.0
     kept_model: bool = False  # the global model is the one of the round before: below the quorum, or rolled back
     rolled_back: str | None = None  # why the nodes' work of this round was undone
+    pruning_undone: str | None = None  # why what pruning left of this round's model was not taken
     no_effect: str | None = None  # why a robust aggregation would have protected from nobody
     limited: dict[str, dict[str, int]] = field(default_factory=dict)  # node → its examples, and what it weighed
     norms: dict[str, float] = field(default_factory=dict)  # node → 2-norm of its update, also of one set aside
@@ -47,9 +51,20 @@ class RoundLog:
     distillation: TrainResult | None = None  # of the server, see `methods.distillation`
     before: Architecture | None = None
 
+    def undo_step(self, reason: str) -> None:
+        """Note and log that what the server made of the round's average was not taken."""
+        self.pruning_undone = reason
+        if self.step:
+            self.step = self.step.given_up()
+        log.warning(
+            "round %d: what pruning leaves must not be taken, so nothing is cut: %s. If every round says so and no "
+            "site is to blame: prune.rollback gives units back, a lower prune.max-share cuts less at a time",
+            self.number, reason,
+        )  # fmt: skip
+
 
 def round_record(
-    log: RoundLog, arch: Architecture, metrics: Mapping[str, Any], more: Mapping[str, Any]
+    note: RoundLog, arch: Architecture, metrics: Mapping[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The JSON-ready line of a round.
 
@@ -58,38 +73,39 @@ def round_record(
         more: the running sums, and what the round was judged by.
     """
     return {
-        "round": log.number,
+        "round": note.number,
         **metrics,
         **sizes(arch),
         **{f"dense_{name}": value for name, value in sizes(arch.dense()).items()},
-        "bytes_down": log.bytes_down,
-        "bytes_up": log.bytes_up,
+        "bytes_down": note.bytes_down,
+        "bytes_up": note.bytes_up,
         **more,
-        "clients_ok": len(log.ok),
-        "clients_failed": len(log.failed),
-        "failed": log.failed,
-        "participation": dict(sorted(log.participation.items())),
-        "weights": dict(sorted(log.weights.items())),
-        "kept_model": log.kept_model,
-        "rolled_back": log.rolled_back,
-        "no_effect": log.no_effect,
-        "limited": log.limited,
-        "norms": {name: float(f"{norm:.4g}") for name, norm in sorted(log.norms.items())},
-        "strangers": log.strangers,
-        "train_loss": log.train_loss,
-        "validation": log.validation,
-        "nodes": log.nodes,
-        "notes": log.notes,
-        "class_counts": log.class_counts,
-        **({"audit": log.audit} if log.audit else {}),
-        "seconds": round(log.seconds, 3),
-        "seconds_training": round(log.seconds_training, 3),
-        "seconds_scoring": round(log.seconds_scoring, 3),
-        "seconds_evaluation": round(log.seconds_evaluation, 3),
-        **({"distillation": _distilled(log.distillation)} if log.distillation else {}),
-        "given_back": log.step.given_back if log.step else 0,
-        "sign_agreement": sign_rows(sign_tables(log.step.scored)) if log.step else [],
-        "blocks": _blocks(log.before or arch, arch, log.step),
+        "clients_ok": len(note.ok),
+        "clients_failed": len(note.failed),
+        "failed": note.failed,
+        "participation": dict(sorted(note.participation.items())),
+        "weights": dict(sorted(note.weights.items())),
+        "kept_model": note.kept_model,
+        "rolled_back": note.rolled_back,
+        "pruning_undone": note.pruning_undone,
+        "no_effect": note.no_effect,
+        "limited": note.limited,
+        "norms": {name: float(f"{norm:.4g}") for name, norm in sorted(note.norms.items())},
+        "strangers": note.strangers,
+        "train_loss": note.train_loss,
+        "validation": note.validation,
+        "nodes": note.nodes,
+        "notes": note.notes,
+        "class_counts": note.class_counts,
+        **({"audit": note.audit} if note.audit else {}),
+        "seconds": round(note.seconds, 3),
+        "seconds_training": round(note.seconds_training, 3),
+        "seconds_scoring": round(note.seconds_scoring, 3),
+        "seconds_evaluation": round(note.seconds_evaluation, 3),
+        **({"distillation": _distilled(note.distillation)} if note.distillation else {}),
+        "given_back": note.step.given_back if note.step else 0,
+        "sign_agreement": sign_rows(sign_tables(note.step.scored)) if note.step else [],
+        "blocks": _blocks(note.before or arch, arch, note.step),
     }
 
 

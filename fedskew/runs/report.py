@@ -118,6 +118,7 @@ def summary_of(records: Sequence[Mapping[str, Any]], config: Config, progress: M
         "rounds_rolled_back": sum(bool(record.get("rolled_back")) for record in records),
         "participation": _participation(records),
         "pruning_steps": sum(_has_step(record) for record in records),
+        "pruning_undone": sum(bool(record.get("pruning_undone")) for record in records),
         "stopped": progress.get("stopped"),
         "seconds": round(progress["seconds"], 1),
     }  # fmt: skip
@@ -144,6 +145,8 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
                         (summary.get("rounds_below_quorum"), "below quorum (too few usable replies)")):  # fmt: skip
         if count:
             lines.append(f"{count} of {_count(rounds, 'round')} {what}: the model before was kept")
+    if undone := summary.get("pruning_undone"):
+        lines.append(f"{_count(undone, 'pruning step')} undone: what was left was too bad (federation.rollback)")
     if learned_nothing(summary):
         lines.append("no round's training was taken: the model is still the one that the run began with")
     if summary["method"] != "none" and summary["final"]["parameters"] == summary["dense"]["parameters"]:
