@@ -41,6 +41,17 @@ def test_the_open_data_is_divided_by_lesion_and_class(data):
     assert len(lesions[0]) < len(training), "some lesions have several images"
 
 
+def test_where_sites_have_their_own_data_the_server_s_are_shared_between_test_and_open_alone(data):
+    """In the proportion of the two fractions, which no longer add up to 1 by themselves."""
+    split = split_server(data, tiny_config(data={"clients": "own", "test": 0.1, "open": 0.3}).data)
+    assert not len(split.clients)
+    assert sorted([*split.test, *split.open]) == data.usable.tolist()
+    lesions = [Counter(label for label, _ in {(data.samples[i].label, data.samples[i].lesion_id) for i in part})
+               for part in (split.test, split.open)]  # fmt: skip
+    for label, count in (lesions[0] + lesions[1]).items():
+        assert lesions[0][label] == pytest.approx(0.25 * count, abs=1), label
+
+
 def test_by_image_the_parts_are_exact_and_may_share_lesions(data):
     config = tiny_config(data={"open": 0.5, "split_by": "image", "held_back": 0.5}).data
     training, held_back = divide_open(data, split_server(data, config), config)

@@ -1,0 +1,99 @@
+"""Four trainings of a run (warm start, nodes, the server's own step, teaching): each with its images and the recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from builders import run_here, tiny_config
+
+from fedskew.learning import local
+from fedskew.learning.datasets import open_data
+
+RECIPE = {
+    "local_epochs": 2, "warm_start_epochs": 3, "warm_start_lr": 4e-4, "distil_epochs": 1, "distil_rounds": 1,
+    "class_weights": "sqrt", "label_smoothing": 0.1, "sampling": "sqrt", "flips": False, "zoom": 0.1,
+}  # fmt: skip
+SETTINGS = {
+    "train": RECIPE,
+    "model": {"drop_path": 0.3},
+    "federation": {"rounds": 2, "norm_bound": 1e6},  # of one node nobody but the server can tell
+    "prune": {"criterion": "skewness", "first_round": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def trainings(generated, tmp_path_factory):
+    """What each training of a run with one node was given, in order; and the run's split."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        make, train = local.training_batches, local.train
+
+        def spy_batches(data, indices, arch, config, seed):
+            seen.append({"images": {data.samples[i].image_id for i in indices}, "seed": seed, "of_batches": config})
+            return make(data, indices, arch, config, seed)
+
+        def spy_train(model, batches, config, **given):
+            rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
+            seen[-1] |= {"drop": max(rates, default=0.0), "config": config, **given}
+            return train(model, batches, config, **given)
+
+        patch.setattr(local, "training_batches", spy_batches)
+        patch.setattr(local, "train", spy_train)
+        folder = run_here(tiny_config(**SETTINGS, run={"output_dir": str(tmp_path_factory.mktemp("runs"))}), nodes=1)
+    assert not any(record["failed"] or record["kept_model"] for record in folder.records())
+    split = json.loads((folder.path / "split.json").read_text())
+    ids = split["ids"]
+    parts = {"open": set(ids["open"]) - set(split["held_back"]), "node": set(ids["parts"][0])}
+    return seen, parts, folder
+
+
+ORDER = ("warm start", "node", "own", "node", "own", "teaching")
+
+
+def test_every_training_sees_the_images_that_it_may_see(trainings):
+    seen, parts, _ = trainings
+    assert len(seen) == len(ORDER)
+    for who, given in zip(ORDER, seen, strict=True):
+        if who == "node":  # some of its part are held out for validation
+            assert given["images"] < parts["node"]
+            assert len(given["images"]) == pytest.approx(0.8 * len(parts["node"]), abs=3)
+        else:
+            assert given["images"] == parts["open"], who
+
+
+def test_every_training_has_the_recipe_and_the_stochastic_depth(trainings):
+    seen, _, _ = trainings
+    recipe = tiny_config(train=RECIPE).train
+    differing = {"warm start": {"local_epochs": 3, "lr": 4e-4}, "teaching": {"local_epochs": 1}}
+    for who, given in zip(ORDER, seen, strict=True):
+        assert given["config"] == given["of_batches"] == replace(recipe, **differing.get(who, {})), who
+        assert given["drop"] == pytest.approx(0.3), who
+        assert (given["teacher"] is not None) == (who == "teaching")
+
+
+def test_every_training_has_its_place_on_the_curve_and_a_seed_of_its_own(trainings):
+    seen, _, _ = trainings
+    assert [(given["round_number"], given["rounds"]) for given in seen] == [
+        (1, 1),
+        (1, 2),
+        (1, 2),
+        (2, 2),
+        (2, 2),
+        (2, 2),
+    ]
+    assert [given["seed"] for given in seen] == [
+        local.local_seed(0, number, name)
+        for number, name in ((0, "server"), (1, "partition-0"), (1, "server"), (2, "partition-0"), (2, "server"),
+                             (2, "teacher"))
+    ]  # fmt: skip
+
+
+def test_the_class_weights_of_every_training_are_of_the_images_that_it_sees(trainings):
+    seen, _, _ = trainings
+    config = tiny_config()
+    label = {sample.image_id: sample.label for sample in open_data(config.data, 32).samples}
+    for who, given in zip(ORDER, seen, strict=True):
+        labels = [label[image] for image in given["images"]]
+        assert given["counts"].tolist() == [labels.count(name) for name in config.model.classes], who
