@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from builders import run_here, tiny_config
 
+from fedskew.config.schema import TrainConfig
+from fedskew.data.batches import Augmentation
 from fedskew.learning import local
 from fedskew.learning.datasets import open_data
+from fedskew.learning.initial import initial_model
 
 RECIPE = {
     "local_epochs": 2, "warm_start_epochs": 3, "warm_start_lr": 4e-4, "distil_epochs": 1, "distil_rounds": 1,
@@ -97,3 +101,30 @@ def test_the_class_weights_of_every_training_are_of_the_images_that_it_sees(trai
     for who, given in zip(ORDER, seen, strict=True):
         labels = [label[image] for image in given["images"]]
         assert given["counts"].tolist() == [labels.count(name) for name in config.model.classes], who
+
+
+@pytest.mark.parametrize("sampling", ["natural", "balanced"])
+def test_an_epoch_of_training_draws_classes_as_it_is_told(generated, sampling):
+    config = tiny_config(train={"sampling": sampling})
+    data, (_, arch) = open_data(config.data, 32), initial_model(config)
+    source = local.training_batches(data, data.usable, arch, config.train, seed=3)
+    labels = np.concatenate([batch.labels.numpy() for _ in range(20) for batch in source])
+    counts = np.bincount(labels, minlength=7)
+    names = [data.samples[i].label for i in data.usable]
+    of_data = np.array([names.count(name) for name in arch.classes])
+    if sampling == "natural":
+        assert counts.tolist() == (20 * of_data).tolist(), "each once an epoch"
+    else:
+        assert max(of_data) > 10 * min(of_data), "the case is worth testing"
+        np.testing.assert_allclose(counts / counts.sum(), 1 / 7, atol=0.02)
+
+
+OFF = {"flips": False, "quarter_turns": False, "colour": 0.0, "crop": False, "zoom": 0.0, "rand_augment": ""}
+
+
+@pytest.mark.parametrize(
+    "on", [{"flips": True}, {"quarter_turns": True}, {"colour": 0.2}, {"crop": True}, {"zoom": 0.1},
+           {"rand_augment": "rand-m5-n2"}], ids=str,
+)  # fmt: skip
+def test_each_setting_of_the_augmentation_is_the_one_that_it_names(on):
+    assert local.augmentation(TrainConfig(**OFF | on)) == Augmentation(**OFF | on)
