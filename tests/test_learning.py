@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from builders import architecture, inputs, lively_model
+from builders import architecture, inputs, lively_model, tiny_config
 from test_training import batches
 
 from fedskew.config.schema import TrainConfig
@@ -17,6 +17,7 @@ from fedskew.data.augment import RandAugment, seeded_globals, turn_and_zoom
 from fedskew.data.batches import Augmentation
 from fedskew.data.samples import DataError
 from fedskew.learning.imbalance import class_counts, class_weights, drawing_weights, logit_offsets
+from fedskew.learning.initial import initial_model
 from fedskew.learning.mixing import Mixing
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, Proximal, impossible_moments, learning_rate, no_moments
 from fedskew.learning.train import make_objective, train
@@ -280,6 +281,13 @@ def test_metadata_matter_from_the_start():
     torch.testing.assert_close(model.classifier(fused), logits)
     moved = (logits - swapped).std() / logits.std()
     assert moved > 0.02, "the metadata's share of the logits is within a few times its weight of 5 %"
+
+
+def test_embeddings_begin_as_wide_as_the_model_s_settings_say():
+    for width in (0.02, 1.0):
+        weights, _ = initial_model(tiny_config(model={"embedding_std": width}))
+        values = torch.cat([tensor.flatten() for name, tensor in weights.items() if name.startswith("embeddings.")])
+        assert float(values.std()) == pytest.approx(width, rel=0.1)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")

@@ -10,7 +10,7 @@ from fedskew.config import ConfigError
 from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
-from fedskew.learning.datasets import divide_open, open_data, split_server
+from fedskew.learning.datasets import divide_open, open_data, partitions, split_server
 from fedskew.learning.initial import initial_model
 from fedskew.learning.server_data import ServerData
 from fedskew.methods import make_method
@@ -58,6 +58,17 @@ def test_by_image_the_parts_are_exact_and_may_share_lesions(data):
     assert abs(len(training) - len(held_back)) <= 1
     with pytest.raises(DataError, match="both in set"):
         check_disjoint(data.samples, training, held_back, unit="lesion")
+
+
+@pytest.mark.parametrize("alpha", [0.05, 30.0])
+def test_nodes_parts_are_as_skewed_as_data_alpha_says(data, alpha):
+    config = tiny_config(data={"partition": "dirichlet", "alpha": alpha}).data
+    split = split_server(data, config)
+    shares = np.array([[sum(data.samples[i].label == name for i in part) for name in ("nv", "mel", "bkl")]
+                       for part in partitions(data, split, config, 3)], dtype=float)  # fmt: skip
+    shares /= shares.sum(0)  # of each class, by node: at the limits one node has all of it, or each a third
+    largest = shares.max(0).mean()
+    assert largest > 0.85 if alpha < 1 else largest < 0.5
 
 
 def test_seeds_of_the_run_share_what_is_held_back_and_draw_their_own_scoring_images(data):

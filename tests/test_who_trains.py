@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from builders import run_here, tiny_config
 
 from fedskew.config.schema import TrainConfig
@@ -117,6 +118,22 @@ def test_an_epoch_of_training_draws_classes_as_it_is_told(generated, sampling):
     else:
         assert max(of_data) > 10 * min(of_data), "the case is worth testing"
         np.testing.assert_allclose(counts / counts.sum(), 1 / 7, atol=0.02)
+
+
+def test_what_is_trained_on_is_augmented_and_only_as_asked(generated):
+    config = tiny_config()
+    data, (_, arch) = open_data(config.data, 32), initial_model(config)
+    plain, mirrored = (
+        torch.cat(
+            [batch.images for batch in local.training_batches(data, data.usable, arch, TrainConfig(**OFF | on), 3)]
+        )
+        for on in ({}, {"flips": True})
+    )
+    forms = [[image.flip(axes) for axes in ((), (1,), (2,), (1, 2))] for image in plain]
+    found = [
+        [torch.equal(image, form) for form in four].index(True) for image, four in zip(mirrored, forms, strict=True)
+    ]
+    assert min(np.bincount(found, minlength=4)) > 20, "each of the four by and by"
 
 
 OFF = {"flips": False, "quarter_turns": False, "colour": 0.0, "crop": False, "zoom": 0.0, "rand_augment": ""}
