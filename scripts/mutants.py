@@ -53,7 +53,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "site_policy", "site_contact"),
     ),
 }  # fmt: skip
-COPIED = ("conf", "docs", "benchmarks", "clientapp.py", "serverapp.py", "fedskew")
+COPIED = ("conf", "docs", "benchmarks", "plugins", "LICENSE", "clientapp.py", "serverapp.py", "fedskew")
 LINE = re.compile(r"^\s*(?P<name>\S+): (?P<fate>.+)$")
 # what `mutmut run` begins with; on its own it gives the names that a sample is drawn from
 MAKE = """

@@ -75,7 +75,7 @@ def with_metadata(spec, multimodal=True, removed="norm", classes=5):
         kept=everything(spec),
         classes=tuple(f"class-{i}" for i in range(classes)),
         vocabularies=vocabularies,
-        weights=(0.9, *(0.05 for _ in vocabularies)) if vocabularies else (1.0,),
+        weights=(0.9, *(0.03 + 0.04 * i for i in range(len(vocabularies)))) if vocabularies else (1.0,),
         removed=removed,
     )
 
@@ -107,10 +107,10 @@ def plan_of(arch, remove, group="ratio", scores=None):
     return Plan(remove, scores or {}, {key: bundle_size(group, arch.groups[key]) for key in remove})
 
 
-def lively_model(arch: Architecture, seed: int = 0) -> MultimodalModel:
+def lively_model(arch: Architecture, seed: int = 0, *, drop_path: float = 0.0) -> MultimodalModel:
     """A model whose every tensor matters: fresh ones have zero biases, unit norms and tiny bias tables."""
     torch.manual_seed(seed)
-    model = build(arch).eval()
+    model = build(arch, drop_path=drop_path).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

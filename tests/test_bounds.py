@@ -96,6 +96,7 @@ def test_a_reference_is_the_median_of_the_others():
     assert too_large(norms, 3.0) == {"e": 4.0}
     assert reference_norms({"a": 1.0}) == {}
     assert too_large({"a": 1.0, "b": 1.0, "c": 3.0}, 3.0) == {}, "the bound itself is allowed"
+    assert too_large({"a": 1.0, "b": 1.0, "c": 3.001}, 3.0) == {"c": 1.0}, "and nothing above it"
     assert too_large({"a": 0.0, "b": 0.0, "c": 0.0}, 3.0) == {}, "nobody changed anything"
 
 

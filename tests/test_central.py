@@ -89,8 +89,12 @@ def test_a_training_in_one_place_is_one_plain_training(trained):
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
             optimiser.step()
     for name, tensor in state(trained, 3).items():
-        if not name.endswith("qkv.bias"):  # keys' biases have no gradient but noise, which Adam makes steps of
-            torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
+        pair = tensor, model.state_dict()[name]
+        if name.endswith(
+            "qkv.bias"
+        ):  # softmax does not see the keys': their gradient is rounding, Adam makes steps of it
+            pair = tuple(torch.cat([bias.chunk(3)[part] for part in (0, 2)]) for bias in pair)
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_nothing_travels_in_one_place(pruned):

@@ -111,6 +111,23 @@ def test_turns_and_flips_give_the_eight_symmetries_equally_often():
     assert counts.min() > 400
 
 
+@pytest.mark.parametrize("on_a_device", [False, True], ids=["memory", "device"])
+def test_turns_alone_are_turns_and_flips_alone_mirror_images(on_a_device):
+    """Turns were the two diagonal mirror images where flips were off."""
+    rows = np.tile([7], 2000)
+    turned = [np.rot90(centre(7), k).tobytes() for k in range(4)]
+    mirrored = [centre(7)[::down, ::right].tobytes() for down in (1, -1) for right in (1, -1)]
+    for settings, forms in (({"quarter_turns": True}, turned), ({"flips": True}, mirrored)):
+        only = Augmentation(**({"flips": False, "quarter_turns": False, "colour": 0, "crop": False} | settings))
+        shown = ImageBatches(IMAGES, rows, METADATA, LABELS, batch_size=500, image_size=SIZE, seed=0, augmentation=only,
+                             resident=torch.from_numpy(IMAGES) if on_a_device else None)  # fmt: skip
+        counts = np.zeros(4, int)
+        for batch in shown:
+            for image in pixels(batch.images):
+                counts[forms.index(image.tobytes())] += 1
+        assert counts.min() > 400
+
+
 def test_crops_reach_every_place():
     rows = np.tile([7], 500)
     cropping = Augmentation(flips=False, quarter_turns=False, colour=0, crop=True)

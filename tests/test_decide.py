@@ -1,17 +1,27 @@
 """Which units go: rules, floors, alignment, budgets; nothing is removed by looking at a plan."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
-from builders import architecture, heads_of, hidden_of, left, plan_of
+from builders import architecture, heads_of, hidden_of, left, plan_of, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedskew.model import cost
 from fedskew.model.groups import ATTENTION, MLP, SublayerKey
-from fedskew.pruning.decide import Limits, apply_plan, decide, lowest_first, unit_saving, unwanted, within_budget
+from fedskew.pruning.decide import (
+    Limits,
+    apply_plan,
+    decide,
+    limits_of,
+    lowest_first,
+    unit_saving,
+    unwanted,
+    within_budget,
+)
 from fedskew.pruning.units import bundle_size, bundles
 
 NAN = float("nan")
@@ -247,3 +257,8 @@ def test_a_group_that_does_not_divide_the_width_is_named():
     pruned = left(ARCH, 2, 1, heads=(0,), hidden=6)
     with pytest.raises(ValueError, match=r"another prune\.mlp-group"):
         bundles(pruned, "ratio")
+
+
+def test_each_limit_is_the_setting_of_its_name():
+    settings = {"max_share": 0.3, "min_heads": 2, "min_width": 24, "align": 8}
+    assert limits_of(replace(tiny_config().prune, **settings)) == Limits(**settings)

@@ -51,7 +51,7 @@ def test_the_dense_vit_is_timms(class_token, removed):
     with torch.no_grad():
         feature = 0.9 * theirs(images)
         for column, (name, _) in enumerate(arch.vocabularies):
-            feature = feature + 0.05 * model.embeddings[name].weight[metadata[:, column]]
+            feature = feature + (0.03, 0.07)[column] * model.embeddings[name].weight[metadata[:, column]]
         assert_close(model(images, metadata), model.classifier(feature))
 
 
@@ -129,6 +129,18 @@ def test_the_one_stage_of_a_vit_is_frozen_as_a_whole():
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
     assert model.classifier.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_stochastic_depth_grows_from_block_to_block_as_timms(name):
+    def rates(model):
+        return [getattr(getattr(block, half), "drop_prob", 0.0) for block in model.modules()
+                for half in ("drop_path1", "drop_path2") if hasattr(block, half)]  # fmt: skip
+
+    ours = build(dense_architecture(ModelConfig(name=name, image_size=64, image_only=True)), drop_path=0.3)
+    theirs = timm.create_model(name, img_size=64, drop_path_rate=0.3)
+    assert rates(ours.encoder) == pytest.approx(rates(theirs))
+    assert max(rates(ours.encoder)) == pytest.approx(0.3)
 
 
 def test_timms_vits_are_read_off_timm():

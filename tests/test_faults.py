@@ -15,7 +15,8 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedskew.apps import make_client_app
 from fedskew.demo.generator import generate
-from fedskew.federation.grids import LocalGrid
+from fedskew.federation.grids import LocalGrid, StreamingGrid
+from fedskew.federation.roll_call import RollCall
 from fedskew.federation.server import FederatedRun
 from fedskew.learning import datasets as prepare
 from fedskew.runs.folder import RunFolder, RunFolderError
@@ -187,6 +188,21 @@ def test_a_node_that_never_answers_costs_the_grace_not_the_deadline(tmp_path, ge
     assert last["clients_ok"] == 2
     assert "no reply within" in last["failed"]["node 2"]
     assert last["seconds"] < 300
+
+
+def test_the_grace_begins_with_the_answer_that_makes_the_quorum(tmp_path, generated, monkeypatch):
+    good, hurried, accept = [], [], RollCall.accept
+
+    def counted(self, *args, **options):
+        name, answer = accept(self, *args, **options)
+        good.extend([name] if answer else [])
+        return name, answer
+
+    monkeypatch.setattr(RollCall, "accept", counted)
+    monkeypatch.setattr(StreamingGrid, "hurry", lambda _, seconds: hurried.append((len(good), seconds)))
+    federation = {"rounds": 1, "quorum": 2, "grace": 7.0}
+    run(tiny_config(federation=federation, run={"output_dir": str(tmp_path)}))
+    assert hurried == [(2, 7.0), (3, 7.0)]
 
 
 def test_rounds_below_the_quorum_keep_the_model_and_end_the_run_with_everything_saved(tmp_path, generated):

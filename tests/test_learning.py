@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from builders import architecture, inputs, lively_model
+from builders import architecture, inputs, lively_model, tiny_config
 from test_training import batches
 
 from fedskew.config.schema import TrainConfig
@@ -17,6 +17,7 @@ from fedskew.data.augment import RandAugment, seeded_globals, turn_and_zoom
 from fedskew.data.batches import Augmentation
 from fedskew.data.samples import DataError
 from fedskew.learning.imbalance import class_counts, class_weights, drawing_weights, logit_offsets
+from fedskew.learning.initial import initial_model
 from fedskew.learning.mixing import Mixing
 from fedskew.learning.optimiser import FIRST, SECOND, STEPS, Proximal, impossible_moments, learning_rate, no_moments
 from fedskew.learning.train import make_objective, train
@@ -26,13 +27,24 @@ ARCH = architecture(image_size=32, stages=2)
 COUNTS = np.array([10, 1, 4, 0, 5])
 
 
+def loss_by_hand(logits, targets, weights, smoothing):
+    """Weighted, smoothed cross entropy of labels [B]; of soft targets [B, classes] the plain one."""
+    log_p = logits.log_softmax(-1)
+    if targets.ndim == 2:
+        return -(targets * log_p).sum(-1).mean()
+    weights = torch.ones(log_p.shape[1]) if weights is None else weights
+    true = -(weights[targets] * log_p[torch.arange(len(targets)), targets]).sum()
+    spread = -(weights * log_p).sum() / log_p.shape[1]
+    return ((1 - smoothing) * true + smoothing * spread) / weights[targets].sum()
+
+
 def hand_written_adamw(model, data, config, *, rates, weights=None, offsets=None, start=None, moments=None):
     """AdamW by Loshchilov and Hutter's formulas in float64 on the gradients of autograd; in place."""
     named = dict(model.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     first = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
     second = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
-    done = 0
+    done, mixing = 0, Mixing(config.mixup, 0.0, classes=5, smoothing=config.label_smoothing, seed=7)
     if moments:
         first = {name: moments[FIRST + name].double() for name in named}
         second = {name: moments[SECOND + name].double() for name in named}
@@ -41,11 +53,11 @@ def hand_written_adamw(model, data, config, *, rates, weights=None, offsets=None
     model.train()
     for step, (images, metadata, labels) in enumerate(data):
         model.zero_grad()
+        images, targets = mixing(images, labels)
         logits = model(images, metadata)
-        logits = logits if offsets is None else logits + offsets
-        losses = -logits.log_softmax(-1)[torch.arange(len(labels)), labels]
-        chosen = torch.ones(len(labels)) if weights is None else weights[labels]
-        ((losses * chosen).sum() / chosen.sum()).backward()
+        loss_by_hand(
+            logits if offsets is None else logits + offsets, targets, weights, config.label_smoothing
+        ).backward()
         grads = {name: p.grad.double() + config.proximal * (p.detach() - start[name]) for name, p in named.items()}
         norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
         scale = min(1.0, config.clip_norm / (norm + 1e-6)) if config.clip_norm else 1.0
@@ -68,13 +80,19 @@ def hand_written_adamw(model, data, config, *, rates, weights=None, offsets=None
     [
         {},
         {"clip_norm": 0.05, "weight_decay": 0.3, "proximal": 0.7},
+        {"clip_norm": 1e3},
         {"class_weights": "inverse"},
         {"logit_adjustment": 0.8, "class_weights": "sqrt", "round_warmup": 2},
+        {"label_smoothing": 0.3, "class_weights": "sqrt"},
+        {"label_smoothing": 0.2, "mixup": 0.8},
+        {"drop_path": 0.5},
     ],
+    ids=lambda settings: "-".join(settings) or "plain",
 )
 def test_training_is_adamw_as_its_authors_wrote_it(settings):
-    config = TrainConfig(device="cpu", lr=2e-3, warmup=0.0, **settings)
-    model, other = lively_model(ARCH), lively_model(ARCH)
+    drop_path = settings.get("drop_path", 0.0)
+    config = TrainConfig(device="cpu", lr=2e-3, warmup=0.0, **{k: v for k, v in settings.items() if k != "drop_path"})
+    model, other = lively_model(ARCH, drop_path=drop_path), lively_model(ARCH, drop_path=drop_path)
     moments = {name: 0.01 * torch.rand_like(value) for name, value in no_moments(model.state_dict()).items()}
     moments[STEPS] = torch.tensor([4.0])
     result = train(model, batches(seed=7), config, round_number=2, rounds=5, seed=7, counts=COUNTS, moments=moments)
@@ -263,6 +281,13 @@ def test_metadata_matter_from_the_start():
     torch.testing.assert_close(model.classifier(fused), logits)
     moved = (logits - swapped).std() / logits.std()
     assert moved > 0.02, "the metadata's share of the logits is within a few times its weight of 5 %"
+
+
+def test_embeddings_begin_as_wide_as_the_model_s_settings_say():
+    for width in (0.02, 1.0):
+        weights, _ = initial_model(tiny_config(model={"embedding_std": width}))
+        values = torch.cat([tensor.flatten() for name, tensor in weights.items() if name.startswith("embeddings.")])
+        assert float(values.std()) == pytest.approx(width, rel=0.1)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")

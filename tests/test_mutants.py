@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ def test_a_room_has_its_files_and_its_tests(room):
     patterns, tests = mutants.ROOMS[room]
     assert all(list(ROOT.glob(pattern)) for pattern in patterns)
     assert [name for name in tests if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
+
+
+def test_the_copy_holds_all_that_a_bundle_is_made_of():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert {pattern.partition("/")[0] for pattern in settings["fab-include"]} <= set(mutants.COPIED)
 
 
 KNOWN = {

@@ -10,7 +10,7 @@ from fedskew.config import ConfigError
 from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
-from fedskew.learning.datasets import divide_open, open_data, split_server
+from fedskew.learning.datasets import divide_open, open_data, partitions, split_server
 from fedskew.learning.initial import initial_model
 from fedskew.learning.server_data import ServerData
 from fedskew.methods import make_method
@@ -41,12 +41,34 @@ def test_the_open_data_is_divided_by_lesion_and_class(data):
     assert len(lesions[0]) < len(training), "some lesions have several images"
 
 
+def test_where_sites_have_their_own_data_the_server_s_are_shared_between_test_and_open_alone(data):
+    """In the proportion of the two fractions, which no longer add up to 1 by themselves."""
+    split = split_server(data, tiny_config(data={"clients": "own", "test": 0.1, "open": 0.3}).data)
+    assert not len(split.clients)
+    assert sorted([*split.test, *split.open]) == data.usable.tolist()
+    lesions = [Counter(label for label, _ in {(data.samples[i].label, data.samples[i].lesion_id) for i in part})
+               for part in (split.test, split.open)]  # fmt: skip
+    for label, count in (lesions[0] + lesions[1]).items():
+        assert lesions[0][label] == pytest.approx(0.25 * count, abs=1), label
+
+
 def test_by_image_the_parts_are_exact_and_may_share_lesions(data):
     config = tiny_config(data={"open": 0.5, "split_by": "image", "held_back": 0.5}).data
     training, held_back = divide_open(data, split_server(data, config), config)
     assert abs(len(training) - len(held_back)) <= 1
     with pytest.raises(DataError, match="both in set"):
         check_disjoint(data.samples, training, held_back, unit="lesion")
+
+
+@pytest.mark.parametrize("alpha", [0.05, 30.0])
+def test_nodes_parts_are_as_skewed_as_data_alpha_says(data, alpha):
+    config = tiny_config(data={"partition": "dirichlet", "alpha": alpha}).data
+    split = split_server(data, config)
+    shares = np.array([[sum(data.samples[i].label == name for i in part) for name in ("nv", "mel", "bkl")]
+                       for part in partitions(data, split, config, 3)], dtype=float)  # fmt: skip
+    shares /= shares.sum(0)  # of each class, by node: at the limits one node has all of it, or each a third
+    largest = shares.max(0).mean()
+    assert largest > 0.85 if alpha < 1 else largest < 0.5
 
 
 def test_seeds_of_the_run_share_what_is_held_back_and_draw_their_own_scoring_images(data):

@@ -161,6 +161,34 @@ def test_server_momentum_is_that_of_sgd():
     assert second["a"].item() == pytest.approx(3.0 - 0.5 * 0.8 * 2.0)
 
 
+def test_the_servers_momentum_goes_from_round_to_round_of_a_run(generated, tmp_path):
+    """The oracle: SGD with momentum by hand, on what the only node sent."""
+    app, sent = make_client_app(), []
+
+    def spy(message, context):
+        reply = app(message, context)
+        sent.append(next(iter(reply.content["arrays"].values())).numpy().astype(np.float64))
+        return reply
+
+    federation = {"rounds": 3, "server_optimiser": "avgm", "server_momentum": 0.5, "server_lr": 0.8}
+    config = tiny_config(federation=federation, prune={"criterion": "none"},
+                         run={"output_dir": str(tmp_path), "keep_checkpoints": 9})  # fmt: skip
+    folder = run_here(config, grid=LocalGrid(spy, 1))
+    velocity = 0.0
+    for number, mean in enumerate(sent, start=1):
+        before, after = (
+            flat(folder.path / f"checkpoints/round-{n:04d}/model.safetensors") for n in (number - 1, number)
+        )
+        velocity = 0.5 * velocity + (before - mean)
+        np.testing.assert_allclose(after, before - 0.8 * velocity, rtol=1e-5, atol=1e-7)
+
+
+def flat(path):
+    """A model's values in the order in which they travel."""
+    tensors = load_file(path)
+    return np.concatenate([tensors[name].double().numpy().ravel() for name in sorted(tensors)])
+
+
 @pytest.mark.parametrize("kind", ["adam", "yogi"])
 def test_adaptive_server_optimisers_follow_their_paper(kind):
     """Reddi et al., Adaptive federated optimization, Algorithm 2, with Flower's correction of the learning rate."""
@@ -196,11 +224,12 @@ def test_without_a_server_optimiser_the_mean_is_the_model():
     assert memory == {}
 
 
-@pytest.mark.parametrize(("weighting", "bound", "expected"), [
-    ("examples", 0.0, 2.5), ("equal", 0.0, 2.0), ("examples", 100.0, 2.5), ("equal", 100.0, 2.0),
-])  # fmt: skip
-def test_nodes_weigh_by_examples_or_alike(tmp_path, weighting, bound, expected):
-    folding = make_folding(FederationConfig(weighting=weighting, norm_bound=bound), 1, tmp_path)
+@pytest.mark.parametrize(("weighting", "expected"), [("examples", 2.5), ("equal", 2.0)])
+@pytest.mark.parametrize("limits", [
+    {"max_weight_ratio": 0.0}, {"max_weight_ratio": 9.0}, {"max_weight_ratio": 0.0, "norm_bound": 100.0},
+], ids=["at once", "spooled", "bounded"])  # fmt: skip
+def test_nodes_weigh_by_examples_or_alike(tmp_path, weighting, limits, expected):
+    folding = make_folding(FederationConfig(weighting=weighting, **limits), 1, tmp_path)
     for name, examples, value in (("a", 10, 1.0), ("b", 30, 3.0)):
         update = Update(name, (), {}, {}, examples, {"w": np.full(2, value, np.float32)}, value)
         folding.add(name, update)

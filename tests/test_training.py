@@ -134,7 +134,7 @@ def test_a_result_tells_the_mean_losses_of_its_first_and_last_epoch(monkeypatch)
 
 
 def test_what_is_predicted_is_the_softmax_in_evaluation_mode_image_by_image():
-    model = lively_model(ARCH)
+    model = lively_model(ARCH, drop_path=0.5)
     labels, probabilities = predict(model.train(), batches(), TrainConfig(device="cpu"))
     logits = torch.cat([model.eval()(images, metadata) for images, metadata, _ in batches()])
     np.testing.assert_allclose(probabilities, scipy.special.softmax(logits.detach().numpy(), axis=1), atol=1e-6)

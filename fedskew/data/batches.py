@@ -176,6 +176,7 @@ class ImageBatches:
                 corners = generator.integers(0, margin + 1, (count, 2))
             if self._augmentation.quarter_turns:
                 turns = generator.integers(0, 4, count)
+                flips[:, 0] = turns % 2 == 1  # swapped axes alone are a mirror image, with one flip a quarter turn
             if self._augmentation.flips:
                 flips = generator.integers(0, 2, (count, 2)).astype(bool)
         return Cut(corners, turns, flips)
