@@ -20,6 +20,8 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# of a processor, which its name does not tell and figures of bfloat16 and int8 depend on
+EXTENSIONS = {"amx_bf16": "AMX", "avx512_vnni": "AVX-512 VNNI"}
 Case = tuple[Any, ...]  # (model, numbers …)
 
 
@@ -103,8 +105,9 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    model = fields.get("model name", platform.machine())
-    return f"{model}, AMX" if "amx_bf16" in fields.get("flags", "") else model
+    flags = set(fields.get("flags", "").split())
+    extensions = [name for flag, name in EXTENSIONS.items() if flag in flags]
+    return ", ".join([fields.get("model name", platform.machine()), *extensions])
 
 
 def finish(name: str, rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -11,17 +11,21 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import ClassVar, TextIO, TypeVar
 
 from fedskew.errors import is_ours
-from fedskew.text import printable_lines
+from fedskew.text import duration, printable_lines
 
 OURS, RESULTS, PROGRESS = "flwr.fedskew", "flwr.fedskew.results", "flwr.fedskew.progress"
 RESULT_MARK, MESSAGE_MARK = "| ", "fedskew: "  # what the lines begin with in Flower's stream
 PROGRESS_FILE = ".progress"  # in the run folder, while a round runs under Flower
+PATIENCE, AGAIN = 2.0, 0.2  # seconds that a person waits without a word, and between two words
+Item = TypeVar("Item")
+_is_counting = False
 
 
 class Lines(logging.Handler):
@@ -43,33 +47,71 @@ class Lines(logging.Handler):
 class StatusLine:
     """One line at the bottom of a terminal that is written over; nothing at all where there is no terminal."""
 
+    _shown: ClassVar[int] = 0  # characters: a process has one terminal, whoever writes to it
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._shown = 0
         self.enabled = self._stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def show(self, text: str) -> None:
-        """Replace what is shown."""
-        if self.enabled:
-            self.clear()
+        """Replace what is shown; nothing by nothing."""
+        self.clear()
+        if self.enabled and text:
             text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be taken back
             self._stream.write(f"{text}\r")
             self._stream.flush()
-            self._shown = len(text)
+            StatusLine._shown = len(text)
 
     def clear(self) -> None:
         """Take it away, before anything else is written."""
-        if self._shown:
+        if self.enabled and self._shown:
             self._stream.write(f"{' ' * self._shown}\r")
             self._stream.flush()
-            self._shown = 0
+            StatusLine._shown = 0
+
+
+def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The items; whoever shows progress is told how many are done, and after two seconds how long the rest will take.
+
+    Of loops within each other the outer one tells, unless it has a single item.
+
+    Args:
+        what: the items in words, as in `12 of 400 images decoded, about 0m35s left`.
+    """
+    global _is_counting
+    if _is_counting or total < 2:
+        yield from items
+        return
+    log, start = logging.getLogger(PROGRESS), time.monotonic()
+    told, _is_counting = start + PATIENCE - AGAIN, True
+    log.debug("0 of %d %s", total, what)
+    try:
+        for number, item in enumerate(items, 1):
+            yield item
+            if (now := time.monotonic()) - told >= AGAIN:
+                told, left = now, (now - start) / number * (total - number)
+                log.debug("%d of %d %s, about %s left", number, total, what, duration(left))
+    finally:
+        _is_counting = False
+        log.debug("")
 
 
 @contextmanager
-def in_command(messages: Callable[[str], None]) -> Iterator[None]:
-    """Give what is logged outside of a run to a writer: Flower's own has colours, in pipes too."""
-    with _handled_by({OURS: Lines(messages)}):
-        yield
+def in_command(messages: Callable[[str], None], status: StatusLine) -> Iterator[None]:
+    """Give what is logged outside of a run to a writer, and progress to a status line.
+
+    Flower's own writer has colours, in pipes too.
+    """
+
+    def write(text: str) -> None:
+        status.clear()
+        messages(text)
+
+    try:
+        with _handled_by({OURS: Lines(write), PROGRESS: Lines(status.show, logging.DEBUG)}):
+            yield
+    finally:
+        status.clear()
 
 
 @contextmanager

@@ -85,3 +85,12 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
         parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
     return known[id(node)]
+
+
+def duration(seconds: float) -> str:
+    """`4m05s`, `2h10m`, `5d03h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours = minutes // 60
+    if hours >= 100:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{hours}h{minutes % 60:02d}m"

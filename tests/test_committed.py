@@ -2,21 +2,25 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from study_records import CLASSES, line, predictions, write_run
+from study_records import line, predictions, write_run
 from typer.testing import CliRunner
 
 from fedskew.cli.main import app
 from fedskew.config import load_config
-from fedskew.metrics import Predictions
+from fedskew.metrics import PairingError, paired_differences
+from fedskew.runs.predictions import read_predictions
 from fedskew.sweeps.committed import export_records, replace_paths, rounded, shortened
 from fedskew.sweeps.results import ResultsError, read_cells
 from fedskew.sweeps.table import cell_table
 from fedskew.sweeps.table_text import as_csv
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "data": {"dir": "/data/of me/HAM", "cache-dir": "/data", "source": "folder"},
     "run": {"output-dir": "/home/me/out", "name": "dense-s0", "seed": 0},
@@ -66,8 +70,8 @@ def test_paths_become_the_keys_that_they_stood_at(study, tmp_path):
     assert settings["model"] == {"pretrained": "<model.pretrained>"}
     assert load_config(file=out / "dense-s0" / "config.yaml").data.dir == "<data.dir>"
     last = json.loads((out / "dense-s0" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["failed"] == {"node-1": "no file <data.dir>/images/x.jpg (and <path>: gone)"}
-    assert last["notes"] == {"<run.output-dir>": ["skipped a/b"]}
+    assert last["failed"] == {"node-1": "no file <data.dir> (and <path>: gone)"}
+    assert last["notes"] == {"<run.output-dir>": ["notes on the data: 1"]}, "they name images"
     for path in out.rglob("*.*"):
         if path.is_file():
             assert not re.search(rb"/(home|data|opt|tmp)/", path.read_bytes()), path
@@ -149,13 +153,57 @@ def test_absolute_paths_in_texts(text, expected):
     assert replace_paths(text, {}) == expected
 
 
-def test_predictions_that_name_paths_are_refused(tmp_path):
-    found = predictions([1] * 8)
-    images = np.array(["/home/me/x.jpg", *found.images[1:]])
-    bad = Predictions(images, found.lesions, found.labels, CLASSES, found.probabilities, 2)
-    write_run(tmp_path / "study", "a-s0", found=bad)
-    with pytest.raises(ResultsError, match="names a path as an image, lesion or group: /home/me/x"):
+def hospital(decisions):
+    """Predictions on images that are named as a hospital may name them, with what is known of their patients."""
+    found = predictions(decisions)
+    count = len(found.images)
+    return replace(
+        found,
+        images=np.array([f"/home/me/Mueller-{i}.jpg" for i in range(count)]),
+        lesions=np.array([f"Mueller, Anna *1961 {i // 2}" for i in reversed(range(count))]),
+        groups={"site": np.array(["clinic"] * count), "sex": np.array(["female"] * count),
+                "age": np.array(["60-69"] * count)},
+    )  # fmt: skip
+
+
+def test_no_image_and_no_patient_is_named_and_runs_are_still_paired(tmp_path):
+    write_run(tmp_path / "study", "dense-s0", found=hospital([1, 1, 0, 1, 1, 0, 1, 1]))
+    write_run(tmp_path / "study", "pruned-s0", found=hospital([0, 1, 1, 1, 1, 1, 1, 0]))
+    other = hospital([1] * 8)
+    write_run(tmp_path / "other", "dense-s0", found=replace(other, images=np.roll(other.images, 1)))
+    before = hospital([1] * 8)
+    export_records(tmp_path / "study", tmp_path / "out")
+    export_records(tmp_path / "other", tmp_path / "others")
+    dense, pruned, apart = (read_predictions(tmp_path / name) for name in
+                            ("out/dense-s0", "out/pruned-s0", "others/dense-s0"))  # fmt: skip
+    assert not [word for word in (*dense.images, *dense.lesions) if "Mueller" in word or "/" in word]
+    assert dense.groups.keys() == {"site"}
+    for path in (tmp_path / "out").rglob("*.npz"):
+        with np.load(path) as file:
+            assert not [name for name in file.files if b"Mueller" in file[name].tobytes().replace(b"\0", b"")]
+    for first, second in ((dense.lesions, before.lesions), (dense.images, before.images)):
+        same = [[a == b for b in column] for column in (first, second) for a in column]
+        assert same[:8] == same[8:], "the same lesions belong together"
+        assert (np.argsort(first, kind="stable") == np.argsort(second, kind="stable")).all(), "drawn in the same order"
+    assert paired_differences([dense], [pruned]) == paired_differences(
+        [hospital([1, 1, 0, 1, 1, 0, 1, 1])], [hospital([0, 1, 1, 1, 1, 1, 1, 0])]
+    )
+    with pytest.raises(PairingError, match="differ in their images"):
+        paired_differences([dense], [apart])
+
+
+def test_a_group_that_is_named_by_a_path_is_refused(tmp_path):
+    found = hospital([1] * 8)
+    write_run(tmp_path / "study", "a-s0", found=replace(found, groups={"site": np.array(["/home/me/clinic"] * 8)}))
+    with pytest.raises(ResultsError, match="names a path as a group: /home/me/clinic"):
         export_records(tmp_path / "study", tmp_path / "out")
+
+
+def test_the_records_of_this_repository_name_no_image():
+    found = [path for path in (ROOT / "docs" / "results").rglob("predictions.npz")
+             if any("ISIC" in name or "HAM" in name for name in
+                    (read_predictions(path).images[0], read_predictions(path).lesions[0]))]  # fmt: skip
+    assert found == []
 
 
 def test_the_command(study, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from fedskew.config import load_config
 from fedskew.runs.report import evaluation_text, summary_text
-from fedskew.runs.round_table import NARROW, duration, round_heading, round_line
+from fedskew.runs.round_table import NARROW, round_heading, round_line
+from fedskew.text import duration
 
 RECORD = {
     "round": 4, "accuracy": 0.63, "balanced_accuracy": 0.395, "f1_macro": 0.392, "auroc_macro": 0.81,

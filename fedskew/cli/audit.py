@@ -29,7 +29,10 @@ def audit_split(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Does a split leak: lesions, patients or copies in several parts? Exit code 0: no, 1: yes, 2: bad input."""
+    """Does a split leak lesions, patients or copies?
+
+    Whether any is in several parts. Exit code 0: no, 1: yes, 2: bad input.
+    """
     from fedskew.cli.terminal import Terminal
     from fedskew.data.audit import audit, audit_data, audit_text, read_groups
     from fedskew.data.perceptual import THRESHOLD
@@ -60,7 +63,10 @@ def make_split(
         typer.Option(metavar="A=B", help="Two images that show one lesion; repeatable.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a split by institution (train and test of each) in which no lesion or patient is in two parts."""
+    """Write a split by institution that does not leak.
+
+    Train and test of each; no lesion or patient is in two parts.
+    """
     import hashlib
 
     from fedskew.cli.terminal import Terminal, shown

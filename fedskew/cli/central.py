@@ -51,7 +51,10 @@ def train(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a dense model in one place, on all images but the test set's and the held-back ones: no federation."""
+    """Train a dense model in one place.
+
+    On all images but the test set's and the held-back ones: no federation.
+    """
     from fedskew.runs.central import training_config
 
     with clear_errors():
@@ -84,7 +87,10 @@ def prune(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a trained model in one place (the paper's Algorithm 1): stage by stage, fine-tuning after each."""
+    """Prune a trained model: a run's, or a timm checkpoint.
+
+    In one place, as the paper's Algorithm 1: stage by stage, fine-tuning after each.
+    """
     from fedskew.runs.central import pruning_config
 
     if (model is None) == (not resume):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedskew.cli.errors import clear_errors, refuse
 from fedskew.text import printable_lines
 
 
@@ -16,9 +16,9 @@ def manifest(
     directory: Annotated[Path, typer.Argument(help="Folder (or archive) with the table and the images.")],
     out: Annotated[Path | None, typer.Option(help="File to write (default: manifest.yaml in the folder).")] = None,
 ) -> None:
-    """Draft a manifest.yaml from the tables and images of a folder, for you to check; never overwrites a file.
+    """Draft the manifest.yaml of a folder of your own images.
 
-    Example: fedskew manifest /data/clinic
+    From its tables and images, for you to check; never overwrites a file.
     """
     from fedskew.cli.terminal import Terminal
     from fedskew.data.draft import draft_manifest
@@ -28,15 +28,15 @@ def manifest(
 
     directory = directory.expanduser().resolve()
     target = (out or (directory if directory.is_dir() else directory.parent) / MANIFEST_NAME).expanduser().resolve()
-    try:
+    with clear_errors():
         if target.exists():
             raise DataError(f"{target} is there already and stays as it is; name another file with --out, or remove it")
         text = draft_manifest(directory)
+    try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
-    except (DataError, OSError) as error:
-        print(f"fedskew: {printable_lines(str(error))}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    except OSError as error:
+        refuse(f"{target} cannot be written: {error.strerror or error}; name another file with --out", error)
     typer.echo(f"drafted {target}: check every line")
     try:
         source = open_source(directory, manifest=load_manifest(target))

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 import typer
 
-from fedskew.console import in_command
+from fedskew.console import StatusLine, in_command
 from fedskew.errors import ExitCode, is_ours
 from fedskew.text import printable_lines
 
@@ -21,23 +21,23 @@ class clear_errors:
     """What a person can mend becomes one message and exit code 2, not a traceback; warnings look like messages."""
 
     def __enter__(self) -> None:
-        self._log = in_command(lambda text: print(f"fedskew: {text}", file=sys.stderr, flush=True))
+        self._log = in_command(lambda text: print(f"fedskew: {text}", file=sys.stderr, flush=True), StatusLine())
         self._log.__enter__()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._log.__exit__(None, None, None)
         if is_ours(error):
-            if is_debugging():
-                traceback.print_exception(error)
             refuse(str(error), error)
 
 
 def refuse(message: str, cause: BaseException | None = None) -> NoReturn:
-    """End the command: a person has to mend something.
+    """End the command: a person has to mend something. With `--debug`, the traceback of the cause comes first.
 
     Raises:
         typer.Exit: always, with the exit code of a user's error.
     """
+    if is_debugging():
+        traceback.print_exception(cause) if cause else traceback.print_stack()
     print(f"fedskew: {printable_lines(message)}", file=sys.stderr)  # it may quote a file that somebody else wrote
     raise typer.Exit(ExitCode.USER) from cause
 

@@ -32,7 +32,10 @@ def export(
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Write a model as one file for a device, with a model card, if it says the same as the model on real images."""
+    """Write a model as one ONNX file, with a model card.
+
+    Only if it says the same as the model on real images.
+    """
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.export import check_installed
 
@@ -43,6 +46,7 @@ def export(
         check_installed()
         from fedskew.export.export import export_model, export_text
 
+        terminal.status.show("the model and its images are read")
         found = export_model(
             run, precision="int8" if int8 else "fp16" if fp16 else "fp32", out=out, best=best,
             data=Path(absolute(data_dir)) if data_dir else None, manifest=absolute(manifest), say=terminal.status.show,
@@ -64,7 +68,10 @@ def bench(
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Measure latency, throughput, memory and start-up of models on this machine, taking turns."""
+    """Measure what models cost on this machine.
+
+    Latency, throughput, memory and start-up, each in a process of its own, taking turns.
+    """
     from fedskew.cli.terminal import Terminal
     from fedskew.export import check_installed
 
@@ -73,6 +80,7 @@ def bench(
         check_installed()
         from fedskew.export import bench as benching
 
+        terminal.status.show("models are started")
         rows = benching.bench(benching.model_names(models, best=best), rounds=rounds, say=terminal.status.show)
     if as_json:
         terminal.data(rows)

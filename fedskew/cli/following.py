@@ -17,7 +17,8 @@ from rich.text import Text
 from fedskew.cli.terminal import Terminal, shown
 from fedskew.errors import ExitCode
 from fedskew.runs.presence import BROKEN, GOING, Presence, look_at
-from fedskew.runs.round_table import duration, figure, round_heading, round_line
+from fedskew.runs.round_table import figure, round_heading, round_line
+from fedskew.text import duration
 
 SECONDS = 1.0  # between two looks
 PATIENCE = 3  # looks at a folder in which nobody is at work, before that counts: one may be about to begin

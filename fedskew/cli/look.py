@@ -19,6 +19,8 @@ from fedskew.cli.vocabulary import AsJson, Best, Manifest, Plugins, Run, RunsDat
 Runs = Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.",
                                             show_default=False)]  # fmt: skip
 
+DATA = "data are read, and decoded when they are new"
+
 
 def compare(
     runs: Runs,
@@ -26,13 +28,17 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="A table for documents.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The paper's table from run folders, and paired differences to the first with 95 % intervals over lesions."""
+    """The paper's table of several runs, with paired intervals.
+
+    And paired differences to the first run with 95 % intervals over lesions.
+    """
     from fedskew.cli.terminal import Terminal, shown, wrapped
     from fedskew.tools import compare as comparing
     from fedskew.tools import fairness, pairing
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
+        terminal.status.show("runs are read")
         found = comparing.read_runs(runs, best=best)
         differences, reasons = pairing.paired(found)
         warnings = [*fairness.warnings_of(found), *reasons]
@@ -56,7 +62,10 @@ def compare(
 
 
 def participation(run: Run, as_json: AsJson = False) -> None:
-    """Whose data is in which round: of every site, whether its update is in the model, and if not why."""
+    """Whose data is in which round, and why others' are not.
+
+    Of every site, whether its update is in the model, and if not why.
+    """
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.tools.participation import participation_data, participation_text, read_participation
 
@@ -74,13 +83,14 @@ def plot(
     runs: Runs,
     out: Annotated[Path, typer.Option(help="Image file; its suffix names the format.")] = Path("runs.png"),
 ) -> None:
-    """Draw how good and how large the global model is after each round."""
+    """Draw how good and how large the model is, round by round."""
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.tools.plot import plot_runs
 
-    with clear_errors():
-        plot_runs(runs, out)
     terminal = Terminal()
+    with clear_errors():
+        terminal.status.show("the figure is drawn")
+        plot_runs(runs, out)
     terminal.result(str(out.resolve()))
     terminal.next_step(f"fedskew compare {' '.join(shown(run) for run in runs)}")
 
@@ -96,7 +106,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's model on a data set: its own, or any other that has the labels."""
+    """Test a model on its own or another labelled data set."""
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.runs.report import evaluation_text
     from fedskew.tools.evaluate import evaluate_run
@@ -104,7 +114,7 @@ def evaluate(
     terminal = Terminal(as_json=as_json)
     with clear_errors():
         data = Path(absolute(data_dir)) if data_dir else None
-        terminal.status.show("data are read, and decoded when they are new")
+        terminal.status.show(DATA)
         found = evaluate_run(
             run, data, everything=all_, best=best, manifest=absolute(manifest), predictions=predictions
         )
@@ -125,13 +135,14 @@ def plan(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a pruning step would remove from a run's model, without removing it."""
+    """Show what a pruning step would remove, without removing it."""
     from fedskew.cli.inspect import plan_data, plan_report, plan_text, run_config
     from fedskew.cli.terminal import Terminal, shown
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
         use_plugins(plugin)
+        terminal.status.show(DATA)
         place = run.resolve()
         config = run_config(place, " ".join(set_ or []), data=absolute(data_dir), manifest=absolute(manifest))
         report = plan_report(place, config, best=best)
@@ -152,12 +163,16 @@ def focus(
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
-    """Test the paper's claim: do units with skewness > 0 look at the lesion more than the others?"""
+    """Test the paper's claim that kept units look at the lesion.
+
+    Do units with skewness > 0 look at it more than the others?
+    """
     from fedskew.cli.inspect import focus_report, focus_text, run_config
     from fedskew.cli.terminal import Terminal, shown
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
+        terminal.status.show(DATA)
         config = run_config(run.resolve(), data=absolute(data_dir), manifest=absolute(manifest))
         found = focus_report(run.resolve(), config, masks.resolve(), images, best=best)
     if as_json:
@@ -171,7 +186,7 @@ def options(
     pattern: Annotated[str, typer.Argument(help="Part of a name or of what it is for.", show_default=False)] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Every setting, or those that match: default, choices, what it is for."""
+    """Find a setting: its default, choices, and what it is for."""
     from dataclasses import asdict
 
     from fedskew.cli.settings import matching, settings_text

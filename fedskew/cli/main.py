@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import click
@@ -17,11 +17,12 @@ from fedskew.cli import look, start
 from fedskew.cli.audit import audit_split, make_split
 from fedskew.cli.central import prune, train
 from fedskew.cli.data import manifest
-from fedskew.cli.errors import clear_errors, debug_option
+from fedskew.cli.errors import debug_option
 from fedskew.cli.export import bench, export
-from fedskew.cli.ops import credentials, doctor, review
+from fedskew.cli.ops import credentials, doctor
 from fedskew.cli.predict import predict, serve
 from fedskew.cli.report import report, watch
+from fedskew.cli.site import bundle_hash, review, site
 from fedskew.cli.sweep import records, reproduce, sweep, table
 
 HELP = "Federated training of a multimodal Swin whose global model really shrinks."
@@ -43,8 +44,6 @@ Exit codes:
 
 Every command has --help and --debug. Documentation: README.md and docs/ of the checkout."""
 RENAMED = {"--data": "--data-dir"}  # as it was called
-RUNS, DATA, LOOK, SITES = "Runs", "Data", "Look at runs and settings", "Hospitals"
-USE = "Use a model"
 
 
 class Group(TyperGroup):
@@ -53,8 +52,7 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for command in _all_commands(self):
-            if not command.context_settings.get("ignore_unknown_options"):  # its arguments are another program's
-                command.params.append(debug_option())
+            command.params.append(debug_option())
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -88,37 +86,47 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-COMMANDS = (
-    (RUNS, start.setup, "setup"),
-    (RUNS, start.run, "run --preset ham10000-small --data-dir ~/HAM10000 --nodes 6"),
-    (RUNS, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
-    (RUNS, train, "train --preset ham10000-small --data-dir ~/HAM10000"),
-    (RUNS, prune, "prune runs/dense --data-dir ~/HAM10000"),
-    (RUNS, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
-    (RUNS, reproduce, "reproduce table1 --scale cpu --data-dir ~/HAM10000 --out runs/table1"),
-    (RUNS, start.stop, "stop"),
-    (DATA, manifest, "manifest ~/clinic"),
-    (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
-    (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
+# by task, in the order in which somebody new needs them
+FEDERATION, LOOK, USE = "Run a federation", "Look at a run", "Use a model"
+CENTRAL, DATA = "Train or prune without a federation", "Prepare data"
+SITES, STUDIES = "Work with hospitals", "Run studies"
+COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    (FEDERATION, start.run, "run --preset ham10000-small --data-dir ~/HAM10000 --nodes 6"),
+    (FEDERATION, start.simulate, "simulate --nodes 2 --set federation.rounds=2"),
+    (FEDERATION, look.options, "options prune"),
+    (FEDERATION, start.setup, "setup"),
+    (FEDERATION, start.stop, "stop"),
     (LOOK, watch, "watch runs/pruned"),
     (LOOK, report, "report runs/pruned"),
     (LOOK, look.compare, "compare runs/dense runs/pruned --markdown"),
-    (LOOK, look.participation, "participation runs/pruned --json"),
-    (LOOK, table, "table runs/recipe --markdown"),
-    (LOOK, records, "records runs/recipe docs/results/recipe"),
     (LOOK, look.plot, "plot runs/dense runs/pruned --out runs.png"),
-    (LOOK, look.evaluate, "evaluate runs/pruned --best --json"),
+    (LOOK, look.participation, "participation runs/pruned --json"),
     (LOOK, look.plan, "plan runs/pruned --set 'prune.criterion=l1-norm prune.rule=match'"),
     (LOOK, look.focus, "focus runs/pruned --masks ~/HAM10000_segmentations"),
-    (LOOK, look.options, "options prune"),
     (USE, predict, "predict runs/pruned picture.jpg --age 60 --sex female --site back"),
     (USE, serve, "serve runs/pruned"),
+    (USE, look.evaluate, "evaluate runs/pruned --best --json"),
     (USE, export, "export runs/pruned --int8"),
     (USE, bench, "bench runs/dense runs/pruned runs/pruned/export/model-int8.onnx"),
+    (CENTRAL, train, "train --preset ham10000-small --data-dir ~/HAM10000"),
+    (CENTRAL, prune, "prune runs/dense --data-dir ~/HAM10000"),
+    (DATA, manifest, "manifest ~/clinic"),
+    (DATA, audit_split, "audit-split --metadata HAM10000_metadata.csv --split runs/dense/split.json"),
+    (DATA, make_split, "make-split --metadata HAM10000_metadata.csv --out sites.csv"),
     (SITES, credentials, "credentials --out pki --host fl.example.org --site site-a"),
+    (SITES, review, "review fedskew.fedskew.0-2-0.1a2b3c4d.fab"),
+    (SITES, bundle_hash, "bundle-hash"),
+    (STUDIES, sweep, "sweep benchmarks/studies/recipe.yaml --out runs/recipe --jobs 2"),
+    (STUDIES, reproduce, "reproduce table1 --scale cpu --data-dir ~/HAM10000 --out runs/table1"),
+    (STUDIES, table, "table runs/recipe --markdown"),
+    (STUDIES, records, "records runs/recipe docs/results/recipe"),
 )
 for panel, command, example in COMMANDS:
     app.command(rich_help_panel=panel, epilog=f"Example: fedskew {example}")(command)
+app.command(
+    rich_help_panel=SITES, epilog="Example: fedskew site --superlink fl.example.org:8000 --root-certificates ca.crt",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},  # they are another program's
+)(site)  # fmt: skip
 app.add_typer(doctor, name="doctor", rich_help_panel=SITES)
 
 
@@ -148,38 +156,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "is missing"
-
-
-@app.command(
-    rich_help_panel=SITES, context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Example: fedskew site --superlink fl.example.org:8000 --root-certificates ca.crt",
-)  # fmt: skip
-def site(context: typer.Context) -> None:
-    """Start a hospital's SuperNode: takes `flower-supernode`'s arguments, runs only bundles that the policy pins."""
-    from fedskew.errors import ExitCode
-    from fedskew.flower import FlowerError
-    from fedskew.site.guard import GuardError, run_site
-    from fedskew.site.policy import PolicyError
-
-    try:
-        run_site(context.args)
-    except (GuardError, PolicyError, FlowerError) as error:
-        print(f"fedskew site: {error}", file=sys.stderr)
-        raise typer.Exit(ExitCode.USER) from error
-
-
-app.command(rich_help_panel=SITES, epilog="Example: fedskew review fedskew.fedskew.0-2-0.1a2b3c4d.fab")(review)
-
-
-@app.command(rich_help_panel=SITES, epilog="Example: fedskew bundle-hash")
-def bundle_hash(
-    app_folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a Flower app (default: this checkout).", show_default=False)
-    ] = None,
-) -> None:
-    """Print the SHA-256 of the app bundle that `flwr run` sends: sites pin it as app-hashes in their policy."""
-    from fedskew.cli.flower import app_directory
-    from fedskew.ops.bundle import bundle_hash as hash_of
-
-    with clear_errors():
-        typer.echo(hash_of((app_folder or app_directory()).resolve()))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedskew.cli.errors import clear_errors, refuse
 from fedskew.cli.vocabulary import ConfigFile, Settings
 from fedskew.text import printable_lines
 
 doctor = typer.Typer(
     no_args_is_help=True,
+    short_help="Check a data set, or a site's or coordinator's machine.",
     help="Check a data set, or a coordinator's or a site's machine. Exit codes: 0 nothing fails (there may be "
     "warnings), 1 something fails, 2 the command has to be mended.",
 )
@@ -45,45 +46,22 @@ def credentials(
     days: Annotated[int, typer.Option(min=1, metavar="N", help="How long the server certificate is valid.")] = 90,
     force: Annotated[bool, typer.Option(help="Replace server certificate and site keys that are there.")] = False,
 ) -> None:
-    """Make DEMO credentials: a CA, the coordinator's TLS certificate, a key pair for every site."""
-    from fedskew.ops.credentials import CredentialsError, has_server_certificate, instructions, make_credentials
+    """Make DEMO credentials: a CA, a certificate, sites' keys.
+
+    The certificate is the coordinator's, for TLS; every site gets a key pair.
+    """
+    from fedskew.ops.credentials import has_server_certificate, instructions, make_credentials
 
     place = out.expanduser()
     local = not host and not has_server_certificate(place)
-    try:
+    with clear_errors():
         made = make_credentials(
             place, hosts=["localhost"] if local else host or [], sites=site or [], days=days, force=force
         )
-    except CredentialsError as error:
-        _leave(error)
     typer.echo("\n".join(instructions(made)))
     if local:
         typer.echo("\nNo --host was given: the certificate is for this machine alone (localhost). For others:\n"
                    f"  fedskew credentials --out {out} --host NAME-OR-ADDRESS --force")  # fmt: skip
-
-
-def review(
-    bundle: Annotated[Path, typer.Argument(help="The offered app: a .fab file (`flwr build` writes it) or a folder.")],
-    approved: Annotated[
-        Path | None,
-        typer.Option(help="The approved one: a .fab file or a folder (default: this checkout).", show_default=False),
-    ] = None,
-    diff: Annotated[bool, typer.Option(help="Show the lines that differ.")] = True,
-    json: AsJson = False,
-) -> None:
-    """Show what changed between the approved app and an offered one; exit code 1 if anything did."""
-    from json import dumps
-
-    from fedskew.cli.errors import clear_errors
-    from fedskew.cli.flower import app_directory
-    from fedskew.ops.review import read_bundle, to_data, to_lines
-    from fedskew.ops.review import review as compare
-
-    with clear_errors():
-        ours = read_bundle((approved or app_directory()).resolve())
-        found = compare(ours, read_bundle(bundle.resolve()))
-    typer.echo(dumps(to_data(found), indent=2) if json else "\n".join(to_lines(found, diff=diff)))
-    raise typer.Exit(int(not found.same))
 
 
 @doctor.command("data", epilog="Example: fedskew doctor data --data-dir ~/clinic --preset ham10000-small")
@@ -176,12 +154,10 @@ def doctor_coordinator(
 
 
 def _endpoint(address: str, roots: Path | None, insecure: bool) -> Any:
-    from fedskew.ops.check_network import AddressError, parse_address
+    from fedskew.ops.check_network import parse_address
 
-    try:
+    with clear_errors():
         return parse_address(address, roots, insecure=insecure) if address else None
-    except AddressError as error:
-        _leave(error)
 
 
 def _node_config(text: str) -> dict[str, Any]:
@@ -190,7 +166,7 @@ def _node_config(text: str) -> dict[str, Any]:
     try:
         return dict(parse_config_args([text])) if text else {}
     except (ValueError, SystemExit, typer.Exit) as error:
-        _leave(ValueError(f"--node-config {text!r} cannot be read ({error}); quote texts: data-dir='/data/ham'"))
+        refuse(f"--node-config {text!r} cannot be read ({error}); quote texts: data-dir='/data/ham'", error)
 
 
 def _data(folder: Path | None, manifest: Path | None, expected: Any, images: int) -> Any:
@@ -201,7 +177,6 @@ def _data(folder: Path | None, manifest: Path | None, expected: Any, images: int
 
 def _expected(classes: str, preset: str, config: str, settings: list[str] | None) -> Any:
     """What the run expects of the data, as its configuration says where one is given; `classes` come before it."""
-    from fedskew.cli.errors import clear_errors
     from fedskew.ops.check_data import Expected
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
@@ -236,8 +211,3 @@ def _show(findings: Any, as_json: bool, next_step: str = "") -> None:
 
 def _absolute(path: Path) -> str:
     return str(path.expanduser().absolute())
-
-
-def _leave(error: Exception) -> Any:
-    print(f"fedskew: {printable_lines(str(error))}", file=sys.stderr)
-    raise typer.Exit(2) from error

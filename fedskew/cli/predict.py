@@ -22,6 +22,7 @@ Model = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="A run folder, a model file, or an exported .onnx file.", show_default=False),
 ]
+LOADING = "the model is loaded"
 NOT_A_DEVICE = "research software, not a medical device"
 
 
@@ -47,8 +48,12 @@ def predict(
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a model takes images for: probabilities, the decision, and where an image is unlike its training's."""
-    from fedskew.cli.terminal import Terminal, counted, shown
+    """Ask a model about pictures, a folder or a table.
+
+    Probabilities, the decision, and a note where an image is unlike those of training.
+    """
+    from fedskew.cli.terminal import Terminal, shown
+    from fedskew.console import counted
     from fedskew.errors import ExitCode
     from fedskew.tools import answers as answering
     from fedskew.tools.load import load
@@ -56,11 +61,12 @@ def predict(
 
     terminal = Terminal(as_json=as_json)
     with clear_errors():
+        terminal.status.show(LOADING)
         loaded = load(model, best=best)
         given = _typed({"age": age, "sex": sex, "site": site}, set_metadata or [], loaded.vocabularies)
         check_learned(loaded.vocabularies, given)
         cases, notes = _cases(images, loaded.vocabularies, manifest)
-        found = list(counted(answering.answers(loaded, cases, given), len(cases), "images", terminal.status))
+        found = list(counted(answering.answers(loaded, cases, given), len(cases), "images"))
         if csv is not None:
             _write(csv, answering.to_csv(found, loaded.classes))
     failed = [answer for answer in found if answer.prediction is None]
@@ -123,7 +129,10 @@ def serve(
     ] = False,
     best: Best = False,
 ) -> None:
-    """Ask a model on a page of this machine: probabilities, and where its most skewed heads look. Stores nothing."""
+    """Ask a model on a page in the browser; nothing is stored.
+
+    Probabilities, and where its most skewed heads look.
+    """
     from fedskew.cli.terminal import Terminal
     from fedskew.tools.load import load
     from fedskew.tools.serve import Page, bind, is_loopback, make_app
@@ -137,6 +146,7 @@ def serve(
                 "Add --expose if that is meant; to use the page from elsewhere, `ssh -L` is safer (docs/predict.md)"
             )
         listening = bind(host, port)
+        terminal.status.show(LOADING)
         loaded = load(model, best=best)
     if expose and not is_loopback(host):
         terminal.message(f"fedskew: warning: {host} is reached by other machines, without a password and unencrypted")

@@ -21,7 +21,10 @@ def report(
     ] = None,
     best: Best = False,
 ) -> None:
-    """Write a run's report, one HTML file to open in a browser; several runs: a page that compares them."""
+    """A run as a page for the browser; several runs: compared.
+
+    One HTML file that fetches nothing.
+    """
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.report.comparison import write_comparison
     from fedskew.report.page import write_report
@@ -29,6 +32,7 @@ def report(
 
     terminal = Terminal()
     with clear_errors():
+        terminal.status.show("the report is made")
         if len(runs) == 1:
             written = write_report(runs[0], out, best=best)
         else:
@@ -38,7 +42,10 @@ def report(
 
 
 def watch(run: Run) -> None:
-    """Follow a run that is going on, wherever it was started from: a table that grows, until the run ends."""
+    """Follow a run that is going on, from another terminal.
+
+    A table that grows until the run ends, wherever it was started from.
+    """
     from fedskew.cli.following import follow_run
     from fedskew.cli.terminal import Terminal
 

@@ -27,7 +27,10 @@ from fedskew.cli.vocabulary import (
 
 
 def setup() -> None:
-    """Register the connection `local-simulation` and let Flower use this environment's packages."""
+    """Prepare Flower once; `make install` has done it.
+
+    Registers the connection `local-simulation` and lets Flower use this environment's packages.
+    """
     from fedskew.cli.flower import register_connection, use_installed_packages
     from fedskew.cli.terminal import Terminal
 
@@ -56,7 +59,10 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own messages too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a federation with Flower: prints the `flwr run` command, runs it, shows the rounds and the result."""
+    """Run a federation with Flower, and show its rounds.
+
+    Prints the `flwr run` command, runs it, shows the rounds and the result.
+    """
     from fedskew.cli.checks import check_simulated, check_start
     from fedskew.cli.flower import SIMULATION, RunRequest, config_of, nodes_of
     from fedskew.cli.follow import run_with_flower
@@ -92,7 +98,10 @@ def simulate(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """The same run in one process, without Ray or a SuperLink: for debugging, tests and a single GPU."""
+    """The same in one process: for debugging, or a single GPU.
+
+    Without Ray or a SuperLink, with the same result.
+    """
     from fedskew.cli.checks import check_simulated
     from fedskew.cli.flower import SIMULATION, config_of, nodes_of
     from fedskew.cli.here import simulate_here
@@ -109,7 +118,10 @@ def simulate(
 
 
 def stop() -> None:
-    """Stop the SuperLink that your own bare `flwr run` leaves behind. `fedskew run` needs no such thing."""
+    """Stop the SuperLink that a bare `flwr run` leaves behind.
+
+    Yours alone; `fedskew run` needs no such thing.
+    """
     from fedskew.cli.leftovers import stop_leftovers
 
     for line in stop_leftovers():

@@ -44,7 +44,10 @@ def sweep(
         bool, typer.Option("--dry-run", help="Only check everything and say what would be run.")
     ] = False,
 ) -> None:
-    """Run a study: its cells and seeds, most important first; goes on after any interruption."""
+    """Run a study of several settings and seeds.
+
+    Most important first; the same command goes on after any interruption.
+    """
     from fedskew.sweeps.study import Given, read_study
     from fedskew.sweeps.sweep import Place, Sweep, check_folder, plan_lines
 
@@ -75,7 +78,10 @@ def reproduce(
     pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
     dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
 ) -> None:
-    """Run a table of the paper anew, and set it beside the paper's figures; goes on after any interruption."""
+    """Run the paper's table anew, beside the paper's figures.
+
+    The same command goes on after any interruption.
+    """
     from fedskew.sweeps.study import Given, read_study
     from fedskew.sweeps.sweep import Place, Sweep, check_folder, plan_lines
     from fedskew.sweeps.table1 import study_file, write_table1
@@ -113,18 +119,22 @@ def table(
     markdown: Annotated[bool, typer.Option(help="For documents.")] = False,
     csv: Annotated[bool, typer.Option(help="For programs: one line a cell and metric.")] = False,
 ) -> None:
-    """Tables of sweeps: mean ± standard deviation over seeds, paired differences with 95 % intervals over lesions."""
+    """Tables of studies: mean ± sd over seeds, intervals.
+
+    Paired differences have 95 % intervals over lesions.
+    """
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.sweeps.results import read_cells, selected
     from fedskew.sweeps.table import cell_table, default_metrics
     from fedskew.sweeps.table_text import Layout, as_csv, as_markdown, as_text
 
+    terminal = Terminal()
     with clear_errors():
+        terminal.status.show("runs are read")
         wanted = selected(read_cells(folders), _words(cells))
         chosen = _words(metrics) or default_metrics(wanted, _words(classes))
         made = cell_table(wanted, chosen, reference=reference, over_seeds=over_seeds)
     layout = Layout(by_cell, each)
-    terminal = Terminal()
     text = as_csv(made).rstrip("\n") if csv else (as_markdown if markdown else as_text)(made, layout)
     terminal.result(printable_lines(text))
     if not (csv or markdown):
@@ -135,7 +145,10 @@ def records(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
     out: Annotated[Path, typer.Argument(help="Folder of the study's records, as docs/results/targets.")],
 ) -> None:
-    """Copy what can be committed of a sweep's finished runs: no models, images, or paths of this machine."""
+    """Copy what can be committed of a study.
+
+    Of its finished runs, without models, images, names of images or patients, or paths of this machine.
+    """
     from fedskew.cli.terminal import Terminal, shown
     from fedskew.sweeps.committed import export_records
 

@@ -7,17 +7,12 @@ import os
 import shlex
 import sys
 import textwrap
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, TypeVar
+from typing import Any
 
 from fedskew.console import StatusLine
 from fedskew.text import printable_lines
-
-Item = TypeVar("Item")
-PATIENCE = 2.0  # seconds that a person waits without a word
 
 
 class Terminal:
@@ -62,17 +57,6 @@ class Terminal:
             print(printable_lines(text), file=stream, flush=True)
         except BrokenPipeError:  # whoever read it, `head` for one, has seen enough: nothing has failed
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def counted(items: Iterable[Item], total: int, what: str, status: StatusLine) -> Iterator[Item]:
-    """The items, while the status line says how many are done and, after two seconds, how long the rest will take."""
-    start = time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
-        passed = time.monotonic() - start
-        if passed > PATIENCE:
-            status.show(f"{number} of {total} {what}, {passed / number * (total - number):.0f} s left")
-    status.clear()
 
 
 def shown(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedskew.console import counted
 from fedskew.data.archives import open_store
 from fedskew.data.cache import content_hash
 from fedskew.data.decode import UnreadableImage, decode
@@ -158,7 +159,7 @@ def look_alikes(place: Path, split: Pairs, threshold: int) -> tuple[tuple[Alike,
     parts = dict(split)
     names, pictures, notes = [], [], []
     missing = set(parts)
-    for image, result in _pictures(place, missing):
+    for image, result in counted(_pictures(place, missing), len(parts), "images read"):
         missing.discard(image)
         if isinstance(result, str):
             notes.append(f"{image} cannot be read and is not compared: {result}")

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from fedskew.console import counted
 from fedskew.data.choices import Fit
 from fedskew.data.decode import Decoded, UnreadableImage, decode_sized
 from fedskew.data.samples import DataError
@@ -174,7 +175,7 @@ def _write_images(scratch: Path, source: DataSource, size: int, fit: Fit, worker
     sides = np.zeros((len(source.samples), 2), dtype=_SIDE)  # [N, 2]
     with open(scratch / _IMAGES, "wb") as out:
         out.truncate(len(source.samples) * stride)
-        for image, result in _decoded(source, size, fit, workers):
+        for image, result in counted(_decoded(source, size, fit, workers), len(rows), "images decoded"):
             for row in rows[image]:
                 if isinstance(result, str):
                     reasons[row] = result

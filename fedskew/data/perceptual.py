@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.fft import dctn
 
+from fedskew.console import counted
+
 EDGE = 32  # pixels a side of the grey picture that is transformed
 SIDE = 16  # frequencies a side that are kept
 BITS = SIDE * SIDE  # of a hash; the first stands for the mean brightness and is always 0
@@ -43,7 +45,7 @@ def close_pairs(hashes: np.ndarray, parts: np.ndarray, threshold: int = THRESHOL
         hashes: uint64 [N, 4].
         parts: int [N], which part each is in.
     """
-    for i in range(len(hashes) - 1):
+    for i in counted(range(len(hashes) - 1), len(hashes) - 1, "images compared with those after them"):
         distances = np.bitwise_count(hashes[i] ^ hashes[i + 1 :]).sum(axis=1)  # [N - i - 1]
         for j in np.flatnonzero((distances <= threshold) & (parts[i + 1 :] != parts[i])):
             yield int(distances[j]), i, int(i + 1 + j)

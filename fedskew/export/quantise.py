@@ -9,6 +9,7 @@ two products of an unsigned by a signed byte are summed in 16 bits, and with 8 b
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -31,6 +32,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 PRODUCTS = ("MatMul", "Gemm")
 FLOAT_IN_HALF = ("LayerNormalization", "GroupNormalization", "Softmax", "ReduceMean")  # sums and exponents
+WORTH_IT = 2**10  # values of a constant that is kept in bytes
 Feed = Mapping[str, np.ndarray]
 
 
@@ -79,7 +81,7 @@ def static_int8(graph: ModelProto, calibration: Iterable[Feed]) -> ModelProto:
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),  # a sum of products goes on in float
             },
         )
-        return onnx.load(target)
+        return in_bytes(onnx.load(target))
 
 
 def dynamic_int8(graph: ModelProto) -> ModelProto:
@@ -95,13 +97,34 @@ def dynamic_int8(graph: ModelProto) -> ModelProto:
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
-        return onnx.load(target)
+        return in_bytes(onnx.load(target))
 
 
 def constant_products(graph: ModelProto) -> list[str]:
     """Names of the products whose second factor is a constant."""
     constants = {tensor.name for tensor in graph.graph.initializer}
     return [node.name for node in graph.graph.node if node.op_type in PRODUCTS and node.input[1] in constants]
+
+
+def in_bytes(graph: ModelProto) -> ModelProto:
+    """The graph with constants of small whole numbers, as masks of shifted windows, in bytes; the same bits result.
+
+    A session makes them float32 again when it is opened, once.
+    """
+    casts = []
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < WORTH_IT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        small = values.clip(-128, 127).astype(np.int8)
+        if np.array_equal(small, values):
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(small, f"{name}_bytes"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}_float", to=TensorProto.FLOAT))
+    rest = list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend([*casts, *rest])
+    return graph
 
 
 @contextmanager
@@ -114,7 +137,8 @@ def prepared(graph: ModelProto) -> Iterator[tuple[Path, Path]]:
         onnx.save(graph, plain)
         try:
             root.setLevel(logging.ERROR)  # onnxruntime advises on the root logger what is done here already
-            quant_pre_process(plain, source, skip_symbolic_shape=True)
+            # onnxruntime's optimiser would move transpositions into the file that every session moves anyway
+            quant_pre_process(plain, source, skip_symbolic_shape=True, skip_optimization=True)
             yield source, Path(folder) / "int8.onnx"
         finally:
             root.setLevel(before)

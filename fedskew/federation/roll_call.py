@@ -20,7 +20,7 @@ from fedskew.federation.selection import public_keys
 from fedskew.flower import ErrorCode
 from fedskew.runs.reading import FAILED, LATE, MISSING, REFUSED
 from fedskew.runs.record import RoundLog
-from fedskew.runs.round_table import duration
+from fedskew.text import duration
 
 log = logging.getLogger("flwr.fedskew.server")
 progress = logging.getLogger(PROGRESS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedskew.config.schema import TrainConfig
+from fedskew.console import counted
 from fedskew.data.batches import Augmentation, ImageBatches
 from fedskew.data.groups import groups_of
 from fedskew.data.preprocessing import IMAGENET, Statistics
@@ -102,7 +103,7 @@ def predict_images(
     arch = model.architecture
     shown, device = [data.samples[i] for i in indices], next(model.parameters()).device
     source = batches(data, indices, arch, batch_size=batch_size, statistics=statistics, device=device)
-    labels, probabilities = predict(model, source, config)
+    labels, probabilities = predict(model, counted(source, len(source), "batches classified"), config)
     return Predictions(
         images=np.array([sample.image_id for sample in shown]),
         lesions=np.array([sample.group for sample in shown]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -201,7 +201,7 @@ class _Step:
 
 
 @torch.no_grad()
-def predict(model: MultimodalModel, batches: ImageBatches, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: MultimodalModel, batches: Iterable[Batch], config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and class probabilities [N, classes] in the order of the batches; the model's mode is restored."""
     device, training = next(model.parameters()).device, model.training
     labels, probabilities = [], []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedskew.console import counted
 from fedskew.data.groups import group_place
 from fedskew.metrics.paired import LEVEL
 from fedskew.metrics.predictions import Predictions
@@ -69,13 +70,14 @@ def by_group(predictions: Predictions, *, draws: int = GROUP_DRAWS, seed: int = 
     Lesions are drawn within each group, so that a group's interval says how few lesions it has.
     """
     rows = []
-    for kind, column in predictions.groups.items():
-        for name in sorted(set(column.tolist()), key=group_place):
-            part = subset(predictions, column == name)
-            rows.append(GroupResult(
-                kind, name, len(part.images), len(np.unique(part.lesions)), len(np.unique(part.labels)),
-                estimates(part, OF_GROUPS, draws=draws, seed=seed),
-            ))  # fmt: skip
+    pairs = [(kind, name) for kind, column in predictions.groups.items()
+             for name in sorted(set(column.tolist()), key=group_place)]  # fmt: skip
+    for kind, name in counted(pairs, len(pairs), "groups of people rated"):
+        part = subset(predictions, predictions.groups[kind] == name)
+        rows.append(GroupResult(
+            kind, name, len(part.images), len(np.unique(part.lesions)), len(np.unique(part.labels)),
+            estimates(part, OF_GROUPS, draws=draws, seed=seed),
+        ))  # fmt: skip
     return rows
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedskew.console import counted
 from fedskew.errors import FedskewError
 from fedskew.metrics.predictions import Predictions
 from fedskew.metrics.resampling import DRAWS, SEED, lesion_draws, weighted_metrics
@@ -96,12 +97,13 @@ def paired_differences(
     _check(first, second, metrics)
     one = first[0]
     weights = lesion_draws(one.lesions, one.labels, draws=draws, seed=seed)  # [N, 1 + draws]
-    values = [[weighted_metrics(one.labels, p.probabilities, one.classes, weights, metrics) for p in side]
-              for side in (first, second)]  # fmt: skip
+    both = counted([*first, *second], 2 * len(first), "models resampled")
+    values = [weighted_metrics(one.labels, p.probabilities, one.classes, weights, metrics) for p in both]
+    sides = values[: len(first)], values[len(first) :]
     seeds = np.random.default_rng(seed + 1).integers(0, len(first), (draws, len(first)))  # [draws, seeds]
     return {
-        name: _difference(name, seeds, *(np.stack([value[name] for value in side]) for side in values))
-        for name in values[0][0]
+        name: _difference(name, seeds, *(np.stack([value[name] for value in side]) for side in sides))
+        for name in values[0]
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedskew.console import counted
 from fedskew.data.cache import CONTENT_BYTES, content_hash
 from fedskew.data.choices import Fit
 from fedskew.data.decode import UnreadableImage, decode
@@ -172,7 +173,8 @@ def _images(source: DataSource, expected: Expected, most: int) -> list[Finding]:
     chosen = set(keys if not most or most >= len(keys) else keys[:: -(-len(keys) // most)])
     ids = {sample.image: sample.image_id for sample in source.samples}
     bad, contents = [(image_id, source.why_missing(image_id)) for image_id in source.missing], {}
-    for key, reason, content in _probed(source, [key for key in keys if key in chosen], expected):
+    probed = _probed(source, [key for key in keys if key in chosen], expected)
+    for key, reason, content in counted(probed, len(chosen), "images checked"):
         contents[key] = content
         if reason:
             bad.append((ids[key], reason))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedskew.config.schema import PruneConfig
+from fedskew.console import counted
 from fedskew.model.architecture import Architecture
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.groups import Segment, SublayerKey
@@ -57,7 +58,7 @@ def plan_blockwise(
     chunks = list(scoring_chunks(images, config.views, known)) if table else []
     with evaluating(model):
         segments = list(model.architecture.spec.segments(model.encoder)) if table else []
-        for i, segment in enumerate(segments):
+        for i, segment in counted(enumerate(segments), len(segments), "parts of the model scored"):
             units = table.get(segment.key) if segment.key else None
             chunks = walk.take(segments[i:], units, chunks) if units else _run(segment, chunks)
             if segment.key == last:

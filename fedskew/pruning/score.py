@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fedskew.config.schema import ConfigError, PruneConfig
+from fedskew.console import counted
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.groups import SublayerKey
 from fedskew.pruning.agreement import SignTable, by_stage_and_kind
@@ -158,7 +159,9 @@ def score_units(
         ConfigError: the criterion looks at something of the images that is not known.
     """
     scoring = Scoring(config, seed, known)
-    for half, chunk, about in scoring_chunks(images, config.views, known):
+    starts = range(0, len(images), images_at_once(images))
+    chunks = counted(scoring_chunks(images, config.views, known), config.views * len(starts), "parts of images scored")
+    for half, chunk, about in chunks:
         observe(model, chunk, partial(scoring.look, half=half), table,
                 activation=config.mlp_activation, known=about, gradients=scoring.gradients)  # fmt: skip
     return {key: scoring.scores(key) for key in scoring.seen}

@@ -10,7 +10,7 @@ import yaml
 from fedskew.config.load import to_mapping
 from fedskew.report.content import Content
 from fedskew.runs.reading import PLACES
-from fedskew.runs.round_table import duration
+from fedskew.text import duration
 
 
 def commands_of(content: Content) -> str:

@@ -17,7 +17,8 @@ from fedskew.report.numbers import megabytes, percent
 from fedskew.report.quality import Quality, quality_of
 from fedskew.report.reproduction import commands_of, configuration_of, facts_of
 from fedskew.report.traffic import Traffic, traffic_of
-from fedskew.runs.round_table import duration, figure
+from fedskew.runs.round_table import figure
+from fedskew.text import duration
 from fedskew.tools.participation import LEGEND
 
 SIGNED = ("skewness", "skewness-reversed")  # criteria whose scores are removed where they are not above 0

@@ -17,7 +17,8 @@ from fedskew.learning.precision import precision_in_words
 from fedskew.learning.train import pick_device
 from fedskew.metrics.classification import BY_CLASS, NUMBERS
 from fedskew.runs.reading import IN
-from fedskew.runs.round_table import NARROW, duration, figure
+from fedskew.runs.round_table import NARROW, figure
+from fedskew.text import duration
 
 FLOWER_LOOP = "flwr/serverapp/strategy/"
 NOTES = 20  # of the data, at most

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedskew.config.schema import Config
 from fedskew.learning.judging import VALIDATION
+from fedskew.text import duration
 
 NARROW = 78  # characters of the narrowest table of rounds: 80 less the mark that its lines have in Flower's stream
 COLUMNS = (  # of that table: name, width, rank; those of rank 0 are always there, the others from 1 on if they fit
@@ -87,12 +88,3 @@ def figure(value: float | None) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f}" if count < 99.95e6 else f"{count / 1e6:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """`4m05s`, `2h10m`, `5d03h`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours = minutes // 60
-    if hours >= 100:
-        return f"{hours // 24}d{hours % 24:02d}h"
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{hours}h{minutes % 60:02d}m"

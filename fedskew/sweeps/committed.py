@@ -1,30 +1,38 @@
-"""The records of finished runs as they can be committed: small, and saying nothing of the machine or of any image.
+"""The records of finished runs as they can be committed: small, and naming no place of the machine, image or patient.
 
 Of each run `config.yaml`, `metrics.jsonl`, `summary.json` and `predictions.npz`, and the sweep's `sweep.json`. An
 absolute path in the configuration becomes the key that it stood at (`<data.dir>`), any other becomes `<path>`. Floats
-are rounded to six digits. Of `metrics.jsonl`, which may reach megabytes otherwise, are left out: the score of each
-unit; `blocks` of rounds in which no block changed; `class_counts` that are those of the round before.
+are rounded to six digits. Images and lesions or patients get other names (`pseudonyms`), their sex and age are left
+out, and notes on the data, which name the first images that something is wrong with, are only counted. Of
+`metrics.jsonl`, which may reach megabytes otherwise, are left out: the score of each unit; `blocks` of rounds in which
+no block changed; `class_counts` that are those of the round before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedskew.files import read_json, write_bytes, write_json
+from fedskew.metrics import Predictions
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
 from fedskew.runs.predictions import encode_predictions
 from fedskew.runs.reading import PREDICTIONS
 from fedskew.sweeps.history import SWEEP, read_history
 from fedskew.sweeps.results import Cell, ResultsError, RunResult, read_cells, read_settings
 
-ABSOLUTE = re.compile(r"""(?<![\w.:/~<>-])(?:~?/|[A-Za-z]:\\)[^\s:'"(),;]+""")
+TAIL = r"""[^\s:'"(),;]+"""
+ABSOLUTE = re.compile(rf"(?<![\w.:/~<>-])(?:~?/|[A-Za-z]:\\){TAIL}")
 KEPT_OF_A_RUN = ("cell", "seed", "state", "commits")
+KEPT_GROUPS = ("site",)  # sex and age of single images are nobody's business, and no table reads them
 
 
 def export_records(sweep: Path, out: Path) -> list[Path]:
@@ -34,7 +42,7 @@ def export_records(sweep: Path, out: Path) -> list[Path]:
         The folders written.
 
     Raises:
-        ResultsError: nothing is finished there, or a run's predictions are another model's or name paths.
+        ResultsError: nothing is finished there, or a run's predictions are another model's or name a path as a group.
     """
     cells = read_cells([sweep])
     runs = [run for cell in cells for run in cell.runs.values()]
@@ -64,11 +72,29 @@ def _export_predictions(run: RunResult, target: Path) -> None:
     if run.predictions is None:
         (target / PREDICTIONS).unlink(missing_ok=True)  # of an earlier export
         return
-    groups = (name for column in run.predictions.groups.values() for name in set(column.tolist()))
-    for name in (*run.predictions.images, *run.predictions.lesions, *groups):
+    found = pseudonyms(run.predictions)
+    for name in (name for column in found.groups.values() for name in set(column.tolist())):
         if ABSOLUTE.search(str(name)):
-            raise ResultsError(f"{run.path / PREDICTIONS} names a path as an image, lesion or group: {name}")
-    write_bytes(target / PREDICTIONS, encode_predictions(run.predictions))
+            raise ResultsError(f"{run.path / PREDICTIONS} names a path as a group: {name}")
+    write_bytes(target / PREDICTIONS, encode_predictions(found))
+
+
+def pseudonyms(predictions: Predictions) -> Predictions:
+    """The same predictions with other names of images and lesions or patients, by which nobody finds them.
+
+    Runs that share a test set still share its names, so they can be paired, in the same order, so that the bootstrap
+    draws the same. A name is the place among all of them in alphabetical order, behind a hash of them all: it takes the
+    whole list of names to make it, not a guess at one of them.
+    """
+    columns = {"images": predictions.images, "lesions": predictions.lesions}
+    content = json.dumps([column.tolist() for column in columns.values()])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    new = {}
+    for what, column in columns.items():
+        names, places = np.unique(column, return_inverse=True)
+        new[what] = np.array([f"{digest}-{place:0{len(str(len(names)))}d}" for place in places])
+    groups = {name: column for name, column in predictions.groups.items() if name in KEPT_GROUPS}
+    return replace(predictions, **new, groups=groups)
 
 
 def _paths_in(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -85,11 +111,11 @@ def replace_paths(value: Any, places: Mapping[str, str]) -> Any:
     """A JSON value without absolute paths in its texts, keys included.
 
     Args:
-        places: what stands for paths that are known; others become `<path>`.
+        places: what stands for paths that are known, and for what lies in them; others become `<path>`.
     """
     if isinstance(value, str):
         for path, name in places.items():
-            value = value.replace(path, name)
+            value = re.sub(rf"{re.escape(path)}(?:/{TAIL})?", lambda _, name=name: name, value)
         return ABSOLUTE.sub("<path>", value)
     if isinstance(value, Mapping):
         return {replace_paths(key, places): replace_paths(inner, places) for key, inner in value.items()}
@@ -97,19 +123,21 @@ def replace_paths(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def shortened(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics without what makes them long, see the module."""
-    lines, counts = [], None
+    """Lines of metrics without what makes them long or names images, see the module."""
+    found, counts = [], None
     for record in records:
         line = rounded(record)
         line["blocks"] = [{key: item for key, item in block.items() if not key.endswith("_scores")}
                           for block in record.get("blocks", ())]  # fmt: skip
+        if notes := record.get("notes"):
+            line["notes"] = {node: [f"notes on the data: {len(lines)}"] for node, lines in notes.items()}
         if not any(_changed(block) for block in line["blocks"]):
             del line["blocks"]
         if record.get("class_counts") == counts:
             line.pop("class_counts", None)
         counts = record.get("class_counts")
-        lines.append(line)
-    return lines
+        found.append(line)
+    return found
 
 
 def _changed(block: Mapping[str, Any]) -> bool:

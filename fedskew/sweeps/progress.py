@@ -13,8 +13,8 @@ from fedskew.files import read_json
 from fedskew.runs.folder import CONFIG, METRICS, SUMMARY, RunFolder
 from fedskew.runs.reading import read_split
 from fedskew.runs.resume import differences
-from fedskew.runs.round_table import duration
 from fedskew.sweeps.references import PlannedRun
+from fedskew.text import duration
 
 NEW, BEGUN, DONE = "new", "begun", "done"
 # Where things lie on this machine: a sweep may move, and its data with it (the split's hash tells if it is the same).

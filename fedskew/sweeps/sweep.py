@@ -22,12 +22,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedskew.errors import FedskewError
-from fedskew.runs.round_table import duration
 from fedskew.sweeps.history import History
 from fedskew.sweeps.job import COMMAND, Job, shared_cores
 from fedskew.sweeps.progress import BEGUN, DONE, Progress, conflicts, progress_line, progress_of, read_summary
 from fedskew.sweeps.references import PlannedRun
 from fedskew.sweeps.study import Study, StudyError
+from fedskew.text import duration
 
 EXIT_FAILED = 1
 EXIT_UNFINISHED = 75  # EX_TEMPFAIL: call again

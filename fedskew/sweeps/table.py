@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from fedskew.console import counted
 from fedskew.metrics import Difference, PairingError, paired_differences
 from fedskew.sweeps.results import Cell, ResultsError, metric_names
 
@@ -88,7 +89,7 @@ def cell_table(
     metrics = tuple(metrics) or default_metrics(cells)
     first, notes = cells[names.index(reference)], [*_unfinished(cells), *_without_predictions(cells)]
     entries = {}
-    for cell in cells:
+    for cell in counted(cells, len(cells), "cells compared"):
         gaps = _gaps(first, cell, metrics, notes, over_seeds=over_seeds) if cell is not first else {}
         for metric in metrics:
             entries[metric, cell.name] = Entry(tuple(cell.values(metric)), gaps.get(metric))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedskew.console import counted
 from fedskew.model.fusion import MultimodalModel
 from fedskew.model.groups import SublayerKey
 from fedskew.pruning.criteria import Summary, skewness
@@ -85,7 +86,8 @@ def measure_focus(
         focus.setdefault(seen.key, []).append(focus_of(norms, inside)[usable[part]])
 
     table = bundles(model.architecture, "ratio")
-    for part in torch.arange(len(images)).split(images_at_once(images)):
+    parts = torch.arange(len(images)).split(images_at_once(images))
+    for part in counted(parts, len(parts), "parts of images looked at"):
         observe(model, images[part], partial(look, part=part), table)
     found = {}
     for key, summary in summaries.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fedskew.console import counted
 from fedskew.files import file_sha256
 from fedskew.metrics import Difference, PairingError, Predictions, paired_differences
 from fedskew.runs.predictions import SAME_ACCURACY, PredictionsError, accuracy_of, read_predictions
@@ -31,7 +32,7 @@ def paired(runs: Sequence[RunResult]) -> tuple[Differences, list[str]]:
         return {}, [f"no paired differences: {error}"]
     columns: dict[str, Mapping[str, Difference]] = {}
     reasons = []
-    for run in runs[1:]:
+    for run in counted(runs[1:], len(runs) - 1, "runs compared"):
         try:
             columns[run.name] = paired_differences([first], [_predictions(run)])
         except (PairingError, PredictionsError) as error:
