@@ -11,6 +11,7 @@ from fedskew.apps import make_client_app
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import CONFIG, Task, pack_task
 from fedskew.federation.weights import to_record
+from fedskew.learning import deadline
 from fedskew.model.catalogue import dense_architecture
 from fedskew.site.audit import read_entries
 from fedskew.site.ledger import beside, read_books
@@ -32,7 +33,7 @@ privacy-budget: {epsilon: 18, delta: 1e-5}
 def ask(generated, tmp_path):
     """Send a task whose settings are changed to a site with a policy; returns the reply. The log is `tmp_path/log`."""
 
-    def send(policy="", change=None, *, weights=STATE, config=None, node=None):
+    def send(policy="", change=None, *, weights=STATE, config=None, node=None, kind="train"):
         (tmp_path / "policy.yaml").write_text(policy)
         site = {"data-dir": str(generated), "name": "site-a", "policy": str(tmp_path / "policy.yaml"),
                 "audit-log": str(tmp_path / "log")}  # fmt: skip
@@ -40,7 +41,7 @@ def ask(generated, tmp_path):
         task = Task(1, 9, ARCH, config or tiny_config(data={"clients": "own"}))
         content = pack_task(task, to_record(weights))
         content[CONFIG] = ConfigRecord(dict(content.config_records[CONFIG]) | (change or {}))
-        message = grid.create_message(content, "train", 1, "group")
+        message = grid.create_message(content, kind, 1, "group")
         return next(iter(grid.pull_messages(grid.push_messages([message]))))
 
     return send
@@ -108,3 +109,33 @@ def test_a_refusal_before_the_data_is_touched_costs_no_budget(ask, tmp_path):
     ask(PRIVATE + "min-examples: 5000\n")
     ask(PRIVATE, {"work": "{}"})
     assert not beside(tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_task_that_takes_too_long_is_given_up_by_name_and_the_site_keeps_nothing_of_it(
+    ask, tmp_path, monkeypatch, kind
+):
+    """A server could keep a site busy for days, within all limits: the time is looked at before every batch."""
+    seen = []
+
+    def clock():
+        seen.append(60.0 * 3 * len(seen))  # admitted at minute 0; batches begin at 3, 6, …
+        return seen[-1]
+
+    monkeypatch.setattr(deadline, "clock", clock)
+    config = tiny_config(data={"clients": "own"}, run={"eval_batch_size": 8})
+    reply = ask("max-task-minutes: 5", kind=kind, config=config)
+    said = "site policy forbids: the task took longer than its max-task-minutes of 5"
+    assert reply.error.reason.startswith(f"node site-a: {said}")
+    assert len(seen) == 3, "one batch was worked on, the second was not"
+    (entry,) = read_entries(tmp_path / "log")
+    assert (entry["outcome"], said in entry["reason"]) == ("refused", True)
+    monkeypatch.undo()
+    assert not ask("max-task-minutes: 5", kind=kind).has_error(), "the next task has its own time"
+
+
+def test_a_task_given_up_for_its_time_costs_no_budget(ask, tmp_path, monkeypatch):
+    """How long it takes follows from what is asked and how many images there are, not from what they show."""
+    monkeypatch.setattr(deadline, "clock", iter(range(0, 10**6, 600)).__next__)
+    assert "max-task-minutes of 1" in ask(PRIVATE + "max-task-minutes: 1").error.reason
+    assert read_books(tmp_path / "log", beside(tmp_path / "log")).ledger == []

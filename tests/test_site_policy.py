@@ -23,6 +23,7 @@ def test_every_key_is_read(tmp_path):
     file = tmp_path / "policy.yaml"
     file.write_text(
         f"allowed-runs: [12, '18446744073709551615']\napp-hashes: ['sha256:{HASH}']\nmin-examples: 100\nmax-rounds: 5\n"
+        "max-task-minutes: 90\n"
         "clipping-norm: 1.5\nnoise: {sensitivity: 2.5, epsilon: 0.5, delta: 1e-5}\n"
         "report-metrics: false\nreport-class-counts: true\nreport-notes: true\n"
     )
@@ -31,6 +32,7 @@ def test_every_key_is_read(tmp_path):
         app_hashes=frozenset({HASH}),
         min_examples=100,
         max_rounds=5,
+        max_task_minutes=90,
         clipping_norm=1.5,
         noise=Noise(2.5, 0.5, 1e-5),
         report_metrics=False,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedskew.config.schema import TrainConfig
 from fedskew.data.batches import Batch, ImageBatches
 from fedskew.errors import FedskewError
+from fedskew.learning.deadline import check_time
 from fedskew.learning.imbalance import class_weights, logit_offsets
 from fedskew.learning.memory import keep_freed_memory
 from fedskew.learning.mixing import Mixing
@@ -133,6 +134,7 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite.
+        TimeIsUp: see `deadline`.
     """
     start, device = time.perf_counter(), next(model.parameters()).device
     if device.type == "cpu":
@@ -146,6 +148,7 @@ def train(
         batches.set_epoch(epoch)
         losses = torch.zeros((), device=device)
         for batch in batches:
+            check_time()
             losses += step(batch, learning_rate(config, (round_number - 1 + steps / total) / max(1, rounds), steps))
             steps += 1
         means.append(float(losses) / max(1, len(batches)))
@@ -207,6 +210,7 @@ def predict(model: MultimodalModel, batches: Iterable[Batch], config: TrainConfi
     labels, probabilities = [], []
     model.eval()
     for images, metadata, expected in batches:
+        check_time()
         with autocast(config, device):
             logits = model(images.to(device), metadata.to(device))
         probabilities.append(logits.float().softmax(-1).cpu().numpy())

@@ -108,6 +108,8 @@ def summary(policy: Policy) -> list[str]:
     words += [f"at least {policy.min_examples} images"] if policy.min_examples > 1 else []
     words += [f"at most {policy.max_rounds} rounds of a run"] if policy.max_rounds else []
     words += [f"at most {policy.max_rounds_total} rounds of all runs"] if policy.max_rounds_total else []
+    minutes = policy.max_task_minutes
+    words += [f"at most {minutes} minutes a task" if minutes else "no limit of a task's minutes (max-task-minutes)"]
     words += [f"a task of at most {limits_in_words(policy.limits)}"]
     words += [f"updates clipped to norm {policy.clipping_norm:g}"] if policy.clipping_norm else []
     words += [f"noise of deviation {policy.noise.deviation:.3g}" if policy.noise else "no noise"]

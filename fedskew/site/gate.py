@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from fedskew.federation.messages import (
 )
 from fedskew.federation.weights import arrays_sha256, from_record, to_record
 from fedskew.learning.datasets import NodeData
+from fedskew.learning.deadline import TimeIsUp, time_limit
 from fedskew.learning.train import TrainingError
 from fedskew.model.bounds import ArchitectureError
 from fedskew.model.cost import macs, parameters
@@ -53,7 +55,7 @@ from fedskew.site.audit import (
 from fedskew.site.egress import split_metrics, suppress_counts
 from fedskew.site.ledger import Books, cost_in_words, cost_of, is_spent, ledger_path, read_books, record_answer
 from fedskew.site.limits import exceeded, is_simulated, site_settings
-from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash
+from fedskew.site.policy import Policy, PolicyError, PolicyRefusal, check_task, installed_app_hash, took_too_long
 from fedskew.site.policy_file import load_policy
 from fedskew.site.privacy import PrivacyError, protect
 
@@ -113,6 +115,16 @@ class Gate:
         self._check(read_books(self._log, self._ledger))
         if self._kind == "evaluate" and not self._policy.report_metrics:
             raise PolicyRefusal("site policy forbids: an evaluation tells metrics, and its report-metrics is false")
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """The work on an admitted task: raises `PolicyRefusal` when it takes longer than the policy allows."""
+        minutes = self._policy.max_task_minutes
+        try:
+            with time_limit(60.0 * minutes if minutes else math.inf):
+                yield
+        except TimeIsUp:
+            raise took_too_long(self._policy) from None
 
     def check_data(self, data: NodeData) -> None:
         """Refuse a task for which there are too few images before hours go into it."""

@@ -58,7 +58,7 @@ def _guarded(message: Message, context: Context, work: Work, gate: Gate) -> Mess
     slow = slow_precision(settings.precision, pick_device(settings.device))
     if slow and not is_simulated(context.node_config):  # which is where the server is, and that has said so
         log.warning("%s", slow)
-    with cpu_threads(settings.threads):
+    with cpu_threads(settings.threads), gate.in_time():
         data = task_data(admitted, context)
         gate.check_data(data)
         reply = gate.release(work(message, context), data)

@@ -52,6 +52,7 @@ class Policy:
     min_examples: int = 1
     max_rounds: int | None = None
     max_rounds_total: int | None = None
+    max_task_minutes: int | None = None  # of training or evaluation, from the moment that a task is admitted
     limits: Limits = field(default_factory=Limits)
     clipping_norm: float | None = None
     noise: Noise | None = None
@@ -97,6 +98,14 @@ def check_task(
         )
     if examples is not None and examples < policy.min_examples:
         raise _forbidden(f"the answer would be made from fewer images than its min-examples of {policy.min_examples}")
+
+
+def took_too_long(policy: Policy) -> PolicyRefusal:
+    """The refusal of a task whose time is over."""
+    return _forbidden(
+        f"the task took longer than its max-task-minutes of {policy.max_task_minutes}; the coordinator should ask for "
+        "fewer epochs or a smaller model, or the site has to raise it"
+    )
 
 
 def installed_app_hash(module_file: str) -> str:

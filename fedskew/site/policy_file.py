@@ -7,6 +7,7 @@ app-hashes: [9f86d081…]      # SHA-256 of app bundles (fedskew bundle-hash)
 min-examples: 100            # answers made from fewer images stay here
 max-rounds: 50               # answers of each kind (train, evaluate) to one run
 max-rounds-total: 200        # the same over all runs: a coordinator can start as many as it likes
+max-task-minutes: 120        # a task that takes longer is given up, between two batches
 limits: {local-epochs: 5, batch-size: 128, image-size: 256}   # of one task; see limits.Limits for all and for defaults
 clipping-norm: 1.0           # largest 2-norm of an update
 noise: {multiplier: 2.0, delta: 1e-5}   # Gaussian: its deviation over the clipping-norm, or an epsilon (up to 1)
@@ -33,8 +34,8 @@ from fedskew.site.limits import LIMIT_KEYS, Limits
 from fedskew.site.policy import Budget, Noise, Policy, PolicyError
 from fedskew.text import nearest, read_yaml
 
-KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "limits", "clipping-norm",
-        "noise", "privacy-budget", "min-count",
+KEYS = ("allowed-runs", "app-hashes", "min-examples", "max-rounds", "max-rounds-total", "max-task-minutes",
+        "limits", "clipping-norm", "noise", "privacy-budget", "min-count",
         "report-metrics", "report-class-counts", "report-notes")  # fmt: skip
 NOISE_KEYS = ("multiplier", "sensitivity", "epsilon", "delta")
 BUDGET_KEYS = ("epsilon", "delta")
@@ -68,6 +69,7 @@ def parse_policy(content: Any, name: str) -> Policy:
         min_examples=_whole(values.get("min-examples", 1), where + "min-examples"),
         max_rounds=_optional(values, "max-rounds", lambda value: _whole(value, where + "max-rounds")),
         max_rounds_total=_optional(values, "max-rounds-total", lambda value: _whole(value, where + "max-rounds-total")),
+        max_task_minutes=_optional(values, "max-task-minutes", lambda value: _whole(value, where + "max-task-minutes")),
         limits=_limits(values.get("limits", {}), where),
         clipping_norm=clipping,
         noise=_noise(values["noise"], clipping, where) if "noise" in values else None,
