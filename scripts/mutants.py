@@ -36,7 +36,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "learning": (
         ("fedskew/learning/*", "fedskew/methods/*"),
-        ("training", "learning", "recipe", "open_data", "judging", "best_round", "parts", "data_splits", "simulation"),
+        ("training", "learning", "recipe", "open_data", "judging", "best_round", "parts", "data_splits", "simulation",
+         "who_trains", "precision", "baselines"),
     ),
     "federation": (
         ("fedskew/federation/*",),

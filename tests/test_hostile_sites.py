@@ -10,10 +10,12 @@ import pytest
 import torch
 from builders import run_here, tiny_config
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import ConfigError
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.mean import largest, noted, objection
 from fedskew.federation.server import FederatedRun
+from fedskew.learning import server_data
 from fedskew.learning.local import Trainer, local_seed
 from fedskew.learning.train import TrainingError
 from fedskew.methods.skewness import SkewnessPruning
@@ -295,3 +297,12 @@ def test_the_person_who_looks_for_the_cause_is_told_whose_update_was_the_largest
     text = largest({"a": 1.0, "b": 1e30, "c": 2.0, "set aside": 1e31}, {"a": 10, "b": 10, "c": 30})
     assert text == "the largest update is that of b, of norm 1e+30, the others' at most 2; c has 60% of the weight"
     assert largest({}, {}) == ""
+
+
+def test_a_model_that_is_led_astray_in_small_steps_is_measured_against_the_best_so_far(run, monkeypatch):
+    """Each round is worse than the one before by less than the bound: together they are not."""
+    losses, real = iter([1.0, 1.4, 1.8, 1.45]), server_data.evaluate
+    monkeypatch.setattr(server_data, "evaluate", lambda *args: real(*args) | {"loss": next(losses)})
+    _, records = run(make_client_app(), prune={"criterion": "none"}, federation={"rounds": 3, "rollback": 0.5})
+    assert [bool(record["rolled_back"]) for record in records] == [False, False, True, False]
+    assert "is 1.8, the best so far with what pruning has cost since is 1:" in records[2]["rolled_back"]
