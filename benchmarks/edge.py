@@ -3,24 +3,29 @@
     python benchmarks/edge.py swin_t
     python benchmarks/edge.py small
     python benchmarks/edge.py ways
+    python benchmarks/edge.py parts
 
 `swin_t`: Swin-T at 224 pixels; `small`: the small Swin at 64. Each dense, at the paper's budget (36 % of the
 parameters, 50 % of the MACs), at 12 % of the parameters, and as Torch-Pruning makes it of the dense one, uniformly by
 magnitude, with the MACs of the paper's budget. Each in PyTorch in float32, and as ONNX in float32, float16 and int8.
 How long a call takes depends on the shape alone, so the weights are random; what int8 does to a trained model is
-measured by `fedskew export`. `ways`: the paper's budget of Swin-T in int8, made in other ways. One thread.
+measured by `fedskew export`. `ways`: the paper's budget of Swin-T in int8, made in other ways. `parts`: which operators
+the time of a call goes to, for the paper's budget of Swin-T and the dense one, in float32 and int8. One thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from timing import finish, parser
@@ -199,10 +204,42 @@ def ways(rounds: int, folder: Path) -> list[dict[str, Any]]:
     return bench(cases, rounds=rounds, threads=(1,), say=print)
 
 
+def operator_times(file: Path, calls: int) -> Counter[str]:
+    """Microseconds of a call by kind of operator, as onnxruntime's profiler has them (which costs time itself)."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.enable_profiling = 1, True
+    settings.profile_file_prefix = str(file.with_suffix(""))
+    session = onnxruntime.InferenceSession(file, settings)
+    size, columns = (value.shape[-1] for value in session.get_inputs())
+    for _ in range(calls):
+        session.run(None, dict(feeds(*random_inputs(1, size, columns))))
+    found: Counter[str] = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event["cat"] == "Node" and event["name"].endswith("kernel_time"):
+            found[event["args"]["op_name"]] += event["dur"] / calls
+    return found
+
+
+def parts(calls: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each kind of operator: its share of the time of a call of each model."""
+    torch.manual_seed(0)
+    dense = dense_architecture(ModelConfig(name=MODELS["swin_t"]))
+    times = {}
+    for name, arch in (("dense", dense), ("paper's budget", at_budget(dense, PAPER))):
+        graph = to_onnx(build(arch).eval())
+        for form, one in (("fp32", graph), ("int8", static_int8(graph, calibration(arch)))):
+            file = folder / f"{len(times)}.onnx"
+            onnx.save(one, file)
+            times[f"{name}, {form}"] = operator_times(file, calls)
+    order = sum(times.values(), Counter()).most_common()
+    return [{"operator": kind} | {name: found[kind] / found.total() for name, found in times.items()}
+            for kind, _ in order]  # fmt: skip
+
+
 def options() -> argparse.Namespace:
     """What was asked for."""
     found = parser(__doc__)
-    found.add_argument("what", choices=[*MODELS, "ways"])
+    found.add_argument("what", choices=[*MODELS, "ways", "parts"])
     found.add_argument("--model", metavar="NAME", help="another Swin than that of `swin_t` or `small`")
     found.add_argument("--rounds", type=int, default=10, metavar="N", help="default: 10")
     return found.parse_args()
@@ -212,8 +249,8 @@ if __name__ == "__main__":
     asked = options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        if asked.what == "ways":
-            rows = ways(asked.rounds, Path(place))
+        if asked.what in ("ways", "parts"):
+            rows = {"ways": ways, "parts": parts}[asked.what](asked.rounds, Path(place))
         else:
             rows = compared(asked.model or MODELS[asked.what], asked.rounds, Path(place))
     finish(f"edge_{asked.what}", rows, asked.out)

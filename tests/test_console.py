@@ -8,7 +8,18 @@ import logging
 import pytest
 from flwr.common.logger import console_handler
 
-from fedskew.console import OURS, PROGRESS, PROGRESS_FILE, RESULTS, StatusLine, in_flower, in_terminal
+from fedskew import console
+from fedskew.console import (
+    OURS,
+    PROGRESS,
+    PROGRESS_FILE,
+    RESULTS,
+    StatusLine,
+    counted,
+    in_command,
+    in_flower,
+    in_terminal,
+)
 from fedskew.data.samples import DataError
 
 
@@ -110,3 +121,60 @@ def test_no_status_line_where_it_could_not_be_written_over(monkeypatch, stream, 
     monkeypatch.setenv("TERM", terminal)
     StatusLine(stream).show("1 of 4")
     assert stream.getvalue() == ""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that a test lets pass."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def taking(clock, seconds, count):
+    for number in range(count):
+        clock[0] += seconds
+        yield number
+
+
+def test_long_loops_tell_how_long_the_rest_takes_after_two_seconds(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    with in_command(print, StatusLine(screen)):
+        assert list(counted(taking(clock, 0.6, 6), 6, "images")) == list(range(6))
+    shown = [text for text in screen.getvalue().split("\r") if text.strip()]
+    assert shown == ["0 of 6 images", "4 of 6 images, about 0m01s left", "5 of 6 images, about 0m01s left",
+                     "6 of 6 images, about 0m00s left"]  # fmt: skip
+    assert screen.getvalue().endswith(f"{' ' * len(shown[-1])}\r"), "taken away"
+
+
+def test_of_loops_in_each_other_the_outer_one_tells_and_one_item_tells_nothing(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    with in_command(print, StatusLine(screen)):
+        for _ in counted([1], 1, "run"):
+            for _ in counted("ab", 2, "rounds"):
+                list(counted(taking(clock, 3, 4), 4, "images"))
+    assert "0 of 2 rounds" in screen.getvalue()
+    assert "1 of 2 rounds, about 0m12s left" in screen.getvalue()
+    assert "image" not in screen.getvalue()
+    assert "run" not in screen.getvalue().replace("rounds", "")
+
+
+def test_a_loop_that_is_left_early_leaves_nothing_shown_and_the_next_one_tells(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    with in_command(print, StatusLine(screen)):
+        for _ in counted(taking(clock, 3, 4), 4, "images"):
+            break
+        list(counted(taking(clock, 3, 4), 4, "others"))
+    assert "2 of 4 others, about 0m06s left" in screen.getvalue()
+
+
+def test_a_message_takes_the_status_line_away_first(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    with in_command(lambda text: screen.write(f"{text}\n"), StatusLine(screen)):
+        StatusLine(screen).show("reading")
+        log(f"{OURS}.data", logging.WARNING, "one is missing")
+    assert screen.getvalue() == "reading\r       \rwarning: one is missing\n"

@@ -28,6 +28,8 @@ def test_what_directives_give(build, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
     given = build.page("a {{value x ratio .1f form='torch fp32' shape=dense}} b", tmp_path)
     assert given == f"{build.NOTICE}a 1.2 b"
+    shown = build.page("{{quotient x ratio .2f shape=dense 'form=torch fp32' / form=onnx}}", tmp_path)
+    assert shown == f"{build.NOTICE}1.25"
     for directive, words in (
         ("value x ratio .1f shape=dense", "2 rows have"),
         ("value y ratio .1f", "FileNotFound"),

@@ -242,6 +242,44 @@ def encoded(picture, kind="PNG", **options):
     return out.getvalue()
 
 
+def _newer(run):
+    """A model file of which the header says that a later version wrote it."""
+    content = (run / "model.safetensors").read_bytes()
+    assert content.count(b'\\"version\\":2') == 1
+    (run / "model.safetensors").write_bytes(content.replace(b'\\"version\\":2', b'\\"version\\":9'))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: (run / "model.safetensors").unlink(), "neither a model file nor a run folder with a model"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"x" * 50), "cannot be read as a model"),
+        (lambda run: os.truncate(run / "model.safetensors", 5000), "cannot be read as a model"),
+        (_newer, "version"),
+    ],
+    ids=["no round yet", "damaged", "cut", "of a later version"],
+)
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_a_run_that_cannot_be_asked_is_one_clear_line(finished_run, pictures, tmp_path, command, change, told):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.path, run)
+    change(run)
+    words = [run, pictures[0]] if command == "predict" else [run, "--port", "0"]
+    done = CliRunner().invoke(app, [command, *map(str, words)])
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert str(run) in line
+    assert told in line
+
+
+def test_a_run_that_is_not_finished_is_answered_with_its_newest_model(finished_run, model, pictures, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    answer = call(tmp_path / "run", pictures[0], "--json")
+    assert answer.exit_code == 0, answer.output
+    assert fedskew.load(tmp_path / "run").predict(pictures[0]) == model.predict(pictures[0])
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
 BAD = {
     "huge": (encoded(Image.new("1", (10_000, 9_000))), "10000 x 9000 pixels are more than 80,000,000"),

@@ -7,9 +7,11 @@ What stands in {{…}} in the template is replaced:
 
     {{models RECORD}}              a row for each shape and form of `benchmarks/edge.py`
     {{ways RECORD}}                of `edge.py ways`
+    {{parts RECORD}}               of `edge.py parts`
     {{loss RECORD}}                of `edge_loss.py`
     {{machine RECORD}}             where and when
     {{value RECORD COLUMN FORMAT KEY=VALUE…}}     of the one row in which these are so
+    {{quotient RECORD COLUMN FORMAT KEY=VALUE… / KEY=VALUE…}}     of two such values
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ TEMPLATE, PAGE = HERE / "template.md", HERE.parent / "edge.md"
 RECORDS = HERE.parents[1] / "benchmarks" / "results"
 NOTICE = "<!-- Made by `make results` from edge/template.md and benchmarks/results: change those. -->\n"
 DIRECTIVE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+LEAST = 0.02  # of the time, for an operator to have a row
 Row = Mapping[str, Any]
 
 
@@ -74,6 +77,14 @@ def _ways(record: Row, _: Sequence[str]) -> str:
     return _table(("int8", "ms, batch 1", "÷ fp32", "file MB"), rows)
 
 
+def _parts(record: Row, _: Sequence[str]) -> str:
+    columns = [name for name in record["rows"][0] if name != "operator"]
+    large = [row for row in record["rows"] if max(row[name] for name in columns) >= LEAST]
+    rows = [(f"`{row['operator']}`", *(_share(row[name]) for name in columns)) for row in large]
+    rest = [sum(row[name] for row in record["rows"] if row not in large) for name in columns]
+    return _table(("operator of ONNX Runtime", *columns), [*rows, ("all others", *map(_share, rest))])
+
+
 def _loss(record: Row, _: Sequence[str]) -> str:
     head = ["parameters left", "way", "file MB"]
     for where in ("open", "test"):
@@ -96,11 +107,21 @@ def _machine(record: Row, _: Sequence[str]) -> str:
 
 def _value(record: Row, words: Sequence[str]) -> str:
     column, form, *conditions = words
+    return format(_one(record, column, conditions), form)
+
+
+def _quotient(record: Row, words: Sequence[str]) -> str:
+    column, form, *conditions = words
+    middle = conditions.index("/")
+    return format(_one(record, column, conditions[:middle]) / _one(record, column, conditions[middle + 1 :]), form)
+
+
+def _one(record: Row, column: str, conditions: Sequence[str]) -> Any:
     wanted = dict(condition.split("=", 1) for condition in conditions)
     rows = [row for row in record["rows"] if all(str(row[key]) == value for key, value in wanted.items())]
     if len(rows) != 1:
         raise PageError(f"{len(rows)} rows have {wanted}")
-    return format(rows[0][column], form)
+    return rows[0][column]
 
 
 def _share(value: float) -> str:
@@ -113,7 +134,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 DIRECTIVES: dict[str, Callable[[Row, Sequence[str]], str]] = {
-    "models": _models, "ways": _ways, "loss": _loss, "machine": _machine, "value": _value,
+    "models": _models, "ways": _ways, "parts": _parts, "loss": _loss, "machine": _machine, "value": _value,
+    "quotient": _quotient,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ PANELS = (
 
 
 def plot_runs(runs: Sequence[Path], target: Path) -> None:
-    """Draw runs side by side into an image file (its suffix names the format).
+    """Draw runs over each other into an image file (its suffix names the format).
 
     Raises:
         RunFolderError: a folder holds no run, or the file cannot be written.
@@ -32,7 +32,8 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
     if target.suffix[1:].lower() not in formats:
         raise RunFolderError(f"--out {target}: no image format is called {target.suffix or 'nothing'!r}; use one of "
                              f"{', '.join(f'.{name}' for name in sorted(formats))}")  # fmt: skip
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
+    figure, grid = pyplot.subplots(2, 2, figsize=(8.4, 5.6), sharex=True, layout="constrained")
+    axes = list(grid.flat)
     for path, label in zip(runs, run_labels(runs), strict=True):
         records = read_records(path)
         for axis, (key, _, dense) in zip(axes, PANELS, strict=True):
@@ -43,11 +44,13 @@ def plot_runs(runs: Sequence[Path], target: Path) -> None:
                       marker=".", label=label)  # fmt: skip
     for axis, (_, title, dense) in zip(axes, PANELS, strict=True):
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("round")
+        axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.get_major_locator().set_params(integer=True)  # of few rounds, matplotlib would count halves
         axis.grid(alpha=0.3)
         axis.set_ylim(0, 1.05 if dense else None)
-    axes[0].legend(fontsize=8)
+    for axis in grid[-1]:
+        axis.set_xlabel("round")
+    grid[0, 0].legend(fontsize=9, frameon=False, loc="lower right")
     try:
         figure.savefig(target, dpi=130)
     except OSError as error:
