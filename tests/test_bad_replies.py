@@ -1,6 +1,7 @@
 """Nodes that answer badly are set aside by name and the round goes on; odd nodes take part like any other."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fedskew.apps import make_client_app
+from fedskew.config import load_config
+from fedskew.config.load import preset_names
 from fedskew.demo.generator import generate
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import Task, pack_task
@@ -87,6 +90,38 @@ def test_a_bad_reply_is_set_aside_by_name_and_the_round_goes_on(run, kind, finis
     assert BAD[kind][1] in reason
     assert set(first["nodes"]) == {"partition-0", "partition-2"}
     assert first["bytes_up"] < finished_run.records()[1]["bytes_up"]
+    assert all(np.isfinite(value).all() for value in load_file(folder.path / "model.safetensors").values())
+
+
+def as_small(preset, folder):
+    """What a preset asks of nodes, pruning and federation, of a model and of data that take seconds."""
+    given, tiny = load_config(preset), tiny_config(run={"output_dir": str(folder)})
+    federation = replace(given.federation, rounds=len(BAD), min_nodes=1, require_signatures=False)  # nodes have no keys
+    prune = replace(given.prune, batch_size=16, first_round=min(1, given.prune.first_round), last_round=0)
+    recipe = {"warm_start_epochs": 0, "local_epochs": 1, "batch_size": 16, "device": "cpu", "precision": "float32"}
+    data = replace(tiny.data, validation=given.data.validation)
+    model = replace(tiny.model, name="vit_micro_patch4_32") if given.model.name.startswith("vit") else tiny.model
+    return replace(
+        given, data=data, model=model, train=replace(given.train, threads=1, **recipe), prune=prune,
+        federation=federation, run=tiny.run,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_bad_reply_is_set_aside_under_the_settings_of_every_preset(generated, tmp_path, preset):
+    """In each round another kind: robust limits, momentum, frozen stages and cuts must not let one of them through."""
+
+    def answer(message, context):
+        kind = list(BAD)[message.content["config"]["server-round"] - 1]
+        return bad_node(kind, 1)(message, context)
+
+    folder = run_here(as_small(preset, tmp_path), grid=LocalGrid(answer, 3))
+    _, *rounds = folder.records()
+    assert len(rounds) == len(BAD)
+    for record, (kind, (_, words)) in zip(rounds, BAD.items(), strict=True):
+        assert list(record["failed"]) == ["node 2"], kind
+        assert words in record["failed"]["node 2"]
+        assert (record["clients_ok"], record["rolled_back"]) == (2, None), kind
     assert all(np.isfinite(value).all() for value in load_file(folder.path / "model.safetensors").values())
 
 

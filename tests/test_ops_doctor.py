@@ -143,7 +143,8 @@ def test_policies(policy):
     assert "; at most 90 minutes a task; " in check_policy(policy(pinned + "max-task-minutes: 90"))[0].message
     assert found[0].message.endswith(
         "answers any run of pinned apps (1); at least 50 images; at most 9 rounds of a run; at most 90 rounds of all "
-        "runs; no limit of a task's minutes (max-task-minutes); a task of at most 50 epochs, batches of 1024 (4096 in evaluation), 512 pixels a side, 200,000,000 "
+        "runs; no limit of a task's minutes (max-task-minutes); "
+        "a task of at most 50 epochs, batches of 1024 (4096 in evaluation), 512 pixels a side, 200,000,000 "
         "weights, all CPU threads; updates clipped to norm 2; no noise; reports metrics"
     )
     assert only(found, "privacy").message == "no differential privacy: the policy adds no noise to updates"

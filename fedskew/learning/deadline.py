@@ -14,7 +14,7 @@ clock = time.monotonic
 _until: ContextVar[float] = ContextVar("until", default=math.inf)
 
 
-class TimeIsUp(FedskewError, RuntimeError):  # noqa: N818  # it is no error of whoever works
+class TimeIsUp(FedskewError, RuntimeError):
     """The work took longer than it may."""
 
 
