@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "learning": (
         ("fedskew/learning/*", "fedskew/methods/*"),
         ("training", "learning", "recipe", "open_data", "judging", "best_round", "parts", "data_splits", "simulation",
-         "who_trains", "precision", "baselines"),
+         "who_trains", "precision", "baselines", "central"),
     ),
     "federation": (
         ("fedskew/federation/*",),

@@ -10,7 +10,7 @@ from fedskew.config import ConfigError
 from fedskew.data.batches import ImageBatches
 from fedskew.data.samples import DataError
 from fedskew.data.splits import check_disjoint
-from fedskew.learning.datasets import divide_open, open_data, partitions, split_server
+from fedskew.learning.datasets import divide_open, node_data, open_data, partitions, split_server
 from fedskew.learning.initial import initial_model
 from fedskew.learning.server_data import ServerData
 from fedskew.methods import make_method
@@ -50,6 +50,22 @@ def test_where_sites_have_their_own_data_the_server_s_are_shared_between_test_an
                for part in (split.test, split.open)]  # fmt: skip
     for label, count in (lesions[0] + lesions[1]).items():
         assert lesions[0][label] == pytest.approx(0.25 * count, abs=1), label
+
+
+@pytest.mark.parametrize("part", [{}, {"partition-id": 1, "num-partitions": 3}], ids=["whole", "part"])
+def test_a_node_reads_its_own_folder_for_the_model_of_its_task(generated, tmp_path, part):
+    config, known = tiny_config().data, (("sex", ("unknown", "female")),)
+    asked = {"data-dir": str(generated), "cache-dir": str(tmp_path), **part}
+    node = node_data(config, 48, asked, vocabularies=known)
+    assert (node.data.place, node.data.vocabularies) == (str(generated), known)
+    assert node.data.cached.path.is_relative_to(tmp_path)
+    assert node.data.cached.images.shape[1:] == (54, 54, 3), "an eighth more than the model sees"
+    given = partitions(node.data, split_server(node.data, config), config, 3)[1] if part else node.data.usable
+    assert sorted([*node.train, *node.validation]) == sorted(given)
+    assert len(node.validation) == pytest.approx(0.2 * len(given), abs=4)
+    assert node.name == ("partition-1" if part else generated.name)
+    with pytest.raises(DataError, match="this node has no data: give it data-dir='/absolute/path'"):
+        node_data(config, 48, {"name": "a"})
 
 
 def test_by_image_the_parts_are_exact_and_may_share_lesions(data):
