@@ -44,7 +44,9 @@ def credentials(
     ] = None,
     site: Annotated[list[str] | None, typer.Option(help="Name of a site; repeatable.")] = None,
     days: Annotated[int, typer.Option(min=1, metavar="N", help="How long the server certificate is valid.")] = 90,
-    force: Annotated[bool, typer.Option(help="Replace server certificate and site keys that are there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace server certificate and site keys that are there.")
+    ] = False,
 ) -> None:
     """Make DEMO credentials: a CA, a certificate, sites' keys.
 

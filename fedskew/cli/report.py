@@ -17,7 +17,9 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The file (default: report.html in the run; of several, here).", show_default=False),
+        typer.Option(
+            metavar="FILE", help="The file (default: report.html in the run; of several, here).", show_default=False
+        ),
     ] = None,
     best: Best = False,
 ) -> None:

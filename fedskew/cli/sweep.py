@@ -66,17 +66,28 @@ def sweep(
 
 def reproduce(
     what: Annotated[str, typer.Argument(metavar="table1", help="What of the paper: table1.")],
-    scale: Annotated[str, typer.Option(help="cpu (64 pixels), gpu (Swin-T at 224 pixels), or tiny (a minute).")],
-    out: Annotated[Path, typer.Option(help="Folder of the run folders and the table; the same one again goes on.")],
-    data_dir: Annotated[str, typer.Option(help="Folder or archive of HAM10000.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for every column.")] = None,
+    scale: Annotated[
+        str, typer.Option(metavar="SCALE", help="cpu (64 pixels), gpu (Swin-T at 224 pixels), or tiny (a minute).")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the run folders and the table; the same one again goes on.")
+    ],
+    data_dir: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder or archive of HAM10000.", show_default=False)
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs at a time.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For every column.")] = None,
     time_limit: Annotated[
-        float, typer.Option(min=0.0, help="Stop after so many minutes, with exit code 75 if runs are left; 0: never.")
+        float,
+        typer.Option(
+            min=0.0, metavar="MINUTES", help="Stop after so many, with exit code 75 if runs are left; 0: never."
+        ),
     ] = 0.0,
     pin: Annotated[bool, typer.Option(help="Give every run CPU cores of its own, where there are enough.")] = True,
-    dry_run: Annotated[bool, typer.Option(help="Only check everything and say what would be run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check everything and say what would be run.")
+    ] = False,
 ) -> None:
     """Run the paper's table anew, beside the paper's figures.
 
@@ -104,20 +115,31 @@ def reproduce(
 
 
 def table(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps, or of their committed records.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="Folders of sweeps, or of their committed records.")
+    ],
     metrics: Annotated[
-        str, typer.Option(help="Names from metrics.jsonl, by commas: accuracy,recall.mel,macs_share.")
+        str, typer.Option(metavar="A,B", help="Names from metrics.jsonl, by commas: accuracy,recall.mel,macs_share.")
     ] = "",
-    classes: Annotated[str, typer.Option(help="Classes whose recall is shown, by commas.")] = "mel,akiec,bcc",
-    cells: Annotated[str, typer.Option(help="Some of the cells, by commas, in this order.")] = "",
-    reference: Annotated[str, typer.Option(help="Cell that the others are compared with (default: the first).")] = "",
+    classes: Annotated[
+        str, typer.Option(metavar="A,B", help="Classes whose recall is shown, by commas.")
+    ] = "mel,akiec,bcc",
+    cells: Annotated[str, typer.Option(metavar="A,B", help="Some of the cells, by commas, in this order.")] = "",
+    reference: Annotated[
+        str, typer.Option(metavar="NAME", help="Cell that the others are compared with (default: the first).")
+    ] = "",
     over_seeds: Annotated[
-        bool, typer.Option(help="Intervals over lesions and seeds: for other training runs, not only for these.")
+        bool,
+        typer.Option(
+            "--over-seeds", help="Intervals over lesions and seeds: for other training runs, not only for these."
+        ),
     ] = False,
-    by_cell: Annotated[bool, typer.Option(help="A row a cell instead of a row a metric.")] = False,
-    each: Annotated[bool, typer.Option(help="Every seed's value instead of mean ± standard deviation.")] = False,
-    markdown: Annotated[bool, typer.Option(help="For documents.")] = False,
-    csv: Annotated[bool, typer.Option(help="For programs: one line a cell and metric.")] = False,
+    by_cell: Annotated[bool, typer.Option("--by-cell", help="A row a cell instead of a row a metric.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Every seed's value instead of mean ± standard deviation.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="For documents.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="For programs: one line a cell and metric.")] = False,
 ) -> None:
     """Tables of studies: mean ± sd over seeds, intervals.
 

@@ -80,7 +80,7 @@ def _dots(name: str, title: str, rows: Sequence[tuple[str, float | None, Estimat
     """Names on the left, dots with intervals from 0 to 1, counts on the right; a row without a value is a heading."""
     figure = canvas(len(rows) * ROW + 28)
     left = 14 + max(text_width(_short(text)) for text, *_ in rows)
-    right = 14 + max(text_width(count) for *_, count in rows)
+    right = 18 + max(text_width(count) for *_, count in rows)
     axes = plot_area(figure, left, 2, right, 26)
     axes.grid(visible=False)
     axes.grid(axis="x")
@@ -98,8 +98,8 @@ def _dots(name: str, title: str, rows: Sequence[tuple[str, float | None, Estimat
         if interval:
             axes.plot([interval.low, interval.high], [i, i], color=COLOURS["model"], linewidth=5, alpha=0.35,
                       solid_capstyle="round")  # fmt: skip
-        axes.plot([value], [i], "o", color=COLOURS["model"], markersize=6)
-        axes.text(1.03, i, count, va="center", color=COLOURS["muted"])
+        axes.plot([value], [i], "o", color=COLOURS["model"], markersize=6, clip_on=False)  # a 1 is a whole dot too
+        axes.text(1.05, i, count, va="center", color=COLOURS["muted"])
     return to_svg(figure, name, title)
 
 
@@ -142,7 +142,8 @@ def calibration_figure(quality: Quality) -> Markup | None:
     axes = plot_area(figure, 52, 8, 10, 92)
     axes.plot([0, 1], [0, 1], color=COLOURS["dense"], linewidth=1, linestyle=(0, (3, 2)))
     points = [(one.confidence or 0.0, one.accuracy or 0.0) for one in known]
-    axes.plot(*zip(*points, strict=True), color=COLOURS["model"], linewidth=2, marker="o", markersize=5)
+    axes.plot(*zip(*points, strict=True), color=COLOURS["model"], linewidth=2, marker="o", markersize=5,
+              clip_on=False)  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="how often it is right")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [""] * 5)
     below = plot_area(figure, 52, 200, 10, 36)
