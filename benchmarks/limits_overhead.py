@@ -38,7 +38,7 @@ from fedskew.learning.server_data import ServerData
 from fedskew.model.catalogue import image_size
 
 TARGET = 1.02
-CASES = (("every round", 400, 1), ("every other round", 400, 2))  # when it prunes, images, rounds between two cuts
+CASES = (("swin_wide64_patch4_window4_64", 400, 1),)  # model, images, a cut every so many rounds
 REPEATS = 5
 ON = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "require_signatures": True}
 OFF = {"max_weight_ratio": 0.0, "norm_bound": 0.0, "rollback": 1e9, "require_signatures": False}
@@ -75,6 +75,7 @@ def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, An
     config = load_config("ham10000-small")
     config = replace(
         config,
+        model=replace(config.model, name=name),
         data=replace(config.data, source="generated", generated_images=images),
         prune=replace(config.prune, first_round=1, last_round=0, interval=interval),
     )
@@ -109,7 +110,8 @@ def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, An
         )
     ratios = sorted(a / b for a, b in zip(seconds["with"], seconds["without"], strict=True))
     return {
-        "pruned": name,
+        "model": name,
+        "a cut every": interval,
         "nodes": NODES,
         "images": len(split.clients),
         **{f"{case} s": statistics.median(values) for case, values in seconds.items()},
@@ -121,7 +123,7 @@ def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, An
 
 
 if __name__ == "__main__":
-    asked = options(__doc__, "NAME,IMAGES,INTERVAL", CASES, REPEATS)
+    asked = options(__doc__, "MODEL,IMAGES,INTERVAL", CASES, REPEATS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("FEDSKEW_HOME", home)
