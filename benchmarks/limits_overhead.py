@@ -38,7 +38,7 @@ from fedskew.learning.server_data import ServerData
 from fedskew.model.catalogue import image_size
 
 TARGET = 1.02
-CASES = (("every round", 400, 1), ("every other round", 400, 2))  # when it prunes, images, rounds between two cuts
+CASES = (("swin_wide64_patch4_window4_64", 400, 1),)  # model, images, a cut every so many rounds
 REPEATS = 5
 ON = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "require_signatures": True}
 OFF = {"max_weight_ratio": 0.0, "norm_bound": 0.0, "rollback": 1e9, "require_signatures": False}
@@ -70,48 +70,56 @@ class Trusting(RoundStrategy):
         return ""
 
 
-def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, Any]:
-    """CPU seconds of some rounds with and without protection, and the ratio within each repetition."""
-    config = load_config("ham10000-small")
-    config = replace(
-        config,
-        data=replace(config.data, source="generated", generated_images=images),
-        prune=replace(config.prune, first_round=1, last_round=0, interval=interval),
-    )
-    data = open_data(config.data, image_size(config.model))
-    split = split_server(data, config.data)
-    server = ServerData(config, data, split)
-    state, arch = initial_model(config)
+class Bench:
+    """One model and the server's data for it."""
 
-    def rounds(federation: Mapping[str, Any], kind: type[RoundStrategy], inner: LocalGrid) -> None:
-        settings: Config = replace(config, federation=replace(config.federation, **federation))
-        grid, arrays = StreamingGrid(inner), to_record(state)
+    def __init__(self, name: str, images: int, interval: int) -> None:
+        config = load_config("ham10000-small")
+        self.config: Config = replace(
+            config,
+            model=replace(config.model, name=name),
+            data=replace(config.data, source="generated", generated_images=images),
+            prune=replace(config.prune, first_round=1, last_round=0, interval=interval),
+        )
+        data = open_data(self.config.data, image_size(self.config.model))
+        split = split_server(data, self.config.data)
+        self.images, self.interval = len(split.clients), interval
+        self.server = ServerData(self.config, data, split)
+        self.state, self.arch = initial_model(self.config)
+        self.before = self.server.metrics(self.state, self.arch)
+
+    def rounds(self, federation: Mapping[str, Any], kind: type[RoundStrategy], inner: LocalGrid) -> None:
+        """The rounds from one cut to the next, with the evaluation after each."""
+        settings = replace(self.config, federation=replace(self.config.federation, **federation))
+        grid, arrays = StreamingGrid(inner), to_record(self.state)
         with tempfile.TemporaryDirectory() as scratch:
-            strategy = kind(settings, arch, server, grid, scratch=Path(scratch))
-            strategy.open_metrics = before
-            for number in range(1, interval + 1):
+            strategy = kind(settings, self.arch, self.server, grid, scratch=Path(scratch))
+            strategy.open_metrics = self.before
+            for number in range(1, self.interval + 1):
                 messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
                 arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
                 assert len(strategy.round.ok) == NODES, strategy.round
                 assert not strategy.round.kept_model, strategy.round
                 after = to_state(arrays, strategy.architecture)
-                found = server.evaluate(after, strategy.architecture, held_back=strategy.open_metrics)
+                found = self.server.evaluate(after, strategy.architecture, held_back=strategy.open_metrics)
                 strategy.open_metrics = found.held_back
 
-    before = server.metrics(state, arch)
+
+def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, Any]:
+    """CPU seconds of some rounds with and without protection, and the ratio within each repetition."""
+    bench = Bench(name, images, interval)
     with tempfile.TemporaryDirectory() as keys:
-        seconds = interleaved(
-            {
-                "with": lambda: rounds(ON, RoundStrategy, SigningGrid(Path(keys))),
-                "without": lambda: rounds(OFF, Trusting, LocalGrid(make_client_app(), NODES)),
-            },
-            repeats,
-        )
+        cases = {
+            "with": lambda: bench.rounds(ON, RoundStrategy, SigningGrid(Path(keys))),
+            "without": lambda: bench.rounds(OFF, Trusting, LocalGrid(make_client_app(), NODES)),
+        }
+        seconds = interleaved(cases, repeats)
     ratios = sorted(a / b for a, b in zip(seconds["with"], seconds["without"], strict=True))
     return {
-        "pruned": name,
+        "model": name,
+        "a cut every": interval,
         "nodes": NODES,
-        "images": len(split.clients),
+        "images": bench.images,
         **{f"{case} s": statistics.median(values) for case, values in seconds.items()},
         "ratio": statistics.median(ratios),
         "least": ratios[0],
@@ -121,7 +129,7 @@ def measure(name: str, images: int, interval: int, repeats: int) -> dict[str, An
 
 
 if __name__ == "__main__":
-    asked = options(__doc__, "NAME,IMAGES,INTERVAL", CASES, REPEATS)
+    asked = options(__doc__, "MODEL,IMAGES,INTERVAL", CASES, REPEATS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("FEDSKEW_HOME", home)

@@ -3,7 +3,7 @@
     python benchmarks/poisoned_runs.py --data /path/to/HAM10000 [--images 2500] [--sites 4 --sites 6]
 
 Without --data: generated lesions. A small Swin at 64 pixels, first trained on the server's open images alone, then in
-a short federation that also prunes it, under the federation settings of two presets. The hostile site is the last; it
+a short federation that also prunes it, under the federation settings of presets. The hostile site is the last; it
 sees what the others have answered before it answers, and in the attacks called `unnoticed` the server's own images
 too: more than a real one would know.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 import random
 import statistics
@@ -43,8 +42,10 @@ Arrays = Mapping[str, np.ndarray]
 Answer = tuple[Arrays, int]  # tensors, number of examples
 STEPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02)  # parts of the largest update that are tried
 MEL, NV = "mel", "nv"
-PRESETS = {
-    "hospitals": {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3},
+HOSPITALS = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3}
+PRESETS: dict[str, dict[str, Any]] = {
+    "hospitals": HOSPITALS,
+    "hospitals, median": HOSPITALS | {"aggregation": "median"},
     "ham10000-small": {"server_optimiser": "avgm", "server_momentum": 0.6},
 }
 
@@ -183,17 +184,17 @@ def subset(folder: Path, images: int, target: Path) -> Path:
     return target
 
 
-def config_of(data: DataConfig, preset: str, rounds: int, runs: str, start: str = "") -> Config:
+def config_of(data: DataConfig, preset: str, rounds: int, runs: str, *, start: str = "", warm: int = 0) -> Config:
     """A short run with the recipe of a preset's nodes, but for a smaller model and fewer epochs.
 
     Args:
-        start: folder of the run that it starts from; empty: the warm start is long, and this is that run.
+        start: folder of the run that it starts from.
+        warm: epochs on the open images before the first round.
     """
-    epochs, rate = (0, 5e-4) if start else (30, 1e-3)
-    train = TrainConfig(warm_start_epochs=epochs, local_epochs=1, batch_size=32, lr=rate, warmup=0.1,
+    train = TrainConfig(warm_start_epochs=warm, local_epochs=1, batch_size=32, lr=1e-3 if warm else 5e-4, warmup=0.1,
                         class_weights="sqrt", zoom=0.2, precision="fast", threads=1, device="cpu")  # fmt: skip
     prune = PruneConfig(rule="share", share=0.15, first_round=2, last_round=max(2, rounds - 2), steps_per_stage=1)
-    federation = FederationConfig(rounds=rounds, **PRESETS[preset])  # type: ignore[arg-type]
+    federation = FederationConfig(rounds=rounds, **PRESETS[preset])
     model = ModelConfig(name="swin_mini_patch4_window4_64", drop_path=0.0, from_run=start)
     return Config(data, model, train, prune, federation, RunConfig(output_dir=runs, threads=1, report=0.0))
 
@@ -223,11 +224,11 @@ def main() -> None:
     found.add_argument("--data", type=Path, metavar="FOLDER", help="HAM10000: its images and HAM10000_metadata.csv")
     found.add_argument("--images", type=int, default=2500)
     found.add_argument("--rounds", type=int, default=6)
+    found.add_argument("--warm-start", type=int, default=30, metavar="EPOCHS", help="default: 30")
     found.add_argument("--sites", type=int, action="append", help="repeatable; default: 4 6")
-    found.add_argument("--preset", action="append", choices=PRESETS, help="repeatable; default: both")
+    found.add_argument("--preset", action="append", choices=PRESETS, help="repeatable; default: all")
     found.add_argument("--attack", action="append", choices=ATTACKS, help="repeatable; default: all")
     asked = found.parse_args()
-    logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -235,12 +236,12 @@ def main() -> None:
         if asked.data:
             (folder := Path(scratch, "images")).mkdir()
             data = replace(data, source="folder", dir=str(subset(asked.data, asked.images, folder)))
-        first = config_of(data, "hospitals", 1, scratch)
+        first = config_of(data, "hospitals", 1, scratch, warm=asked.warm_start)
         start = FederatedRun(LocalGrid(make_client_app(), 4), first).run()
         for preset, sites, attack in product(asked.preset or PRESETS, asked.sites or (4, 6), asked.attack or ATTACKS):
             if "unnoticed" in attack and preset != "hospitals":
                 continue  # its momentum is not foreseen here
-            config = config_of(data, preset, asked.rounds, scratch, str(start.path))
+            config = config_of(data, preset, asked.rounds, scratch, start=str(start.path))
             rows.append({"preset": preset, "sites": sites} | poisoned(config, sites, attack))
             print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)

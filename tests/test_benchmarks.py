@@ -243,3 +243,15 @@ def test_edge_loss(record, finished_run):
     assert rows[0]["open torch"] <= 1e-4
     assert rows[0]["open same"] == rows[0]["test same"] == 1
     assert rows[1]["bytes"] < rows[0]["bytes"] > max(row["bytes"] for row in rows[2:])
+
+
+def test_limits_overhead(record):
+    (row,) = rows_of(record("limits_overhead", "--case", f"{MICRO},160,1", "--repeats", "1"), "with s", "without s")
+    assert row["ratio"] == pytest.approx(row["with s"] / row["without s"])
+
+
+def test_poisoned_runs(record):
+    words = ("--images", "160", "--rounds", "1", "--sites", "3", "--warm-start", "1", "--preset", "hospitals")
+    found = record("poisoned_runs", *words, "--attack", "mel and nv swapped", "--attack", "never melanoma, unnoticed")
+    swapped, steered = rows_of(found, "balanced accuracy", "loss", "rounds")
+    assert (swapped["attack"], steered["rolled back"]) == ("mel and nv swapped", 0)
