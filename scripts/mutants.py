@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "site": (
         ("fedskew/site/*",),
         ("site_accounting", "site_audit", "site_egress", "site_gate", "site_guard", "site_ledger", "site_limits",
-         "site_policy", "site_contact"),
+         "site_policy", "site_contact", "site_mod"),
     ),
 }  # fmt: skip
 COPIED = ("conf", "docs", "benchmarks", "plugins", "LICENSE", "clientapp.py", "serverapp.py", "fedskew")

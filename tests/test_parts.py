@@ -7,7 +7,8 @@ import json
 import pytest
 from builders import run_here, tiny_config
 
-from fedskew.learning.datasets import node_data
+from fedskew.learning.datasets import node_data, open_data, split_server
+from fedskew.learning.manifest import run_manifest
 from fedskew.runs.report import part_lines
 
 
@@ -21,6 +22,13 @@ def test_held_out_images_without_a_use_are_counted_and_said(generated, tmp_path,
     assert json.loads((folder.path / "split.json").read_text())["unused_validation"] == expected
     said = " ".join(" ".join(caplog.messages).split())
     assert f"{expected} of the nodes' images are held out for validation (data.validation=0.2) and unused" in said
+
+
+def test_images_that_the_nodes_evaluate_on_are_not_without_a_use(generated):
+    config = tiny_config(federation={"evaluate_clients": True})
+    data = open_data(config.data, 32)
+    split = split_server(data, config.data)
+    assert run_manifest(config, data, split, split.open[:2], 3)["unused_validation"] == 0
 
 
 def test_nothing_is_said_where_they_are_used_or_there_are_none():

@@ -47,6 +47,17 @@ def ask(generated, tmp_path):
     return send
 
 
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [({"name": "site-b", "partition-id": 4}, "site-b"), ({"partition-id": 4, "num-partitions": 9}, "4"), ({}, "1")],
+    ids=["named", "simulated", "neither"],
+)
+def test_a_refusal_names_the_node_as_well_as_it_can(ask, node, name):
+    reply = ask(change={"run-config": json.dumps({"train": {"speed": 1}})}, node=node)
+    assert reply.error.reason.startswith(f"node {name}: ")
+    assert "unknown key train.speed" in reply.error.reason
+
+
 def overflowing():
     """Weights of a model whose loss is not finite."""
     return STATE | {"classifier.weight": torch.full_like(STATE["classifier.weight"], 3e38)}
