@@ -284,7 +284,7 @@ def test_an_image_only_model_that_loses_whole_sublayers_has_a_report(generated, 
         federation={"rounds": 1}, run={"output_dir": str(tmp_path)},
     ), 2)  # fmt: skip
     page = write_report(run.path).read_text()
-    assert re.search(r"Blocks that were emptied: 1\.1 \(attention\)", page)
+    assert re.search(r"Blocks that were emptied: 0\.0 \(attention\)", page)
     assert set(FIGURES) - set(figures_in(page)) <= {"signs"}
 
 

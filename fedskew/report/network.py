@@ -26,6 +26,11 @@ class Block:
     dense: Mapping[str, int]
     left: Mapping[str, list[int]] = field(default_factory=lambda: {HEADS: [], CHANNELS: []})
 
+    @property
+    def name(self) -> str:
+        """`stage.block`, both from 0 on as in settings and in every other command."""
+        return f"{self.stage}.{self.number}"
+
 
 @dataclass(frozen=True)
 class Step:

@@ -142,11 +142,10 @@ def _begins(blocks: Sequence[Block], i: int) -> bool:
 
 def _rows(axes: Axes, blocks: Sequence[Block], top: float) -> list[float]:
     """The upper edge of each block's row, with its name written: a gap between stages."""
-    many, found, y = len({block.stage for block in blocks}) > 1, [], top
+    found, y = [], top
     for i, block in enumerate(blocks):
         y += 6 * _begins(blocks, i)
-        name = f"{block.stage + 1}.{block.number + 1}" if many else f"{block.number + 1}"
-        axes.text(0, y + ROW / 2, f"block {name}", va="center")
+        axes.text(0, y + ROW / 2, f"block {block.name}", va="center")
         found.append(y)
         y += ROW
     return found

@@ -215,7 +215,7 @@ def _pruning_line(content: Content, blocks: Sequence[Block], steps: Sequence[Ste
         if len(numbers) == 1
         else f"in {len(numbers)} rounds from {numbers[0]} to {numbers[-1]}"
     )
-    emptied = [f"{block.stage + 1}.{block.number + 1} ({what})" for block in blocks
+    emptied = [f"{block.name} ({what})" for block in blocks
                for kind, what in ((HEADS, "attention"), (CHANNELS, "MLP"))
                if block.dense[kind] and not block.left[kind][-1]]  # fmt: skip
     heads = [sum(block.left[HEADS][-1] for block in blocks), sum(block.dense[HEADS] for block in blocks)]
