@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "federation": (
         ("fedskew/federation/*",),
         ("aggregate", "bounds", "checks", "weights", "bad_replies", "selection", "seal", "roll_call", "phase",
-         "hostile_sites", "participation", "recipe", "simulation"),
+         "hostile_sites", "participation", "recipe", "simulation", "best_round", "who_trains"),
     ),
     "data": (
         ("fedskew/data/splits.py", "fedskew/data/partitions.py", "fedskew/data/units.py", "fedskew/data/duplicates.py"),

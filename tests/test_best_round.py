@@ -12,6 +12,7 @@ from fedskew.apps import make_client_app
 from fedskew.config import ConfigError
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.server import FederatedRun
+from fedskew.learning.datasets import open_data, split_server
 from fedskew.learning.server_data import ServerData
 from fedskew.model.modelfile import read_model
 from fedskew.runs.predictions import read_predictions
@@ -237,6 +238,16 @@ def test_what_is_held_back_is_on_record(finished_run):
     assert 0 < len(split["held_back"]) < len(split["ids"]["open"])
     assert set(split["held_back"]) < set(split["ids"]["open"])
     assert finished_run.records()[-1]["held_back"]["examples"] == len(split["held_back"])
+
+
+def test_what_a_record_says_of_held_back_images_is_of_the_model_that_was_pruned(finished_run):
+    config, records = tiny_config(), finished_run.records()
+    assert records[-1]["parameters"] < records[-2]["parameters"], "the case is worth testing"
+    data = open_data(config.data, 32)
+    arch, state = read_model(finished_run.path / "model.safetensors")
+    found = ServerData(config, data, split_server(data, config.data)).metrics(state, arch)
+    for name in ("loss", "balanced_accuracy", "accuracy"):
+        assert records[-1]["held_back"][name] == pytest.approx(found[name], rel=1e-5), name
 
 
 def test_the_saved_predictions_give_the_recorded_metrics_again(finished_run):

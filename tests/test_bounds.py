@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedskew.config.schema import ConfigError, FederationConfig
-from fedskew.federation.aggregate import limited_counts, limited_weights, reference_norms, too_large
+from fedskew.federation.aggregate import limited_counts, limited_weights, reference_norms, too_large, total_counts
 from fedskew.federation.checks import MAX_EXAMPLES, Update
 from fedskew.federation.folding import (
     SpooledFolding,
@@ -107,6 +107,12 @@ def test_class_counts_are_scaled_down_like_weights():
     scaled = limited_counts({"a": {"mel": 1, "nv": 2}, "b": {"mel": 4, "nv": 7}}, 1)["b"]
     assert scaled == {"mel": 1, "nv": 1}, "11 are told to be 3: 12 / 11 and 21 / 11, rounded down"
     assert all(type(count) is int for count in scaled.values())
+
+
+def test_the_counts_of_all_are_limited_and_a_suppressed_one_is_not_none():
+    told = {"a": {"mel": 10, "nv": 90}, "b": {"mel": 20, "nv": 80}, "c": {"mel": None, "nv": 900}}
+    assert total_counts(told, ("nv", "mel", "df"), 0) == (1070, 31, 0)
+    assert total_counts(told, ("nv", "mel", "df"), 5) == (90 + 80 + 499, 30, 0), "c counts as 500 of its 901"
 
 
 def test_zeros_with_two_to_the_28_examples_no_longer_leave_nobody_else_any_weight():

@@ -212,6 +212,7 @@ def test_rounds_below_the_quorum_keep_the_model_and_end_the_run_with_everything_
     lines = records(folder)
     assert [line["round"] for line in lines] == [0, 1, 2]
     assert all(line["kept_model"] for line in lines[1:])
+    assert not any(line["selection"]["best"] for line in lines), "a round that made no model is not the best"
     summary = json.loads((folder.path / "summary.json").read_text())
     assert "quorum" in summary["stopped"]
     assert summary["rounds_below_quorum"] == 2

@@ -128,6 +128,10 @@ def test_zeros_that_claim_to_be_everybody_are_weighed_like_one(run, caplog):
     honest = sorted(records[1]["nodes"][f"partition-{i}"]["num-examples"] for i in (0, 1))
     assert limited == {"examples": 2**28, "weight": 5 * honest[1]}, "the middle of three is the larger honest one"
     assert "partition-2 says it has 268435456 examples and weighs as" in caplog.text
+    nodes = [records[1]["nodes"][f"partition-{i}"] for i in range(3)]
+    weights = [nodes[0]["num-examples"], nodes[1]["num-examples"], limited["weight"]]
+    expected = sum(node["loss"] * weight for node, weight in zip(nodes, weights, strict=True)) / sum(weights)
+    assert records[1]["train_loss"] == pytest.approx(expected, rel=1e-4), "nor does its loss count for more"
 
 
 def test_a_round_that_ends_worse_than_the_bound_is_rolled_back_before_anything_is_cut(run, monkeypatch):

@@ -13,7 +13,7 @@ from fedskew.config import ConfigError, load_config
 from fedskew.data.samples import DataError
 from fedskew.federation.grids import LocalGrid
 from fedskew.learning import local
-from fedskew.learning.datasets import open_data, split_server
+from fedskew.learning.datasets import node_data, open_data, split_server
 from fedskew.learning.initial import initial_model
 from fedskew.learning.server_data import ServerData
 from fedskew.learning.train import TrainResult
@@ -233,6 +233,10 @@ def test_nodes_evaluate_on_their_own_validation_images_if_asked(run):
     _, records = run(federation={"evaluate_clients": True, "rounds": 1})
     assert {"accuracy", "balanced_accuracy", "f1_macro", "loss"} <= set(records[1]["validation"])
     assert 0 <= records[1]["validation"]["accuracy"] <= 1
+    for i in range(3):
+        node = node_data(tiny_config().data, 32, {"partition-id": i, "num-partitions": 3})
+        told = records[1]["nodes"][f"partition-{i}"]
+        assert (told["num-examples"], told["validation-num-examples"]) == (len(node.train), len(node.validation))
     assert records[1]["bytes_down"] > 1.5 * 3 * 4 * records[1]["parameters"], "the model went out twice"
     assert (records[1]["clients_ok"], records[1]["clients_failed"]) == (3, 0)
 

@@ -15,10 +15,12 @@ from fedskew.data.batches import Augmentation
 from fedskew.learning import local
 from fedskew.learning.datasets import open_data
 from fedskew.learning.initial import initial_model
+from fedskew.learning.optimiser import STEPS
 
 RECIPE = {
     "local_epochs": 2, "warm_start_epochs": 3, "warm_start_lr": 4e-4, "distil_epochs": 1, "distil_rounds": 1,
     "class_weights": "sqrt", "label_smoothing": 0.1, "sampling": "sqrt", "flips": False, "zoom": 0.1,
+    "moments": "averaged",
 }  # fmt: skip
 SETTINGS = {
     "train": RECIPE,
@@ -93,6 +95,15 @@ def test_every_training_has_its_place_on_the_curve_and_a_seed_of_its_own(trainin
         for number, name in ((0, "server"), (1, "partition-0"), (1, "server"), (2, "partition-0"), (2, "server"),
                              (2, "teacher"))
     ]  # fmt: skip
+
+
+def test_the_servers_own_step_goes_on_where_the_nodes_do(trainings):
+    seen, _, _ = trainings
+    assert seen[0]["moments"] is None, "the warm start begins afresh"
+    for node, own in ((seen[1], seen[2]), (seen[3], seen[4])):
+        assert node["moments"].keys() == own["moments"].keys()
+        assert all(torch.equal(tensor, own["moments"][name]) for name, tensor in node["moments"].items())
+    assert float(seen[3]["moments"][STEPS]) > float(seen[1]["moments"][STEPS]) > 0
 
 
 def test_the_class_weights_of_every_training_are_of_the_images_that_it_sees(trainings):
