@@ -45,11 +45,11 @@ Arrays = Mapping[str, np.ndarray]
 Answer = tuple[Arrays, int]  # tensors, number of examples
 STEPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02)  # parts of the largest update that are tried
 MEL, NV = "mel", "nv"
-HOSPITALS = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3}
+LIMITS = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3}  # of `hospitals`
 PRESETS: dict[str, dict[str, Any]] = {
-    "hospitals": HOSPITALS,
-    "hospitals, median": HOSPITALS | {"aggregation": "median"},
-    "hospitals, trimmed-mean": HOSPITALS | {"aggregation": "trimmed-mean", "trim": 0.25},
+    "hospitals": LIMITS | {"aggregation": "median", "quorum": 3},
+    "hospitals, mean": LIMITS,
+    "hospitals, trimmed-mean": LIMITS | {"aggregation": "trimmed-mean", "trim": 0.25},
     "ham10000-small": {"server_optimiser": "avgm", "server_momentum": 0.6},
 }
 FORESEEN = [name for name in PRESETS if name.startswith("hospitals")]  # the momentum of others is not

@@ -253,7 +253,7 @@ def check_effect(config: Config, nodes: int | None) -> None:
         way = "connect more nodes" if nodes is not None else "set federation.min-nodes to the number of your sites"
         raise ConfigError(
             f"{reason} a round: {way}, or take another aggregation (median needs 3, trimmed-mean 1 / trim, krum "
-            "2 x malicious-nodes + 3)"
+            "2 x malicious-nodes + 3; federation.aggregation=mean needs one and withstands none)"
         )
 
 
