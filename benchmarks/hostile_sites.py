@@ -55,7 +55,7 @@ SETTINGS = {
     "median": OFF | {"aggregation": "median"},
     "trimmed-mean, trim=0.2": OFF | {"aggregation": "trimmed-mean", "trim": 0.2},
     "krum, malicious-nodes=1": OFF | {"aggregation": "krum", "malicious_nodes": 1},
-    "hospitals": {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5},
+    "hospitals, mean": {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5},
 }
 SITES = ((2, 1), (3, 1), (5, 1), (5, 2))  # how many there are, how many of them are hostile
 

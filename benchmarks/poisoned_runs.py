@@ -1,15 +1,17 @@
-"""What one hostile site does to a whole run, against the same run with that site honest.
+"""What one hostile site does to a whole run, against the same run with that site honest; what aggregations cost.
 
     python benchmarks/poisoned_runs.py --data /path/to/HAM10000 [--images 2500] [--sites 4 --sites 6]
+    python benchmarks/poisoned_runs.py --data /path/to/HAM10000 --sites 4 --partition site --name unlike_sites
 
 Without --data: generated lesions. A small Swin at 64 pixels, first trained on the server's open images alone, then in
-a short federation that also prunes it, under the federation settings of presets. The hostile site is the last; it
-sees what the others have answered before it answers, and in the attacks called `unnoticed` the server's own images
-too: more than a real one would know.
+a short federation that also prunes it, under the federation settings of presets. --partition: how far sites differ
+(`data.partition`; dirichlet with alpha 0.3). The hostile site is the last; it sees what the others have answered before
+it answers, and in the attacks called `unnoticed` the server's own images too: more than a real one would know.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -33,6 +35,7 @@ from fedskew.config.schema import Config, DataConfig, FederationConfig, ModelCon
 from fedskew.federation import client
 from fedskew.federation.aggregate import limited_weights
 from fedskew.federation.checks import MAX_EXAMPLES, update_norm
+from fedskew.federation.folding import robust_aggregate
 from fedskew.federation.grids import LocalGrid
 from fedskew.federation.messages import ARRAYS, EXAMPLES, METRICS, unpack_task
 from fedskew.federation.server import FederatedRun
@@ -42,12 +45,15 @@ Arrays = Mapping[str, np.ndarray]
 Answer = tuple[Arrays, int]  # tensors, number of examples
 STEPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02)  # parts of the largest update that are tried
 MEL, NV = "mel", "nv"
-HOSPITALS = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3}
+LIMITS = {"max_weight_ratio": 3.0, "norm_bound": 3.0, "rollback": 0.5, "max_missed_rounds": 3}  # of `hospitals`
 PRESETS: dict[str, dict[str, Any]] = {
-    "hospitals": HOSPITALS,
-    "hospitals, median": HOSPITALS | {"aggregation": "median"},
+    "hospitals": LIMITS | {"aggregation": "median", "quorum": 3},
+    "hospitals, mean": LIMITS,
+    "hospitals, trimmed-mean": LIMITS | {"aggregation": "trimmed-mean", "trim": 0.25},
     "ham10000-small": {"server_optimiser": "avgm", "server_momentum": 0.6},
 }
+FORESEEN = [name for name in PRESETS if name.startswith("hospitals")]  # the momentum of others is not
+PARTITIONS = {"iid": 0.5, "site": 0.5, "dirichlet": 0.3}  # and `data.alpha`, which only the last looks at
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,17 @@ class Seen:
         limit = min(before, strategy.losses.get("best", math.inf)) + federation.rollback - 1e-3
         for part in STEPS:
             lie = self.moved(direction, part * self.largest), MAX_EXAMPLES
-            mean = self._mean({**self.others, 0: lie})
-            if strategy.server.metrics(_tensors(mean), strategy.architecture)["loss"] <= limit:
+            made = self._aggregate({**self.others, 0: lie})
+            if strategy.server.metrics(_tensors(made), strategy.architecture)["loss"] <= limit:
                 return lie
         return self.own
 
-    def _mean(self, answers: Mapping[int, Answer]) -> dict[str, np.ndarray]:
+    def _aggregate(self, answers: Mapping[int, Answer]) -> dict[str, np.ndarray]:
+        federation = self.run.config.federation
+        if federation.aggregation != "mean":
+            return robust_aggregate(federation, [(count, dict(arrays)) for arrays, count in answers.values()], 1)
         examples = {str(node): count for node, (_, count) in answers.items()}
-        weights = limited_weights(examples, self.run.config.federation.max_weight_ratio)
+        weights = limited_weights(examples, federation.max_weight_ratio)
         total = sum(weights.values())
         return {name: sum(weights[str(node)] / total * arrays[name] for node, (arrays, _) in answers.items())
                 for name in self.sent}  # fmt: skip
@@ -184,19 +193,23 @@ def subset(folder: Path, images: int, target: Path) -> Path:
     return target
 
 
-def config_of(data: DataConfig, preset: str, rounds: int, runs: str, *, start: str = "", warm: int = 0) -> Config:
+def config_of(
+    data: DataConfig, preset: str, rounds: int, run: RunConfig, *, start: str = "", warm: int = 0, epochs: int = 1
+) -> Config:
     """A short run with the recipe of a preset's nodes, but for a smaller model and fewer epochs.
 
     Args:
         start: folder of the run that it starts from.
         warm: epochs on the open images before the first round.
+        epochs: of a node in a round.
     """
-    train = TrainConfig(warm_start_epochs=warm, local_epochs=1, batch_size=32, lr=1e-3 if warm else 5e-4, warmup=0.1,
-                        class_weights="sqrt", zoom=0.2, precision="fast", threads=1, device="cpu")  # fmt: skip
+    train = TrainConfig(warm_start_epochs=warm, local_epochs=epochs, batch_size=32, lr=1e-3 if warm else 5e-4,
+                        warmup=0.1, class_weights="sqrt", zoom=0.2, precision="fast", threads=1,
+                        device="cpu")  # fmt: skip
     prune = PruneConfig(rule="share", share=0.15, first_round=2, last_round=max(2, rounds - 2), steps_per_stage=1)
     federation = FederationConfig(rounds=rounds, **PRESETS[preset])
     model = ModelConfig(name="swin_mini_patch4_window4_64", drop_path=0.0, from_run=start)
-    return Config(data, model, train, prune, federation, RunConfig(output_dir=runs, threads=1, report=0.0))
+    return Config(data, model, train, prune, federation, run)
 
 
 def poisoned(config: Config, sites: int, attack: str) -> dict[str, Any]:
@@ -209,6 +222,7 @@ def poisoned(config: Config, sites: int, attack: str) -> dict[str, Any]:
         "attack": attack,
         "balanced accuracy": last["balanced_accuracy"],
         "melanoma recall": last["recall"][MEL],
+        "recall": last["recall"],
         "loss": last["loss"],
         "weights left": last["parameters"] / last["dense_parameters"],
         "rounds": len(done),
@@ -218,36 +232,57 @@ def poisoned(config: Config, sites: int, attack: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print a table for each preset and number of sites; write all figures to poisoned_runs.json."""
+def asked_for() -> argparse.Namespace:
+    """What the command line asks for."""
     found = parser(__doc__)
     found.add_argument("--data", type=Path, metavar="FOLDER", help="HAM10000: its images and HAM10000_metadata.csv")
     found.add_argument("--images", type=int, default=2500)
     found.add_argument("--rounds", type=int, default=6)
+    found.add_argument("--epochs", type=int, default=1, help="of a node in a round; default: 1")
     found.add_argument("--warm-start", type=int, default=30, metavar="EPOCHS", help="default: 30")
+    found.add_argument("--start", metavar="RUN", help="run folder to start from; default: train on the open images")
+    found.add_argument("--seed", type=int, action="append", help="repeatable; default: 0")
     found.add_argument("--sites", type=int, action="append", help="repeatable; default: 4 6")
+    found.add_argument("--partition", action="append", choices=PARTITIONS, help="repeatable; default: iid")
     found.add_argument("--preset", action="append", choices=PRESETS, help="repeatable; default: all")
     found.add_argument("--attack", action="append", choices=ATTACKS, help="repeatable; default: all")
-    asked = found.parse_args()
+    found.add_argument("--name", default="poisoned_runs", help="of the record; default: poisoned_runs")
+    return found.parse_args()
+
+
+def measured(asked: argparse.Namespace, scratch: str) -> Iterator[dict[str, Any]]:
+    """A row for every run asked for, as soon as it is done."""
+    data = DataConfig(source="generated", generated_images=asked.images, validation=0.0, open=0.35)
+    if asked.data:
+        (folder := Path(scratch, "images")).mkdir()
+        data = replace(data, source="folder", dir=str(subset(asked.data, asked.images, folder)))
+    for seed in asked.seed or (0,):
+        run = RunConfig(seed=seed, output_dir=scratch, threads=1, report=0.0)
+        first = config_of(data, "hospitals", 1, run, warm=asked.warm_start)
+        start = asked.start or str(FederatedRun(LocalGrid(make_client_app(), 4), first).run().path)
+        every = asked.partition or ("iid",), asked.preset or PRESETS, asked.sites or (4, 6), asked.attack or ATTACKS
+        for partition, preset, sites, attack in product(*every):
+            if "unnoticed" in attack and preset not in FORESEEN:
+                continue
+            divided = replace(data, partition=partition, alpha=PARTITIONS[partition])
+            config = config_of(divided, preset, asked.rounds, run, start=start, epochs=asked.epochs)
+            of = {"seed": seed, "partition": partition, "preset": preset, "sites": sites, "epochs": asked.epochs}
+            yield of | poisoned(config, sites, attack)
+
+
+def main() -> None:
+    """Print a line for each run; write all figures to a JSON file, again after each of them."""
+    asked, rows = asked_for(), []
     torch.set_num_threads(1)
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        data = DataConfig(source="generated", generated_images=asked.images, validation=0.0, open=0.35)
-        if asked.data:
-            (folder := Path(scratch, "images")).mkdir()
-            data = replace(data, source="folder", dir=str(subset(asked.data, asked.images, folder)))
-        first = config_of(data, "hospitals", 1, scratch, warm=asked.warm_start)
-        start = FederatedRun(LocalGrid(make_client_app(), 4), first).run()
-        for preset, sites, attack in product(asked.preset or PRESETS, asked.sites or (4, 6), asked.attack or ATTACKS):
-            if "unnoticed" in attack and preset != "hospitals":
-                continue  # its momentum is not foreseen here
-            config = config_of(data, preset, asked.rounds, scratch, start=str(start.path))
-            rows.append({"preset": preset, "sites": sites} | poisoned(config, sites, attack))
-            print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"benchmark": "poisoned_runs", "machine": machine(), "data": str(data.source),
-                       "images": asked.images, "rows": rows}, indent=1)  # fmt: skip
-    (asked.out / "poisoned_runs.json").write_text(text + "\n", encoding="utf-8")
+    about = {"benchmark": "poisoned_runs", "machine": machine(), "data": "folder" if asked.data else "generated",
+             "images": asked.images, "rows": rows}  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in measured(asked, scratch):
+            rows.append(row)
+            shown = (value for value in row.values() if not isinstance(value, dict))
+            print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in shown), flush=True)
+            (asked.out / f"{asked.name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

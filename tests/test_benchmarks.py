@@ -251,7 +251,7 @@ def test_limits_overhead(record):
 
 
 def test_poisoned_runs(record):
-    words = ("--images", "160", "--rounds", "1", "--sites", "3", "--warm-start", "1", "--preset", "hospitals")
+    words = ("--images", "160", "--rounds", "1", "--sites", "3", "--warm-start", "1", "--preset", "hospitals, mean")
     found = record("poisoned_runs", *words, "--attack", "mel and nv swapped", "--attack", "never melanoma, unnoticed")
     swapped, steered = rows_of(found, "balanced accuracy", "loss", "rounds")
     assert (swapped["attack"], steered["rolled back"]) == ("mel and nv swapped", 0)

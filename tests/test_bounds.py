@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import re
 import statistics
 
 import numpy as np
 import pytest
-from builders import tiny_config
+from builders import run_here, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedskew.apps import make_client_app
 from fedskew.config.schema import ConfigError, FederationConfig
 from fedskew.federation.aggregate import limited_counts, limited_weights, reference_norms, too_large, total_counts
 from fedskew.federation.checks import MAX_EXAMPLES, Update
@@ -21,6 +23,7 @@ from fedskew.federation.folding import (
     robust_aggregate,
     without_effect,
 )
+from fedskew.federation.grids import LocalGrid
 
 HUGE = 1e30
 
@@ -272,3 +275,28 @@ def test_a_round_that_falls_to_a_number_without_effect_has_no_aggregate():
     found = fold(bounded, [("a", 1, 1.0, 1.0), ("b", 1, 1.0, 1.0), ("c", 1, 1.0, HUGE)])
     assert set(found.refused) == {"c"}
     assert "there are 2" in found.no_effect
+
+
+@pytest.mark.parametrize(
+    ("clients", "federation", "level", "words"),
+    [
+        ("own", {"norm_bound": 3.0}, "WARNING", "aggregation=mean: one patient hostile site .*norm-bound=3.*median"),
+        ("own", {}, "WARNING", "aggregation=mean: one patient hostile site .* by any distance.*median"),
+        ("own", {"aggregation": "median", "min_nodes": 3}, "INFO", "=median: one .* fewer than 3 good answers"),
+        ("partition", {}, "", ""),  # a simulation: nobody is hostile there
+    ],
+)
+def test_the_start_of_a_run_says_what_one_hostile_site_can_do(
+    clients, federation, level, words, generated, tmp_path, caplog
+):
+    folders = {node: {"data-dir": str(generated), "name": f"site-{node}"} for node in (1, 2, 3)}
+    config = tiny_config(
+        data={"clients": clients}, prune={"criterion": "none"}, federation={"rounds": 1, **federation},
+        run={"output_dir": str(tmp_path)},
+    )  # fmt: skip
+    grid = LocalGrid(make_client_app(), 3, node_configs=folders if clients == "own" else None)
+    with caplog.at_level("INFO"):
+        run_here(config, grid=grid)
+    found = [record for record in caplog.records if "hostile site" in record.getMessage()]
+    assert [record.levelname for record in found] == ([level] if level else [])
+    assert all(re.search(words, record.getMessage()) for record in found)

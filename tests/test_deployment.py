@@ -24,7 +24,7 @@ def cluster(tmp_path_factory):
 
 
 def test_a_whole_run_over_three_sites_with_their_own_data(cluster):
-    run = cluster.run()
+    run = cluster.run("federation.aggregation=median federation.quorum=3")  # the preset's own
     assert run.wait(900) == 0, run.tail()
     folder, records = cluster.run_folder(), cluster.records()
     assert [record["round"] for record in records] == [0, 1, 2, 3]

@@ -24,7 +24,7 @@ SECONDS = 900
 SETTINGS = (
     "model.name=swin_micro_patch4_window4_32 train.batch-size=16 train.local-epochs=1 train.lr=1e-3 train.threads=1 "
     "run.threads=1 prune.first-round=1 prune.steps-per-stage=1 prune.calibrate=true prune.batch-size=16 "
-    "federation.rounds=2 federation.min-nodes=2 federation.grace=0"
+    "federation.rounds=2 federation.min-nodes=2 federation.quorum=2 federation.aggregation=mean federation.grace=0"
 )
 HEALTH = """
 import urllib.error, urllib.request

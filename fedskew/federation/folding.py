@@ -253,8 +253,23 @@ def check_effect(config: Config, nodes: int | None) -> None:
         way = "connect more nodes" if nodes is not None else "set federation.min-nodes to the number of your sites"
         raise ConfigError(
             f"{reason} a round: {way}, or take another aggregation (median needs 3, trimmed-mean 1 / trim, krum "
-            "2 x malicious-nodes + 3)"
+            "2 x malicious-nodes + 3; federation.aggregation=mean needs one and withstands none)"
         )
+
+
+def warn_of_hostile_sites(config: Config) -> None:
+    """One line of the log about what one hostile site can do under these settings, where sites have their own data."""
+    federation = config.federation
+    if config.data.clients != "own":
+        return
+    if federation.aggregation == "mean":
+        bound = f"within federation.norm-bound={federation.norm_bound:g}" if federation.norm_bound else "by any distance"
+        log.warning("federation.aggregation=mean: one patient hostile site can lead the model astray, %s; "
+                    "federation.aggregation=median limits it to what honest sites do, from 3 sites on "
+                    "(docs/security.md)", bound)  # fmt: skip
+    else:
+        log.info("federation.aggregation=%s: one hostile site is outvoted; a round with fewer than %d good answers "
+                 "does not count", federation.aggregation, least_updates(federation))  # fmt: skip
 
 
 def robust_aggregate(

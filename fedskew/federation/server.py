@@ -15,7 +15,7 @@ from torch import Tensor
 from fedskew.config import Config, to_yaml
 from fedskew.console import PROGRESS_FILE, RESULTS
 from fedskew.errors import FedskewError
-from fedskew.federation.folding import check_effect
+from fedskew.federation.folding import check_effect, warn_of_hostile_sites
 from fedskew.federation.grids import StreamingGrid
 from fedskew.federation.selection import sharing_nodes
 from fedskew.federation.strategy import RoundStrategy
@@ -142,6 +142,7 @@ class FederatedRun:
             log.warning("data: %s", line)
         for line in doubtful_settings(self.config):
             log.warning("%s", line)
+        warn_of_hostile_sites(self.config)
         # a run killed before its first checkpoint may have left a line of metrics
         self.folder.rewind(self.checkpoint.round_number if self.checkpoint else -1)
         state, arch, first, companions = self._resumed() if self.checkpoint else self._round_zero()

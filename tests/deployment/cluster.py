@@ -37,7 +37,7 @@ SETTINGS = (
     "model.name=swin_micro_patch4_window4_32 train.batch-size=16 train.local-epochs=1 train.threads=1 train.lr=1e-3 "
     "run.threads=1 prune.first-round=1 prune.last-round=0 prune.steps-per-stage=1 prune.calibrate=true "
     "prune.batch-size=16 federation.rounds=3 federation.min-nodes=3 federation.quorum=1 federation.join-deadline=120 "
-    "federation.round-deadline=300 federation.grace=0"
+    "federation.round-deadline=300 federation.grace=0 federation.aggregation=mean"  # a round of one or two sites counts
 )
 HEALTH = (
     "import ssl,sys,urllib.request as u;"

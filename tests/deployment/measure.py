@@ -24,6 +24,7 @@ from deployment.wire import read_wire, traffic
 
 SMALL = (
     "train.local-epochs=1 train.batch-size=8 train.threads=1 run.threads=1 prune.batch-size=8 federation.quorum=1 "
+    "federation.aggregation=mean "
     "federation.join-deadline=120 federation.round-deadline=3600 federation.grace=0"
 )
 
