@@ -263,7 +263,8 @@ def warn_of_hostile_sites(config: Config) -> None:
     if config.data.clients != "own":
         return
     if federation.aggregation == "mean":
-        bound = f"within federation.norm-bound={federation.norm_bound:g}" if federation.norm_bound else "by any distance"
+        limit = federation.norm_bound
+        bound = f"within federation.norm-bound={limit:g}" if limit else "by any distance"
         log.warning("federation.aggregation=mean: one patient hostile site can lead the model astray, %s; "
                     "federation.aggregation=median limits it to what honest sites do, from 3 sites on "
                     "(docs/security.md)", bound)  # fmt: skip
