@@ -43,7 +43,7 @@ flwr() {{
   local try
   for try in 1 2 3; do
     if command flwr "$@" 2>&1 | tee "$TOLD"; then grep -q "^| after {ROUNDS} rounds" "$TOLD"; return; fi
-    grep -q "Failed to start local SuperLink within" "$TOLD" || return 1
+    grep -q "Failed to start local SuperLink within\\|node timed out during startup" "$TOLD" || return 1
   done
   return 1
 }}
