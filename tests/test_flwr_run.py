@@ -22,6 +22,7 @@ SETTINGS = (
     "data.generated-images=160 data.open=0.2 model.name=swin_micro_patch4_window4_32 train.batch-size=16 "
     "train.threads=1 run.threads=1 prune.batch-size=16 prune.first-round=1 federation.rounds=2"
 )
+TOO_SLOW = ("Failed to start local SuperLink within", "node timed out during startup")  # of Flower, of Ray
 
 
 def _fedskew(*words: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -92,7 +93,7 @@ def test_bare_flwr_run_takes_the_default_number_of_nodes(flower, tmp_path, own_h
     bare = flower | {"PATH": "/usr/bin:/bin"}  # the environment is not activated: Flower finds its programs even so
     for _ in range(3):  # as the README says of a busy machine
         done = subprocess.run(command, env=bare, cwd="/", capture_output=True, text=True, timeout=400, check=False)
-        if "Failed to start local SuperLink within" not in done.stdout + done.stderr:
+        if not any(words in done.stdout + done.stderr for words in TOO_SLOW):
             break
     folder = own_homes / "runs" / "bare"
     assert (folder / "summary.json").is_file(), done.stdout[-4000:] + done.stderr[-2000:]
