@@ -69,13 +69,13 @@ def test_a_port_that_hangs_up_costs_no_site_and_no_finished_answer(tmp_path):
         run = cluster.run(f"{TWO} federation.rounds=3")
         hang_up(cluster, finished=1, until=lambda: answers(cluster) == 2, seconds=8)
         wait_until(lambda: all("Sent successfully" in job.text() for job in sites(cluster)), BACK)
-        wait_until(lambda: len(cluster.records()) == 2, PATIENCE)
-        assert cluster.records()[-1]["failed"] == {}, "both answers were delivered"
+        wait_until(lambda: len(cluster.records()) >= 2, PATIENCE)
+        assert cluster.records()[1]["failed"] == {}, "both answers were delivered"
 
         hang_up(cluster, finished=2, until=lambda: statuses(cluster) == [503, 503], seconds=GONE)
         wait_until(lambda: statuses(cluster) == [200, 200], BACK)
-        wait_until(lambda: len(cluster.records()) == 3, PATIENCE)
-        assert set(cluster.records()[-1]["failed"]) == set(cluster.sites), "too late for this round"
+        wait_until(lambda: len(cluster.records()) >= 3, PATIENCE)
+        assert set(cluster.records()[2]["failed"]) == set(cluster.sites), "too late for this round"
         assert run.wait(PATIENCE) == 0, run.tail()
         last = cluster.records()[-1]
         assert (last["round"], last["clients_ok"], last["failed"]) == (3, 2, {}), "the next one has them again"
