@@ -93,6 +93,8 @@ def test_a_data_set_by_itself(hospital):
     assert {"data", "classes", "images", "cache"} <= subjects
     assert not {"SuperLink", "node", "policy", "python"} & subjects
     assert f"next: fedskew run --preset ham10000-small --data-dir {hospital}" in done.stderr
+    told = CliRunner().invoke(app, [*words, "--set", "model.classes=[nv,mel,bkl,bcc,akiec,vasc,df]"]).stderr
+    assert " ".join(told.split()).endswith("--set 'model.classes=[nv,mel,bkl,bcc,akiec,vasc,df]'"), "as checked"
     change(hospital, dx="melanoma")
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,8 @@ def doctor_data(
     found = diagnose_data(_data(data_dir, manifest, _expected(classes, preset, config, set_), images))
     given = f" --manifest {shown(manifest)}" if manifest else ""
     run = f"fedskew run --preset {preset or 'ham10000-small'} --data-dir {shown(data_dir)}{given}"
-    _show(found, json, run + (f" --config {shown(Path(config))}" if config else ""))
+    run += f" --config {shown(Path(config))}" if config else ""
+    _show(found, json, run + "".join(f" --set {shlex.quote(text)}" for text in set_ or ()))
 
 
 @doctor.command(
