@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,9 @@ def _started(site: Project) -> str:
 
 
 def _host_address() -> str:
-    return docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    """The host as containers reach it; an engine that found its bridge there already names a subnet alone."""
+    bridge = json.loads(docker("network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"))
+    return bridge.get("Gateway") or str(next(ip_network(bridge["Subnet"]).hosts()))
 
 
 def _give(folder: Path) -> None:
